@@ -1,0 +1,47 @@
+"""What a person sees while something long runs: one bar with speed and time left, readable in a log file too."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+
+@contextmanager
+def progress_bar(total: float | None, description: str, unit: str = "it", **options) -> Iterator[tqdm]:
+    """A progress bar on standard error that shows rate and time left.
+
+    Args:
+        total: how many units there are; None when that is unknown (then no time left is shown).
+        description: a few words in front of the bar.
+        unit: what is counted ("B" is shown as kB, MB, ...).
+        **options: passed on to `tqdm`, e.g. `initial` when resuming.
+
+    In a terminal the bar redraws in place; into a file or pipe it writes one line every 10 seconds.
+    """
+    live = sys.stderr.isatty()
+    with tqdm(
+        total=total,
+        desc=description,
+        unit=unit,
+        unit_scale=unit == "B",
+        file=sys.stderr if live else _Lines(),
+        mininterval=0.2 if live else 10.0,
+        dynamic_ncols=live,
+        ncols=None if live else 100,
+        smoothing=0.1,
+        **options,
+    ) as bar:
+        yield bar
+
+
+class _Lines:
+    """Turns tqdm's redraws (carriage returns) into lines of their own."""
+
+    def write(self, text: str) -> None:
+        line = text.strip("\r\n \x1b[A")
+        if line:
+            sys.stderr.write(line + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
