@@ -1,0 +1,60 @@
+"""A causal depthwise convolution with weights of its own."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.typing import Dtype
+from jaxtyping import Array, Float
+
+from tttlm.ops.conv import causal_conv
+from tttlm.ops.documents import Documents
+
+
+class CausalConv(nnx.Module):
+    """`tttlm.ops.conv.causal_conv` as a module.
+
+    The weights start uniform in `+-1/sqrt(kernel_width)`, as PyTorch's `Conv1d` of one channel a group does.
+
+    Args:
+        width: channels `C`.
+        kernel_width: taps `W`.
+        use_bias: whether a bias is added.
+        dtype: computed in; None promotes input and kernel.
+        param_dtype: of kernel `[W, C]` and bias `[C]`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        kernel_width: int,
+        *,
+        use_bias: bool = True,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        bound = 1 / math.sqrt(kernel_width)
+        shape = (kernel_width, width)
+        self.kernel = nnx.Param(jax.random.uniform(rngs.params(), shape, param_dtype, -bound, bound))
+        self.bias = (
+            nnx.Param(jax.random.uniform(rngs.params(), (width,), param_dtype, -bound, bound)) if use_bias else None
+        )
+        self.dtype = dtype
+
+    def __call__(
+        self,
+        x: Float[Array, "B T C"],
+        tail: Float[Array, "B P C"] | None = None,
+        docs: Documents | None = None,
+    ) -> tuple[Float[Array, "B T C"], Float[Array, "B P C"]]:
+        """The outputs and the tail to carry on; see `tttlm.ops.conv.causal_conv`."""
+        dtype = self.dtype or jnp.promote_types(x.dtype, self.kernel.dtype)
+        bias = None if self.bias is None else self.bias[...].astype(dtype)
+        return causal_conv(x.astype(dtype), self.kernel[...].astype(dtype), bias, tail=tail, docs=docs)
+
+    def init_tail(self, batch: int, dtype: Dtype) -> Float[Array, "B P C"]:
+        """The tail before the first token."""
+        width, channels = self.kernel.shape
+        return jnp.zeros((batch, width - 1, channels), dtype)

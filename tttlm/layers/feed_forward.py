@@ -1,0 +1,46 @@
+"""The gated feed-forward block of Llama and TTT models."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn.linear import default_kernel_init
+from flax.typing import Dtype, Initializer
+from jaxtyping import Array, Float
+
+
+class SwiGLU(nnx.Module):
+    """`down(silu(gate(x)) * up(x))` (arXiv 2002.05202), no biases.
+
+    Args:
+        width: model width `D`.
+        hidden: feed-forward width `F`.
+        dtype, param_dtype, kernel_init, rngs: as in `nnx.Linear`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        *,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        kernel_init: Initializer = default_kernel_init,
+        rngs: nnx.Rngs,
+    ):
+        def linear(inputs: int, outputs: int) -> nnx.Linear:
+            return nnx.Linear(
+                inputs,
+                outputs,
+                use_bias=False,
+                dtype=dtype,
+                param_dtype=param_dtype,
+                kernel_init=kernel_init,
+                rngs=rngs,
+            )
+
+        self.gate_proj = linear(width, hidden)
+        self.up_proj = linear(width, hidden)
+        self.down_proj = linear(hidden, width)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))

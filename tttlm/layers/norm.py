@@ -1,0 +1,39 @@
+"""Root-mean-square normalisation, as Llama and TTT models use it."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.typing import Dtype
+from jaxtyping import Array, Float
+
+
+class RMSNorm(nnx.Module):
+    """`scale * x / sqrt(mean(x^2) + eps)` over the last axis (arXiv 1910.07467), computed in float32 at least.
+
+    Args:
+        width: size of the last axis.
+        eps: added to the mean square.
+        dtype: of the result; None promotes input and scale.
+        param_dtype: of the scale.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        eps: float = 1e-6,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        del rngs  # a scale of ones needs no randomness; the argument keeps the manner of nnx modules
+        self.scale = nnx.Param(jnp.ones((width,), param_dtype))
+        self.eps = eps
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        scale = self.scale[...]
+        dtype = self.dtype or jnp.promote_types(x.dtype, scale.dtype)
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
+        return x.astype(dtype) * scale.astype(dtype)

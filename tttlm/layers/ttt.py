@@ -1,0 +1,261 @@
+"""TTT-Linear and TTT-MLP: sequence layers whose hidden state is a model that learns at test time.
+
+From "Learning to (Learn at Test Time): RNNs with Expressive Hidden States" (arXiv 2407.04620). Both are one layer,
+written for an inner MLP of any depth.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.typing import Dtype, Initializer
+from jaxtyping import Array, Float, Int
+
+from tttlm.layers.conv import CausalConv
+from tttlm.ops.documents import documents
+from tttlm.ops.rope import rotate_pairs
+from tttlm.ops.ttt import InnerLayer, InnerNorm, InnerState, init_inner_state, ttt_scan
+
+default_kernel_init = nnx.initializers.normal(0.02)  # of the released models
+
+
+class TTTState(NamedTuple):
+    """The state of a TTT layer: what its inner model has learned, and the last inputs of its convolutions.
+
+    Attributes:
+        inner: see `tttlm.ops.ttt.InnerState`; float32 (float64 when computed in it).
+        tail: the last inputs of the convolutions of shared queries and keys, `[B, W-1, D]`; None without them.
+    """
+
+    inner: InnerState
+    tail: Float[Array, "B P D"] | None
+
+
+class InnerLinear(nnx.Module):
+    """The initial weights of one layer of the inner model, one for every head: kernel `[H, I, O]`, bias `[H, O]`."""
+
+    def __init__(
+        self, heads: int, inputs: int, outputs: int, *, param_dtype: Dtype, kernel_init: Initializer, rngs: nnx.Rngs
+    ):
+        self.kernel = nnx.Param(kernel_init(rngs.params(), (heads, inputs, outputs), param_dtype))
+        self.bias = nnx.Param(jnp.zeros((heads, outputs), param_dtype))
+
+
+class InnerLayerNorm(nnx.Module):
+    """Scale and bias `[H, K]` of the LayerNorm at the end of every head's inner model."""
+
+    def __init__(self, heads: int, head_width: int, *, param_dtype: Dtype):
+        self.scale = nnx.Param(jnp.ones((heads, head_width), param_dtype))
+        self.bias = nnx.Param(jnp.zeros((heads, head_width), param_dtype))
+
+
+class TTT(nnx.Module):
+    """A TTT layer with an inner MLP of any depth; `TTTLinear` and `TTTMLP` are its two published forms.
+
+    Args:
+        width: model width `D`.
+        heads: heads `H`; each has an inner model of width `K = D / H`, which must be even.
+        inner_hidden: widths of the inner model's hidden layers; none for a linear inner model.
+        mini_batch_size: tokens `M` of one inner step.
+        inner_learning_rate: base inner learning rate, multiplied for every token and head by a learned gate in (0, 1).
+        share_qk: one projection for queries and keys, told apart by a causal convolution each (Mamba backbone).
+        gate: multiply the output by `gelu(g_proj(x))` (Mamba backbone).
+        conv_width: taps of those convolutions.
+        rope_base: base of the rotary embedding, which turns by the place within the mini-batch.
+        dtype: what projections, convolutions and norms are computed in; None promotes input and parameters. The
+            inner model is trained in float32 at least.
+        param_dtype: of all parameters.
+        kernel_init: of all projections and of the inner model's kernels.
+        implementation: of `tttlm.ops.ttt.ttt_scan`.
+        rngs: for the parameters.
+
+    Raises:
+        ValueError: when the heads do not divide the width, or leave an odd head width.
+
+    The state of one token costs `2 M` times less work than the projections where `M` is large; per token and head,
+    every inner kernel `[I, O]` costs `4 I O` multiply-adds and the tokens of a mini-batch `M (I + O)` more.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        inner_hidden: tuple[int, ...] = (),
+        mini_batch_size: int = 16,
+        inner_learning_rate: float = 1.0,
+        share_qk: bool = False,
+        gate: bool = False,
+        conv_width: int = 4,
+        rope_base: float = 10_000.0,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        kernel_init: Initializer = default_kernel_init,
+        implementation: str | None = None,
+        rngs: nnx.Rngs,
+    ):
+        if width % heads or (width // heads) % 2:
+            raise ValueError(f"heads must divide the width into even head widths, got width {width} and {heads} heads")
+        head_width = width // heads
+        self.width, self.heads, self.head_width = width, heads, head_width
+        self.mini_batch_size = mini_batch_size
+        self.inner_learning_rate = inner_learning_rate
+        self.rope_base = rope_base
+        self.dtype, self.param_dtype = dtype, param_dtype
+        self.implementation = implementation
+
+        def linear(outputs: int, use_bias: bool = False) -> nnx.Linear:
+            return nnx.Linear(
+                width,
+                outputs,
+                use_bias=use_bias,
+                dtype=dtype,
+                param_dtype=param_dtype,
+                kernel_init=kernel_init,
+                rngs=rngs,
+            )
+
+        def conv() -> CausalConv:
+            return CausalConv(width, conv_width, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+
+        self.q_proj = linear(width)
+        self.k_proj = None if share_qk else linear(width)
+        self.conv_q = conv() if share_qk else None
+        self.conv_k = conv() if share_qk else None
+        self.v_proj = linear(width)
+        self.g_proj = linear(width) if gate else None
+        self.o_proj = linear(width)
+        self.learning_rate = linear(heads, use_bias=True)
+        self.token_scale = nnx.Param(jnp.zeros((mini_batch_size,), param_dtype))
+
+        widths = (head_width, *inner_hidden, head_width)
+        self.inner = nnx.List(
+            InnerLinear(heads, i, o, param_dtype=param_dtype, kernel_init=kernel_init, rngs=rngs)
+            for i, o in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.inner_norm = InnerLayerNorm(heads, head_width, param_dtype=param_dtype)
+        self.post_norm = nnx.LayerNorm(
+            width, epsilon=1e-6, dtype=dtype, param_dtype=param_dtype, use_fast_variance=False, rngs=rngs
+        )
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        segment_ids: Int[Array, "B T"] | None = None,
+        *,
+        inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
+    ) -> Float[Array, "B T D"]:
+        """The layer from its initial state.
+
+        Args:
+            x: the sequence.
+            segment_ids: documents of a row, 0 for padding (see `tttlm.ops.documents`). A document that starts on a
+                multiple of `mini_batch_size` gives what it gives alone.
+            inner_learning_rate_multiplier: of `inner_learning_rate`, to warm it up in training.
+        """
+        return self._forward(x, None, segment_ids, inner_learning_rate_multiplier)[0]
+
+    def extend(
+        self,
+        x: Float[Array, "B T D"],
+        state: TTTState,
+        segment_ids: Int[Array, "B T"] | None = None,
+        *,
+        inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
+    ) -> tuple[Float[Array, "B T D"], TTTState]:
+        """Goes on from `state` and returns the next one; however a sequence is cut, the outputs are the same."""
+        return self._forward(x, state, segment_ids, inner_learning_rate_multiplier)
+
+    def init_state(self, batch: int) -> TTTState:
+        """The state before the first token, for `batch` rows."""
+        tail = None
+        if self.conv_q is not None:
+            tail = self.conv_q.init_tail(batch, self.dtype or self.param_dtype)
+        return TTTState(init_inner_state(self._inner_weights(), batch), tail)
+
+    def _forward(self, x, state, segment_ids, multiplier):
+        batch, time, _ = x.shape
+        inner = None if state is None else state.inner
+        docs = None
+        if segment_ids is not None:
+            docs = documents(segment_ids, jnp.zeros((batch,), jnp.int32) if inner is None else inner.document)
+        q, k, tail = self._queries_and_keys(x, None if state is None else state.tail, docs)
+
+        places = jnp.arange(time)
+        if inner is not None:
+            places = places + inner.offset[:, None]
+        places = places % self.mini_batch_size
+
+        def split_heads(a: Float[Array, "B T D"]) -> Float[Array, "B T H K"]:
+            return a.reshape(batch, time, self.heads, self.head_width)
+
+        q = rotate_pairs(split_heads(q), places, self.rope_base)
+        k = rotate_pairs(split_heads(k), places, self.rope_base)
+        v = split_heads(self.v_proj(x))
+
+        # eta_ts = base * max(0, 1/(t+1) + learned[t]) * sigmoid(gate(x_s)) / K
+        float_dtype = jnp.promote_types(x.dtype, jnp.float32)
+        rate = self.inner_learning_rate * multiplier / self.head_width
+        rates = rate * jax.nn.sigmoid(self.learning_rate(x).astype(float_dtype))
+        token_scale = self.token_scale[...].astype(float_dtype)
+        token_scale = jnp.maximum(0, token_scale + 1 / jnp.arange(1, self.mini_batch_size + 1, dtype=float_dtype))
+
+        y, inner = ttt_scan(
+            q,
+            k,
+            v,
+            rates,
+            token_scale,
+            self._inner_weights(),
+            InnerNorm(self.inner_norm.scale[...], self.inner_norm.bias[...]),
+            state=inner,
+            segment_ids=segment_ids,
+            implementation=self.implementation,
+        )
+        y = self.post_norm(y.reshape(batch, time, self.width))
+        if self.g_proj is not None:
+            y = jax.nn.gelu(self.g_proj(x)) * y
+        return self.o_proj(y), TTTState(inner, tail)
+
+    def _queries_and_keys(self, x, tail, docs):
+        q = self.q_proj(x)
+        if self.k_proj is not None:
+            return q, self.k_proj(x), None
+        shared = q
+        q, new_tail = self.conv_q(shared, tail, docs)
+        k, _ = self.conv_k(shared, tail, docs)
+        return q, k, new_tail
+
+    def _inner_weights(self) -> tuple[InnerLayer, ...]:
+        return tuple(InnerLayer(layer.kernel[...], layer.bias[...]) for layer in self.inner)
+
+
+class TTTLinear(TTT):
+    """TTT-Linear: the hidden state is a linear model `LN(x W + b)` for every head.
+
+    >>> layer = TTTLinear(64, 4, rngs=nnx.Rngs(0))
+    >>> layer(jnp.ones((2, 50, 64))).shape
+    (2, 50, 64)
+
+    Arguments are those of `TTT`, without `inner_hidden`.
+    """
+
+    def __init__(self, width: int, heads: int, *, inner_learning_rate: float = 1.0, rngs: nnx.Rngs, **options):
+        super().__init__(width, heads, inner_learning_rate=inner_learning_rate, rngs=rngs, **options)
+
+
+class TTTMLP(TTT):
+    """TTT-MLP: the hidden state is an MLP with one hidden layer four times as wide as the head.
+
+    >>> layer = TTTMLP(64, 4, rngs=nnx.Rngs(0))
+    >>> y, state = layer.extend(jnp.ones((2, 50, 64)), layer.init_state(2))
+
+    Arguments are those of `TTT`, without `inner_hidden`. The base inner learning rate is 0.1 as in the paper.
+    """
+
+    def __init__(self, width: int, heads: int, *, inner_learning_rate: float = 0.1, rngs: nnx.Rngs, **options):
+        hidden = (4 * (width // heads),)
+        super().__init__(
+            width, heads, inner_hidden=hidden, inner_learning_rate=inner_learning_rate, rngs=rngs, **options
+        )

@@ -1,0 +1,38 @@
+"""Rotary position embedding (RoFormer, arXiv 2104.09864), in the two layouts that released weights use."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def rotate_pairs(
+    x: Float[Array, "B T H K"], positions: Int[Array, "*B T"], base: float = 10_000.0
+) -> Float[Array, "B T H K"]:
+    """Turns the interleaved pairs `(2i, 2i+1)` by `positions * base^(-2i/K)`: the layout of TTT weights.
+
+    `positions` is `[T]` or, per row, `[B, T]`. Computed in float32 at least; returns that dtype.
+    """
+    cos, sin = _angles(x, positions, base)
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1).reshape(x.shape)
+
+
+def rotate_halves(
+    x: Float[Array, "B T H K"], positions: Int[Array, "*B T"], base: float = 10_000.0
+) -> Float[Array, "B T H K"]:
+    """Turns the pairs `(i, i + K/2)` by `positions * base^(-2i/K)`: the layout of Llama weights.
+
+    `positions` is `[T]` or, per row, `[B, T]`. Computed in float32 at least; returns that dtype.
+    """
+    cos, sin = _angles(x, positions, base)
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def _angles(
+    x: Float[Array, "B T H K"], positions: Int[Array, "*B T"], base: float
+) -> tuple[Float[Array, "*B T 1 K"], Float[Array, "*B T 1 K"]]:
+    half = x.shape[-1] // 2
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    frequencies = base ** (-jnp.arange(half, dtype=dtype) / half)
+    angles = (positions[..., None].astype(dtype) * frequencies)[..., None, :]  # [.., T, 1, K/2]
+    return jnp.cos(angles), jnp.sin(angles)

@@ -1,0 +1,6 @@
+"""TTT: a scan over time whose carried state is a model, updated by a gradient step for every mini-batch of tokens."""
+
+from tttlm.ops.ttt.scan import ttt_scan
+from tttlm.ops.ttt.state import InnerLayer, InnerNorm, InnerState, init_inner_state
+
+__all__ = ["InnerLayer", "InnerNorm", "InnerState", "init_inner_state", "ttt_scan"]

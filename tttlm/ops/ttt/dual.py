@@ -1,0 +1,262 @@
+"""The dual form: the tokens of a mini-batch share its starting weights, so one mini-batch is a few matrix products.
+
+With `x_l`, `z_l` the inputs and pre-activations of layer `l` for the keys, `G_l = dloss/dz_l`, bars for the queries,
+`eta_ts = token_scale[t] learning_rates[s]` (paper, appendix A; the bias is one more input that is always 1):
+
+    zbar_l = xbar_l W_l + b_l - (eta o tril(xbar_l x_l^T + 1)) G_l
+
+`eta` has rank one: its key factor goes into `G_l`, its query factor into the causal mask.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from tttlm.ops.documents import Documents
+from tttlm.ops.ttt.model import activation, activation_gradient, layer_norm, loss_gradient
+from tttlm.ops.ttt.state import InnerLayer, InnerNorm, InnerState
+
+Weights = tuple[InnerLayer, ...]
+
+
+class Tokens(NamedTuple):
+    """The tokens of mini-batches; `m` is `M`, or less where a stretch of tokens is shorter than a mini-batch."""
+
+    q: Float[Array, "*N B H m K"]
+    k: Float[Array, "*N B H m K"]
+    v: Float[Array, "*N B H m K"]
+    rate: Float[Array, "*N B H m"]
+
+
+class Places(NamedTuple):
+    """What a mini-batch knows of the documents in it.
+
+    Attributes:
+        index: of every token's document (see `Documents`).
+        fresh: whether the document of the first token is another than the one before it.
+        any_late: whether any row has a document that starts after the first token.
+    """
+
+    index: Int[Array, "*N B m"]
+    fresh: Bool[Array, "*N B"]
+    any_late: Bool[Array, "*N"]
+
+
+def dual(
+    queries: Float[Array, "B T H K"],
+    keys: Float[Array, "B T H K"],
+    values: Float[Array, "B T H K"],
+    learning_rates: Float[Array, "B T H"],
+    token_scale: Float[Array, "M"],
+    weights: Weights,
+    norm: InnerNorm,
+    *,
+    state: InnerState,
+    docs: Documents | None,
+    eps: float,
+    known_start: bool,
+) -> tuple[Float[Array, "B T H K"], InnerState]:
+    """See `tttlm.ops.ttt.ttt_scan`; `known_start`: no row stands within a mini-batch."""
+    if docs is not None:
+        learning_rates = jnp.where(docs.real[..., None], learning_rates, 0)
+    inputs = (queries, keys, values, learning_rates)
+    arguments = (token_scale, weights, norm, state, docs, eps)
+    return _whole(*inputs, *arguments) if known_start else _extend(*inputs, *arguments)
+
+
+def _whole(queries, keys, values, learning_rates, token_scale, weights, norm, state, docs, eps):
+    """From the start of a mini-batch: full ones under a scan, then what is left."""
+    time, size = queries.shape[1], token_scale.shape[0]
+    count, rest = divmod(time, size)
+    full = count * size
+    current, outputs = state.weights, []
+    accumulated = jax.tree.map(jnp.zeros_like, current)
+    inputs = (queries, keys, values, learning_rates)
+    index = None if docs is None else docs.index
+
+    if count:
+
+        def step(current, xs):
+            tokens, places = xs
+            out, current, sums = _mini_batch(current, None, weights, norm, tokens, places, token_scale[None], eps)
+            return _descend(current, sums, token_scale[-1]), out
+
+        tokens = Tokens(*(_to_mini_batches(a[:, :full], count, size) for a in inputs))
+        places = None if index is None else _places(index[:, :full], count, size)
+        current, out = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), current, (tokens, places))
+        outputs.append(_from_mini_batches(out))
+    if rest:
+        tokens = Tokens(*(_to_mini_batches(a[:, full:], 1, rest)[0] for a in inputs))
+        places = None
+        if index is not None:
+            before = index[:, full - 1] if count else jnp.zeros_like(index[:, 0])
+            places = jax.tree.map(lambda a: a[0], _places(index[:, full:], 1, rest, before))
+        out, current, accumulated = _mini_batch(
+            current, None, weights, norm, tokens, places, token_scale[None, :rest], eps
+        )
+        outputs.append(_from_mini_batches(out[None]))
+    offset = jnp.full_like(state.offset, rest)
+    return jnp.concatenate(outputs, axis=1), InnerState(current, accumulated, offset, state.document)
+
+
+def _extend(queries, keys, values, learning_rates, token_scale, weights, norm, state, docs, eps):
+    """From any token, another one in every row: rows are shifted so that their mini-batches stand side by side."""
+    (batch, time, heads, width), size = queries.shape, token_scale.shape[0]
+    if time == 1:  # one token needs no room for others of its mini-batch
+        count, size_here, first, scale = 1, 1, jnp.zeros_like(state.offset), token_scale[state.offset][:, None]
+    else:
+        count, size_here, first, scale = -(-(time + size - 1) // size), size, state.offset, token_scale[None]
+
+    def shift(a, fill):
+        return jax.vmap(lambda row, to, at: jax.lax.dynamic_update_slice_in_dim(to, row, at, 0))(a, fill, first)
+
+    def place(a):
+        blank = jnp.zeros((batch, count * size_here, *a.shape[2:]), a.dtype)
+        return _to_mini_batches(shift(a, blank), count, size_here)
+
+    tokens = Tokens(*map(place, (queries, keys, values, learning_rates)))
+    places = None
+    if docs is not None:
+        # Before the first token is the document carried in (index 0), behind the last one that in progress.
+        behind = jnp.arange(count * size_here) >= first[:, None]
+        blank = jnp.where(behind, docs.last_index[:, None], 0)
+        places = _places(shift(docs.index, blank), count, size_here)
+    ends = (jnp.arange(count, dtype=jnp.int32)[:, None] + 1) * size
+    complete = state.offset + time >= ends  # [N, B]
+
+    def step(carry, xs):
+        tokens, places, complete = xs
+        out, current, sums = _mini_batch(*carry, weights, norm, tokens, places, scale, eps)
+        after = _descend(current, sums, token_scale[-1])
+        return (_select(complete, after, current), _select(complete, jax.tree.map(jnp.zeros_like, sums), sums)), out
+
+    (current, accumulated), out = jax.lax.scan(
+        jax.checkpoint(step, prevent_cse=False), (state.weights, state.gradients), (tokens, places, complete)
+    )
+    out = jax.vmap(lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, time))(_from_mini_batches(out), first)
+    return out, InnerState(current, accumulated, (state.offset + time) % size, state.document)
+
+
+def _mini_batch(current, accumulated, weights, norm, tokens, places, scale, eps):
+    """Outputs, the weights that the document in progress started this mini-batch with, and its summed gradients.
+
+    Tokens of a document that starts after the first token learn from and are read out of the initial weights. Such
+    mini-batches are rare (packers start documents on a boundary), so what they cost is paid by them alone.
+    """
+    causal = jnp.tril(jnp.ones((tokens.q.shape[-2],) * 2, bool))
+    if places is None:
+        out, sums = _learn(current, accumulated, norm, tokens, causal, None, scale, eps)
+        return out, current, sums
+
+    index = places.index
+    late, of_last = index != index[:, :1], index == index[:, -1:]
+    same = causal & (index[:, :, None] == index[:, None, :])
+    blank = jax.tree.map(jnp.zeros_like, current)
+    current = _select(places.fresh, weights, current)
+    if accumulated is not None:
+        accumulated = _select(places.fresh, blank, accumulated)
+    out, sums = _learn(current, accumulated, norm, tokens, same[:, None], of_last, scale, eps)
+
+    def with_late():
+        initial = jax.tree.map(lambda w, c: jnp.broadcast_to(w, c.shape), weights, current)
+        late_out, late_sums = _learn(initial, None, norm, tokens, same[:, None], of_last, scale, eps)
+        mixed = jnp.where(late[:, None, :, None], late_out, out)
+        return mixed, _select(late[:, -1], initial, current), _select(late[:, -1], late_sums, sums)
+
+    return jax.lax.cond(places.any_late, with_late, lambda: (out, current, sums))
+
+
+def _learn(
+    weights: Weights,
+    accumulated: Weights | None,
+    norm: InnerNorm,
+    tokens: Tokens,
+    visible: Bool[Array, "*B m m"],
+    of_last: Bool[Array, "B m"] | None,
+    scale: Float[Array, "b m"],
+    eps: float,
+) -> tuple[Float[Array, "B H m K"], Weights]:
+    """One mini-batch that starts from `weights`, with the sums `accumulated` of its tokens before these.
+
+    Args:
+        weights: at the start of the mini-batch, `[B, H, ...]`.
+        accumulated: gradients of earlier tokens of the mini-batch times their rates; None where there are none.
+        norm: of the inner model.
+        tokens: `[B, H, m, ...]`.
+        visible: which keys `s` a query `t` learns from.
+        of_last: the tokens whose gradients are carried on; None for all.
+        scale: `token_scale` of these tokens, for all rows or each.
+        eps: of the inner LayerNorm.
+
+    Returns:
+        the outputs, and the summed gradients to carry on.
+    """
+    q, k, v, rate = tokens
+    norm = jax.tree.map(lambda a: a[:, None, :], norm)  # [H, 1, K]
+    inputs, pre_activations, x = [], [], k
+    for layer in weights:
+        inputs.append(x)
+        z = x @ layer.kernel + layer.bias[..., None, :]
+        pre_activations.append(z)
+        x = activation(z)
+
+    # Gradients at the starting weights, from the loss down, each token's times its learning rate.
+    g = loss_gradient(z, v - k, *norm, eps) * rate[..., None]
+    gradients = [g]
+    for layer, z in zip(reversed(weights[1:]), reversed(pre_activations[:-1]), strict=True):
+        g = (g @ layer.kernel.mT) * activation_gradient(z)
+        gradients.append(g)
+    gradients.reverse()
+
+    mask = jnp.where(visible, scale[:, None, :, None], 0)  # [B or 1, H or 1, m, m]
+    xbar = q
+    for i, layer in enumerate(weights):
+        if i:
+            xbar = activation(zbar)
+        zbar = xbar @ layer.kernel + layer.bias[..., None, :] - (mask * (xbar @ inputs[i].mT + 1)) @ gradients[i]
+        if accumulated is not None:
+            earlier = xbar @ accumulated[i].kernel + accumulated[i].bias[..., None, :]
+            zbar = zbar - scale[:, None, :, None] * earlier
+    out = q + layer_norm(zbar, *norm, eps)
+
+    sums = []
+    for x, g in zip(inputs, gradients, strict=True):
+        if of_last is not None:
+            g = jnp.where(of_last[:, None, :, None], g, 0)
+        sums.append(InnerLayer(x.mT @ g, jnp.sum(g, axis=-2)))
+    if accumulated is not None:
+        sums = jax.tree.map(jnp.add, tuple(sums), accumulated)
+    return out, tuple(sums)
+
+
+def _descend(weights: Weights, sums: Weights, scale: Float[Array, ""]) -> Weights:
+    """The weights that leave a mini-batch: its last row's."""
+    return jax.tree.map(lambda w, g: w - scale * g, weights, sums)
+
+
+def _places(index, count, size, before=0) -> Places:
+    """`index` `[B, N m]` by mini-batch; `before`: the index of the token before the first."""
+    batch = index.shape[0]
+    index = index.reshape(batch, count, size).swapaxes(0, 1)
+    before = jnp.broadcast_to(before, (batch,))[None]
+    previous = jnp.concatenate([before, index[:-1, :, -1]])
+    return Places(index, index[:, :, 0] != previous, jnp.any(index != index[:, :, :1], axis=(1, 2)))
+
+
+def _to_mini_batches(a, count, size):
+    """`[B, N m, H, ...]` to `[N, B, H, m, ...]`."""
+    a = a.reshape(a.shape[0], count, size, *a.shape[2:])
+    return jnp.moveaxis(a, (1, 3), (0, 2))
+
+
+def _from_mini_batches(a):
+    """`[N, B, H, m, K]` to `[B, N m, H, K]`."""
+    count, batch, heads, size, width = a.shape
+    return a.transpose(1, 0, 3, 2, 4).reshape(batch, count * size, heads, width)
+
+
+def _select(rows, new, old):
+    """`new` in those rows, `old` in the others, leaf by leaf."""
+    return jax.tree.map(lambda a, b: jnp.where(rows.reshape(rows.shape + (1,) * (b.ndim - 1)), a, b), new, old)

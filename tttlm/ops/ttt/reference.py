@@ -1,0 +1,89 @@
+"""The definition: for every token `jax.grad` of the inner loss, and the weights of that token, materialised.
+
+Slow on purpose; every faster implementation is tested against it.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from tttlm.ops.documents import Documents
+from tttlm.ops.ttt.model import activation
+from tttlm.ops.ttt.state import InnerLayer, InnerNorm, InnerState
+
+Weights = tuple[InnerLayer, ...]
+
+
+def inner_model(weights: Weights, x: Float[Array, "K"]) -> Float[Array, "K"]:
+    """`f(x; W)` of one head and one token, without the LayerNorm."""
+    *hidden, last = weights
+    for layer in hidden:
+        x = activation(x @ layer.kernel + layer.bias)
+    return x @ last.kernel + last.bias
+
+
+def reference(
+    queries: Float[Array, "B T H K"],
+    keys: Float[Array, "B T H K"],
+    values: Float[Array, "B T H K"],
+    learning_rates: Float[Array, "B T H"],
+    token_scale: Float[Array, "M"],
+    weights: Weights,
+    norm: InnerNorm,
+    *,
+    state: InnerState,
+    docs: Documents | None,
+    eps: float,
+) -> tuple[Float[Array, "B T H K"], InnerState]:
+    """See `tttlm.ops.ttt.ttt_scan`."""
+    mini_batch = token_scale.shape[0]
+
+    def normalise(z: Float[Array, "K"], scale: Float[Array, "K"], bias: Float[Array, "K"]) -> Float[Array, "K"]:
+        return scale * (z - jnp.mean(z)) / jnp.sqrt(jnp.var(z) + eps) + bias
+
+    def loss(w: Weights, k: Float[Array, "K"], v: Float[Array, "K"], n: InnerNorm) -> Float[Array, ""]:
+        return 0.5 * jnp.sum((k + normalise(inner_model(w, k), *n) - v) ** 2)
+
+    def read_out(w: Weights, q: Float[Array, "K"], n: InnerNorm) -> Float[Array, "K"]:
+        return q + normalise(inner_model(w, q), *n)
+
+    per_head = (0, 0, 0, 0)
+    gradient = jax.vmap(jax.vmap(jax.grad(loss), per_head), (0, 0, 0, None))  # over heads, over rows
+    read_out = jax.vmap(jax.vmap(read_out, per_head[:3]), (0, 0, None))
+
+    def token(carry, inputs):
+        start, accumulated, offset = carry
+        q, k, v, rate, is_real, is_start = inputs  # [B, H, K] x 3, [B, H], [B], [B]
+
+        # A new document begins with the initial weights and nothing accumulated.
+        start = select(is_start, weights, start)
+        accumulated = select(is_start, jax.tree.map(jnp.zeros_like, weights), accumulated)
+
+        rate = jnp.where(is_real[:, None], rate, 0)
+        step = jax.tree.map(lambda g: expand(rate, g) * g, gradient(start, k, v, norm))
+        accumulated = jax.tree.map(jnp.add, accumulated, step)
+        scale = token_scale[offset]
+        current = jax.tree.map(lambda w, a: w - expand(scale, a) * a, start, accumulated)
+        out = read_out(current, q, norm)
+
+        full = offset == mini_batch - 1
+        start = select(full, current, start)
+        accumulated = select(full, jax.tree.map(jnp.zeros_like, weights), accumulated)
+        return (start, accumulated, (offset + 1) % mini_batch), out
+
+    batch, time = queries.shape[:2]
+    real = jnp.ones((batch, time), bool) if docs is None else docs.real
+    starts = jnp.zeros((batch, time), bool) if docs is None else docs.start
+    by_time = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), (queries, keys, values, learning_rates, real, starts))
+    (start, accumulated, offset), outputs = jax.lax.scan(token, (*state[:2], state.offset), by_time)
+    return jnp.moveaxis(outputs, 0, 1), InnerState(start, accumulated, offset, state.document)
+
+
+def expand(a: Float[Array, "*S"], like: Float[Array, "*R"]) -> Float[Array, "*Q"]:
+    """`a` with axes of size one behind its own, to multiply `like`."""
+    return a.reshape(a.shape + (1,) * (like.ndim - a.ndim))
+
+
+def select(rows, new, old):
+    """`new` in those rows, `old` in the others."""
+    return jax.tree.map(lambda a, b: jnp.where(expand(rows, b), a, b), new, old)

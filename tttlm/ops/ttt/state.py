@@ -1,0 +1,45 @@
+"""What the inner model is made of, and the state that goes from token to token."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+class InnerLayer(NamedTuple):
+    """One layer `x W + b` of every head's inner model: initial weights `[H, I, O]`, in a state `[B, H, I, O]`."""
+
+    kernel: Float[Array, "*B H I O"]
+    bias: Float[Array, "*B H O"]
+
+
+class InnerNorm(NamedTuple):
+    """The LayerNorm at the end of every head's inner model; learned by the outer training only."""
+
+    scale: Float[Array, "H K"]
+    bias: Float[Array, "H K"]
+
+
+class InnerState(NamedTuple):
+    """Everything needed to go on from any token, row by row.
+
+    Attributes:
+        weights: the inner weights at the start of the mini-batch in progress, `[B, H, ...]`.
+        gradients: of the tokens of that mini-batch seen so far, each times its learning rate, summed; like `weights`.
+        offset: how many tokens of that mini-batch were seen, `0..M-1`.
+        document: id of the document in progress, 0 before the first token (see `tttlm.ops.documents`).
+    """
+
+    weights: tuple[InnerLayer, ...]
+    gradients: tuple[InnerLayer, ...]
+    offset: Int[Array, "B"]
+    document: Int[Array, "B"]
+
+
+def init_inner_state(weights: tuple[InnerLayer, ...], batch: int) -> InnerState:
+    """The state before the first token: every row has the initial `weights` `[H, ...]`, in float32 at least."""
+    dtype = jnp.promote_types(weights[0].kernel.dtype, jnp.float32)
+    rows = jax.tree.map(lambda w: jnp.broadcast_to(w.astype(dtype), (batch, *w.shape)), weights)
+    zeros = jnp.zeros((batch,), jnp.int32)
+    return InnerState(rows, jax.tree.map(jnp.zeros_like, rows), offset=zeros, document=zeros)
