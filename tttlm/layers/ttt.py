@@ -4,6 +4,7 @@ From "Learning to (Learn at Test Time): RNNs with Expressive Hidden States" (arX
 written for an inner MLP of any depth.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import jax
@@ -73,8 +74,8 @@ class TTT(nnx.Module):
     Raises:
         ValueError: when the heads do not divide the width, or leave an odd head width.
 
-    The state of one token costs `2 M` times less work than the projections where `M` is large; per token and head,
-    every inner kernel `[I, O]` costs `4 I O` multiply-adds and the tokens of a mini-batch `M (I + O)` more.
+    Besides the projections, a token costs every head three products with each inner kernel (for its key, its query
+    and the update), one more with all but the first (the gradient passed down), and two with its mini-batch.
     """
 
     def __init__(
@@ -132,7 +133,7 @@ class TTT(nnx.Module):
         widths = (head_width, *inner_hidden, head_width)
         self.inner = nnx.List(
             InnerLinear(heads, i, o, param_dtype=param_dtype, kernel_init=kernel_init, rngs=rngs)
-            for i, o in zip(widths[:-1], widths[1:], strict=True)
+            for i, o in pairwise(widths)
         )
         self.inner_norm = InnerLayerNorm(heads, head_width, param_dtype=param_dtype)
         self.post_norm = nnx.LayerNorm(

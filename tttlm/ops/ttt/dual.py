@@ -103,7 +103,7 @@ def _whole(queries, keys, values, learning_rates, token_scale, weights, norm, st
 
 def _extend(queries, keys, values, learning_rates, token_scale, weights, norm, state, docs, eps):
     """From any token, another one in every row: rows are shifted so that their mini-batches stand side by side."""
-    (batch, time, heads, width), size = queries.shape, token_scale.shape[0]
+    (batch, time), size = queries.shape[:2], token_scale.shape[0]
     if time == 1:  # one token needs no room for others of its mini-batch
         count, size_here, first, scale = 1, 1, jnp.zeros_like(state.offset), token_scale[state.offset][:, None]
     else:

@@ -1,0 +1,34 @@
+"""Test-time-training layers and language models of them, in JAX and Flax.
+
+Names are loaded on first use, so that `import tttlm` costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tttlm.interop import from_pretrained, save_pretrained
+    from tttlm.layers import TTTMLP, TTTLinear
+    from tttlm.model import LanguageModel, ModelConfig
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "TTTLinear": "tttlm.layers",
+    "TTTMLP": "tttlm.layers",
+    "LanguageModel": "tttlm.model",
+    "ModelConfig": "tttlm.model",
+    "from_pretrained": "tttlm.interop",
+    "save_pretrained": "tttlm.interop",
+}
+__all__ = ["TTTMLP", "LanguageModel", "ModelConfig", "TTTLinear", "from_pretrained", "save_pretrained"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'tttlm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,85 @@
+"""One block: a sequence layer and a feed-forward layer, each behind a norm and added to the stream."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from tttlm.layers.conv import CausalConv
+from tttlm.layers.feed_forward import SwiGLU
+from tttlm.layers.norm import RMSNorm
+from tttlm.model.config import TTT_MIXERS, ModelConfig
+from tttlm.model.mixers import build_mixer
+from tttlm.ops.documents import document_in_progress, documents
+
+
+class ConvState(NamedTuple):
+    """Of the convolution before a block: its last inputs, and the id of the document they are of."""
+
+    tail: Float[Array, "B P D"]
+    document: Int[Array, "B"]
+
+
+class BlockState(NamedTuple):
+    """What a block carries from token to token; `conv` is None without a convolution before it."""
+
+    conv: ConvState | None
+    mixer: Any
+
+
+class Block(nnx.Module):
+    """`h += conv(norm(h))` in the Mamba backbone, `h += mixer(norm(h))`, `h += feed_forward(norm(h))`."""
+
+    def __init__(self, config: ModelConfig, mixer: str, *, rngs: nnx.Rngs):
+        dtypes: dict[str, Any] = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
+
+        def norm() -> RMSNorm:
+            return RMSNorm(config.width, eps=config.norm_eps, rngs=rngs, **dtypes)
+
+        self.conv_norm = norm() if config.conv_before(mixer) else None
+        self.conv = CausalConv(config.width, config.conv_width, rngs=rngs, **dtypes) if self.conv_norm else None
+        self.mixer_norm = norm()
+        self.mixer = build_mixer(config, mixer, rngs=rngs)
+        self.feed_forward_norm = norm() if config.feed_forward else None
+        init = nnx.initializers.normal(config.init_std)
+        self.feed_forward = (
+            SwiGLU(config.width, config.feed_forward, kernel_init=init, rngs=rngs, **dtypes)
+            if config.feed_forward
+            else None
+        )
+        self.is_ttt = mixer in TTT_MIXERS
+
+    def __call__(
+        self,
+        h: Float[Array, "B T D"],
+        state: BlockState | None,
+        segment_ids: Int[Array, "B T"] | None,
+        inner_learning_rate_multiplier: float | Float[Array, ""],
+    ) -> tuple[Float[Array, "B T D"], BlockState | None]:
+        """From `state`, or without one from the first token; returns the stream and the next state."""
+        options = {"inner_learning_rate_multiplier": inner_learning_rate_multiplier} if self.is_ttt else {}
+        conv_state = None
+        if self.conv is not None and self.conv_norm is not None:
+            carried = jnp.zeros(h.shape[:1], jnp.int32) if state is None else state.conv.document
+            docs = None if segment_ids is None else documents(segment_ids, carried)
+            y, tail = self.conv(self.conv_norm(h), None if state is None else state.conv.tail, docs)
+            h = h + y
+            conv_state = ConvState(tail, document_in_progress(carried, docs))
+        x = self.mixer_norm(h)
+        if state is None:
+            h, after = h + self.mixer(x, segment_ids, **options), None
+        else:
+            y, mixer_state = self.mixer.extend(x, state.mixer, segment_ids, **options)
+            h, after = h + y, BlockState(conv_state, mixer_state)
+        if self.feed_forward is not None and self.feed_forward_norm is not None:
+            h = h + self.feed_forward(self.feed_forward_norm(h))
+        return h, after
+
+    def init_state(self, batch: int) -> BlockState:
+        """The state before the first token."""
+        conv = None
+        if self.conv is not None:
+            tail = self.conv.init_tail(batch, self.conv.dtype or self.conv.kernel.dtype)
+            conv = ConvState(tail, jnp.zeros((batch,), jnp.int32))
+        return BlockState(conv, self.mixer.init_state(batch))

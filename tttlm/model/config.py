@@ -1,0 +1,245 @@
+"""What a language model is made of: its configuration, the published sizes, and what a token costs."""
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+from tttlm.errors import InputError
+
+MixerName = Literal["ttt_linear", "ttt_mlp", "attention", "sliding_attention", "mamba", "mamba2"]
+TTT_MIXERS = ("ttt_linear", "ttt_mlp")
+ATTENTION_MIXERS = ("attention", "sliding_attention")
+
+
+@dataclass(frozen=True)
+class TTTConfig:
+    """Of the mixers `ttt_linear` and `ttt_mlp`; see `tttlm.layers.TTT`."""
+
+    mini_batch_size: int = 16
+    """Tokens of one inner step."""
+    inner_learning_rate: float | None = None
+    """Base inner learning rate; None: 1.0 for ttt_linear, 0.1 for ttt_mlp, as in the paper."""
+    share_qk: bool | None = None
+    """One projection for queries and keys, with a convolution each; None: as the backbone has it."""
+    gate: bool | None = None
+    """Gate the output; None: as the backbone has it."""
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """Of the mixers `attention` and `sliding_attention`; see `tttlm.layers.Attention`."""
+
+    kv_heads: int | None = None
+    """Heads of keys and values; None: as many as of queries."""
+    head_width: int | None = None
+    """Width of a head; None: width / heads."""
+    window: int = 1024
+    """Tokens that `sliding_attention` sees."""
+    qk_norm: bool = False
+    """RMSNorm of every query and key."""
+    max_length: int = 8192
+    """Tokens that the cache of `attention` has room for; `sliding_attention` needs none."""
+    implementation: str | None = None
+    """Of `tttlm.ops.attention`; None: the fastest that is exact here."""
+
+
+@dataclass(frozen=True)
+class MambaConfig:
+    """Of the mixer `mamba`; see `tttlm.layers.Mamba`."""
+
+    state_width: int = 16
+    expand: int = 2
+    dt_rank: int | None = None
+    """Width of the bottleneck before the step sizes; None: ceil(width / 16)."""
+
+
+@dataclass(frozen=True)
+class Mamba2Config:
+    """Of the mixer `mamba2`; see `tttlm.layers.Mamba2`."""
+
+    state_width: int = 128
+    head_width: int = 64
+    expand: int = 2
+    groups: int = 1
+    chunk_size: int | None = None
+    """Tokens of a chunk; None: what is fast on this device."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A language model: embedding, `layers` blocks whose mixers repeat a pattern, a norm and a head."""
+
+    vocab_size: int = 32_000
+    width: int = 768
+    """Model width."""
+    layers: int = 12
+    """Blocks; a multiple of the number of `mixers`."""
+    heads: int = 12
+    """Heads of TTT and attention mixers."""
+    feed_forward: int = 2048
+    """Width of the feed-forward blocks; 0 for none, as in Mamba."""
+    mixers: tuple[MixerName, ...] = ("ttt_linear",)
+    """The pattern of sequence layers, repeated over the depth; more than one makes a hybrid."""
+    backbone: Literal["transformer", "mamba"] = "mamba"
+    """What surrounds a TTT layer: `mamba` adds a convolution before each block, shared queries and keys, and a gate."""
+    conv_before_block: bool | None = None
+    """A convolution before each block; None: before TTT blocks of the Mamba backbone."""
+    conv_width: int = 4
+    """Taps of every convolution."""
+    tie_embeddings: bool = True
+    """Whether the head is the embedding."""
+    rope_base: float = 10_000.0
+    norm_eps: float = 1e-6
+    init_std: float = 0.02
+    ttt: TTTConfig = field(default_factory=TTTConfig)
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    mamba: MambaConfig = field(default_factory=MambaConfig)
+    mamba2: Mamba2Config = field(default_factory=Mamba2Config)
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """What is computed in; inner states stay in float32 at least."""
+    param_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """What parameters are stored in."""
+    remat: Literal["none", "block", "dots"] = "block"
+    """What the backward pass computes again: nothing, whole blocks, or all but matrix products."""
+
+    def __post_init__(self) -> None:
+        if not self.mixers:
+            raise InputError("model.mixers must name at least one mixer, got none")
+        for name in ("vocab_size", "width", "layers", "heads", "conv_width"):
+            if getattr(self, name) < 1:
+                raise InputError(f"model.{name} must be at least 1, got {getattr(self, name)}")
+        if self.feed_forward < 0:
+            raise InputError(f"model.feed_forward must be 0 (none) or more, got {self.feed_forward}")
+        if self.layers % len(self.mixers):
+            raise InputError(
+                f"model.layers must be a multiple of the {len(self.mixers)} model.mixers that repeat, got {self.layers}"
+            )
+        if any(m in TTT_MIXERS for m in self.mixers):
+            if self.width % self.heads or (self.width // self.heads) % 2:
+                raise InputError(
+                    "model.heads must divide model.width into even head widths, "
+                    f"got width {self.width} and {self.heads} heads"
+                )
+            if self.ttt.mini_batch_size < 1:
+                raise InputError(f"model.ttt.mini_batch_size must be at least 1, got {self.ttt.mini_batch_size}")
+        if any(m in ATTENTION_MIXERS for m in self.mixers):
+            attention = self.attention
+            if attention.head_width is None and self.width % self.heads:
+                raise InputError(f"model.heads must divide model.width, got width {self.width} and {self.heads} heads")
+            if (attention.head_width or self.width // self.heads) % 2:
+                raise InputError("attention heads must have an even width, which rotary embeddings turn in pairs")
+            if attention.kv_heads is not None and (attention.kv_heads < 1 or self.heads % attention.kv_heads):
+                raise InputError(
+                    f"model.attention.kv_heads must divide model.heads ({self.heads}), got {attention.kv_heads}"
+                )
+            if attention.window < 1:
+                raise InputError(f"model.attention.window must be at least 1, got {attention.window}")
+        if "mamba2" in self.mixers:
+            inner, m = self.mamba2.expand * self.width, self.mamba2
+            if inner % m.head_width or (inner // m.head_width) % m.groups:
+                raise InputError(
+                    f"model.mamba2: head_width {m.head_width} must divide expand * width ({inner}), "
+                    f"and groups {m.groups} the heads"
+                )
+
+    @property
+    def repeats(self) -> int:
+        """How often the pattern of mixers repeats."""
+        return self.layers // len(self.mixers)
+
+    def conv_before(self, mixer: str) -> bool:
+        """Whether blocks of this mixer begin with a convolution."""
+        if self.conv_before_block is None:
+            return self.backbone == "mamba" and mixer in TTT_MIXERS
+        return self.conv_before_block
+
+    @property
+    def share_qk(self) -> bool:
+        """Whether TTT mixers share the projection of queries and keys."""
+        return self.backbone == "mamba" if self.ttt.share_qk is None else self.ttt.share_qk
+
+    @property
+    def gate(self) -> bool:
+        """Whether TTT mixers gate their output."""
+        return self.backbone == "mamba" if self.ttt.gate is None else self.ttt.gate
+
+    def inner_learning_rate(self, mixer: str) -> float:
+        """Base inner learning rate of a TTT mixer."""
+        if self.ttt.inner_learning_rate is None:
+            return 0.1 if mixer == "ttt_mlp" else 1.0
+        return self.ttt.inner_learning_rate
+
+    def flops_per_token(self, sequence_length: int) -> float:
+        """Floating-point operations of a forward pass, for each token of a sequence; see `tttlm.model.flops`."""
+        from tttlm.model.flops import forward_flops_per_token
+
+        return forward_flops_per_token(self, sequence_length)
+
+    def parameter_count(self, *, embeddings: bool = True) -> int:
+        """How many parameters the model has, with or without those of embedding and head."""
+        import math
+
+        import jax
+        from flax import nnx
+
+        from tttlm.model.language_model import LanguageModel
+
+        model = nnx.eval_shape(lambda: LanguageModel(self, rngs=nnx.Rngs(0)))
+        count = sum(math.prod(p.shape) for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
+        tables = 1 if self.tie_embeddings else 2
+        return count if embeddings else count - tables * self.vocab_size * self.width
+
+    def to_dict(self) -> dict[str, Any]:
+        """As nested plain values, for a file."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """From what `to_dict` gave.
+
+        Raises:
+            InputError: for a name that no field has.
+        """
+        return _from_dict(cls, values, "model")
+
+    @classmethod
+    def preset(cls, size: str, *, mixer: MixerName = "ttt_linear", backbone: str = "mamba", **changes: Any) -> Self:
+        """A published size: 125m, 350m, 760m or 1.3b; for Mamba its own 130m, 370m, 790m and 1.4b stand for them.
+
+        >>> ModelConfig.preset("125m", mixer="ttt_mlp", backbone="transformer")
+
+        Raises:
+            InputError: for an unknown size.
+        """
+        if size not in PRESETS:
+            raise InputError(f"unknown model size {size!r}; there are {', '.join(PRESETS)}")
+        layers, width, heads, feed_forward = PRESETS[size]
+        if mixer in ("mamba", "mamba2"):  # arXiv 2312.00752, table 12: twice the blocks, no feed-forward
+            layers, feed_forward = {12: 24, 24: 48}[layers], 0
+        values = {"layers": layers, "width": width, "heads": heads, "feed_forward": feed_forward}
+        return cls(**{**values, "mixers": (mixer,), "backbone": backbone, **changes})
+
+
+# layers, width, heads, feed-forward width: arXiv 2407.04620, table of training details
+PRESETS = {
+    "125m": (12, 768, 12, 2048),
+    "350m": (24, 1024, 16, 2736),
+    "760m": (24, 1536, 16, 4096),
+    "1.3b": (24, 2048, 32, 5504),
+}
+
+
+def _from_dict(cls: Any, values: dict[str, Any], where: str) -> Any:
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    arguments = {}
+    for name, value in values.items():
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise InputError(f"unknown key {where}.{name}{hint}")
+        nested = fields[name].default_factory
+        if dataclasses.is_dataclass(nested) and isinstance(value, dict):
+            value = _from_dict(nested, value, f"{where}.{name}")
+        arguments[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**arguments)

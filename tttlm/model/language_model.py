@@ -1,0 +1,132 @@
+"""The language model: embedding, stacked blocks, a norm and a head, under the contract of the layers inside."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from tttlm.layers.norm import RMSNorm
+from tttlm.model.block import Block, BlockState
+from tttlm.model.config import ModelConfig
+
+State = tuple[BlockState, ...]
+
+# What the backward pass may keep of a block instead of computing it again.
+REMAT_POLICIES: dict[str, Any] = {
+    "block": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Pattern(nnx.Module):
+    """One repeat of the pattern of mixers: a block for each."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.blocks = nnx.List(Block(config, mixer, rngs=rngs) for mixer in config.mixers)
+
+    def __call__(self, h, states, segment_ids, multiplier):
+        after = []
+        for i, block in enumerate(self.blocks):
+            h, state = block(h, None if states is None else states[i], segment_ids, multiplier)
+            after.append(state)
+        return h, None if states is None else tuple(after)
+
+    def init_state(self, batch: int) -> State:
+        return tuple(block.init_state(batch) for block in self.blocks)
+
+
+class LanguageModel(nnx.Module):
+    """A causal language model of any mixers, with one contract for all of them.
+
+    >>> model = LanguageModel(ModelConfig(width=64, layers=2, heads=4, feed_forward=128), rngs=nnx.Rngs(0))
+    >>> logits = model(tokens)                                         # [B, T] -> [B, T, V]
+    >>> logits, state = model.extend(tokens, model.init_state(batch))  # the same, and go on from there
+
+    Repeats of the pattern of mixers are stacked: their parameters, and the leaves of a state, have a leading axis
+    `[repeats, ...]` and are run through by one `jax.lax.scan`. Logits are float32 at least.
+
+    Args:
+        config: see `ModelConfig`.
+        rngs: for the parameters.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        dtypes: dict[str, Any] = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
+        init = nnx.initializers.normal(config.init_std)
+
+        def table() -> nnx.Embed:
+            return nnx.Embed(config.vocab_size, config.width, embedding_init=init, rngs=rngs, **dtypes)
+
+        self.config = config
+        self.embed = table()
+        self.lm_head = None if config.tie_embeddings else table()
+        self.norm = RMSNorm(config.width, eps=config.norm_eps, rngs=rngs, **dtypes)
+
+        @nnx.split_rngs(splits=config.repeats)
+        @nnx.vmap(in_axes=0, out_axes=0)
+        def stacked(rngs: nnx.Rngs) -> Pattern:
+            return Pattern(config, rngs=rngs)
+
+        self.stack = stacked(rngs)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"] | None = None,
+        *,
+        inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
+    ) -> Float[Array, "B T V"]:
+        """Logits of the next token at every place.
+
+        Args:
+            tokens: ids in `[0, V)`.
+            segment_ids: documents of a row, 0 for padding; nothing of one document reaches another.
+            inner_learning_rate_multiplier: warms up the inner learning rate of TTT mixers in training.
+        """
+        return self.head(
+            self.features(tokens, segment_ids, inner_learning_rate_multiplier=inner_learning_rate_multiplier)
+        )
+
+    def features(
+        self,
+        tokens: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"] | None = None,
+        *,
+        inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
+    ) -> Float[Array, "B T D"]:
+        """What the head reads: the stream after the last norm."""
+        return self._run(tokens, None, segment_ids, inner_learning_rate_multiplier)[0]
+
+    def head(self, features: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Logits of features."""
+        table = (self.embed if self.lm_head is None else self.lm_head).embedding[...]
+        dtype = jnp.promote_types(features.dtype, jnp.float32)
+        return jnp.einsum("...d,vd->...v", features, table.astype(features.dtype), preferred_element_type=dtype)
+
+    def extend(
+        self,
+        tokens: Int[Array, "B T"],
+        state: State,
+        segment_ids: Int[Array, "B T"] | None = None,
+    ) -> tuple[Float[Array, "B T V"], State]:
+        """Logits of tokens that go on from `state`, and the next state."""
+        h, state = self._run(tokens, state, segment_ids, 1.0)
+        return self.head(h), state
+
+    def init_state(self, batch: int) -> State:
+        """The state before the first token of `batch` rows; leaves are `[repeats, batch, ...]`."""
+        return nnx.vmap(lambda pattern: pattern.init_state(batch), in_axes=0, out_axes=0)(self.stack)
+
+    def _run(self, tokens, state, segment_ids, multiplier):
+        graph, parameters = nnx.split(self.stack)
+
+        def step(h, xs):
+            parameters, state = xs
+            return nnx.merge(graph, parameters)(h, state, segment_ids, multiplier)
+
+        if self.config.remat != "none" and state is None:
+            step = jax.checkpoint(step, policy=REMAT_POLICIES[self.config.remat], prevent_cse=False)
+        h, state = jax.lax.scan(step, self.embed(tokens), (parameters, state))
+        return self.norm(h), state
