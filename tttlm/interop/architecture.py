@@ -1,0 +1,64 @@
+"""What an architecture is to the reader and writer of checkpoints: its configuration, and its table of names."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from tttlm.errors import InputError
+from tttlm.model import ModelConfig
+
+Transform = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One parameter: its name in the checkpoint, its path in our model, and how the one's layout becomes the other's.
+
+    `{i}` in `name` stands for the block; such a parameter is stacked over the blocks. `path` is a path of attributes,
+    relative to a block for those.
+    """
+
+    name: str
+    path: str
+    load: Transform = lambda a: a
+    save: Transform = lambda a: a
+
+
+def transposed(name: str, path: str) -> Entry:
+    """A matrix that PyTorch keeps as `[out, in]` and we as `[in, out]`."""
+    return Entry(name, path, np.transpose, np.transpose)
+
+
+def depthwise(name: str, path: str) -> Entry:
+    """The kernel of a depthwise convolution, `[C, 1, W]` there and `[W, C]` here."""
+    return Entry(name, path, lambda a: a[:, 0].T, lambda a: a.T[:, None])
+
+
+def reshaped(name: str, path: str, load: Transform, save: Transform) -> Entry:
+    """A parameter that differs by axes of size one."""
+    return Entry(name, path, load, save)
+
+
+class Architecture(Protocol):
+    """One family of checkpoints."""
+
+    model_type: str
+    """`model_type` in config.json."""
+
+    def config(self, values: dict[str, Any]) -> ModelConfig:
+        """Our configuration of what config.json says."""
+
+    def values(self, config: ModelConfig) -> dict[str, Any]:
+        """What config.json says of our configuration; InputError when this family has no such model."""
+
+    def table(self, config: ModelConfig) -> list[Entry]:
+        """All parameters."""
+
+
+def required(values: dict[str, Any], name: str) -> Any:
+    """A value that config.json must have."""
+    if values.get(name) is None:
+        raise InputError(f"config.json has no {name!r}, which a {values.get('model_type')!r} model needs")
+    return values[name]

@@ -1,0 +1,138 @@
+"""`from_pretrained` and `save_pretrained`: a folder in the Hugging Face layout is our model, and back."""
+
+import fnmatch
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tttlm.errors import InputError
+from tttlm.interop import ttt
+from tttlm.interop.architecture import Entry
+from tttlm.interop.tensors import INDEX, SINGLE, Tensors, read_json, write_tensors
+from tttlm.model import LanguageModel, ModelConfig
+
+ARCHITECTURES: dict[str, ModuleType] = {module.model_type: module for module in (ttt,)}
+# Constants that some versions of the reference code store beside the parameters.
+NO_PARAMETERS = ("*.inv_freq", "*.token_idx")
+
+Place = tuple[str | int, ...]
+
+
+def from_pretrained(folder: str | Path, *, dtype: str | None = None, param_dtype: str = "float32") -> LanguageModel:
+    """The language model in a folder of `config.json` and `model.safetensors`, or `model-*.safetensors` with index.
+
+    Args:
+        folder: as Hugging Face's `save_pretrained` writes it.
+        dtype: what the model computes in; None: as `param_dtype`.
+        param_dtype: what the parameters are kept in, whatever the file has.
+
+    Raises:
+        InputError: in one line, for an unknown architecture, and for a tensor that is missing, of another shape, in a
+            damaged file, or of no use; then nothing was loaded.
+    """
+    folder = Path(folder)
+    values = read_json(folder / "config.json")
+    architecture = ARCHITECTURES.get(values.get("model_type", ""))
+    if architecture is None:
+        raise InputError(
+            f"{folder / 'config.json'}: unknown model_type {values.get('model_type')!r}; "
+            f"there are {', '.join(sorted(ARCHITECTURES))}"
+        )
+    config = replace(architecture.config(values), dtype=dtype or param_dtype, param_dtype=param_dtype)
+    entries = architecture.table(config)
+    tensors = Tensors(folder)
+    graph, state = nnx.split(nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0))))
+    parameters = nnx.to_flat_state(state)
+    shapes = {path: variable.shape for path, variable in parameters}
+    loaded: dict[Place, jax.Array] = {}
+    for entry in entries:
+        for path, names in _places(entry, config):
+            parts = [
+                entry.load(tensors.read(n, _shape_there(entry, shapes[path], stacked="{i}" in entry.name)))
+                for n in names
+            ]
+            value = np.stack(parts) if "{i}" in entry.name else parts[0]
+            loaded[path] = jnp.asarray(value, param_dtype)
+    _check_unread(tensors, config)
+    if missing := shapes.keys() - loaded.keys():
+        raise AssertionError(f"the table of {architecture.__name__} has no entry for {sorted(map(str, missing))}")
+    return nnx.merge(graph, nnx.from_flat_state([(path, v.replace(loaded[path])) for path, v in parameters]))
+
+
+def save_pretrained(model: LanguageModel, folder: str | Path, *, shard_bytes: int = 5 * 10**9) -> None:
+    """Writes a folder that `from_pretrained`, and the code the checkpoints come from, can read.
+
+    Args:
+        model: of one kind of mixer; a hybrid has no released layout.
+        folder: made when missing; it must not hold a checkpoint yet.
+        shard_bytes: how large one file may be; a larger model is cut into `model-*.safetensors` with an index.
+
+    Raises:
+        InputError: when no released layout has such a model, or the folder holds one already.
+    """
+    folder, config = Path(folder), model.config
+    architecture = _architecture_of(config)
+    if (folder / SINGLE).exists() or (folder / INDEX).exists():
+        raise InputError(f"{folder} holds a checkpoint already; choose another folder or remove it first")
+    parameters = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
+
+    def tensors() -> Iterator[tuple[str, Callable[[], np.ndarray], int]]:
+        for entry in architecture.table(config):
+            for path, names in _places(entry, config):
+                array = parameters[path][...]
+                for i, name in enumerate(names):
+
+                    def value(array=array, i=i, entry=entry) -> np.ndarray:
+                        part = array[i] if "{i}" in entry.name else array
+                        return np.ascontiguousarray(entry.save(np.asarray(part)))
+
+                    yield name, value, array.nbytes // len(names)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    values = {"model_type": architecture.model_type, **architecture.values(config)}
+    values["torch_dtype"] = config.param_dtype
+    write_tensors(folder, sorted(tensors(), key=lambda t: t[0]), shard_bytes)
+    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
+
+
+def _architecture_of(config: ModelConfig) -> ModuleType:
+    if len(set(config.mixers)) == 1:
+        for module in ARCHITECTURES.values():
+            if config.mixers[0] in module.MIXERS.values():
+                return module
+    raise InputError(f"no released layout has a model of mixers {list(config.mixers)}; it stays in its run directory")
+
+
+def _places(entry: Entry, config: ModelConfig) -> Iterator[tuple[Place, list[str]]]:
+    """The paths in our model that an entry fills, each with the names it is stacked from."""
+    path = tuple(int(part) if part.isdigit() else part for part in entry.path.split("."))
+    if "{i}" not in entry.name:
+        yield path, [entry.name]
+        return
+    period = len(config.mixers)
+    for p in range(period):
+        yield ("stack", "blocks", p, *path), [entry.name.format(i=i) for i in range(p, config.layers, period)]
+
+
+def _shape_there(entry: Entry, shape: tuple[int, ...], *, stacked: bool) -> tuple[int, ...]:
+    """The shape a parameter of ours has in the checkpoint."""
+    return entry.save(np.broadcast_to(np.float32(0), shape[1:] if stacked else shape)).shape
+
+
+def _check_unread(tensors: Tensors, config: ModelConfig) -> None:
+    for name in sorted(tensors.unread):
+        if any(fnmatch.fnmatch(name, pattern) for pattern in NO_PARAMETERS):
+            continue
+        if name == "lm_head.weight" and config.tie_embeddings:  # a copy of the embedding, as some writers keep it
+            continue
+        raise InputError(
+            f"{tensors.folder}: tensor {name!r} is no part of the model that config.json describes; "
+            "check config.json against the file"
+        )

@@ -1,0 +1,111 @@
+"""Folders of safetensors, whole or sharded: reading one tensor at a time, writing shards with their index."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy, which safetensors needs)
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from tttlm.errors import InputError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+class Tensors:
+    """The tensors of a folder by name; every one that is read is ticked off.
+
+    Raises:
+        InputError: naming the file or tensor, for anything missing, truncated or of another shape.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        if (folder / INDEX).exists():
+            names = read_json(folder / INDEX).get("weight_map")
+            if not isinstance(names, dict):
+                raise InputError(f"{folder / INDEX}: it has no weight_map that says which file holds which tensor")
+            self._where = {name: folder / file for name, file in names.items()}
+        elif (folder / SINGLE).exists():
+            self._where = dict.fromkeys(self._open(folder / SINGLE).keys(), folder / SINGLE)
+        else:
+            pickled = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt"))
+            hint = f" ({pickled[0]} is a pickle, which is never opened; convert it to safetensors)" if pickled else ""
+            raise InputError(f"{folder}: no {SINGLE} and no {INDEX} here{hint}")
+        self._files: dict[Path, Any] = {}
+        self.unread = set(self._where)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._where
+
+    def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """The tensor of that name, which must have that shape."""
+        if name not in self._where:
+            raise InputError(f"{self.folder}: tensor {name!r} is missing; expected one of shape {list(shape)}")
+        path = self._where[name]
+        if path not in self._files:
+            self._files[path] = self._open(path)
+        try:
+            tensor = self._files[path].get_tensor(name)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise InputError(f"{path}: tensor {name!r} cannot be read ({error}); fetch the file again") from None
+        if tensor.shape != shape:
+            raise InputError(
+                f"{path}: tensor {name!r} has shape {list(tensor.shape)}, but config.json asks for {list(shape)}"
+            )
+        self.unread.discard(name)
+        return tensor
+
+    @staticmethod
+    def _open(path: Path) -> Any:
+        if not path.exists():
+            raise InputError(f"{path}: this file is missing; the index names it")
+        try:
+            return safe_open(path, framework="numpy")
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path}: no whole safetensors file ({error}); fetch it again") from None
+
+
+def write_tensors(folder: Path, tensors: Iterable[tuple[str, Callable[[], np.ndarray], int]], shard_bytes: int) -> None:
+    """Writes `(name, value, bytes)` in order; more than `shard_bytes` are cut into files with an index beside them."""
+    shards: list[list[tuple[str, Callable[[], np.ndarray]]]] = [[]]
+    room, total = shard_bytes, 0
+    for name, value, size in tensors:
+        if shards[-1] and size > room:
+            shards.append([])
+            room = shard_bytes
+        shards[-1].append((name, value))
+        room, total = room - size, total + size
+    files = (
+        [SINGLE]
+        if len(shards) == 1
+        else [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    )
+    for file, shard in zip(files, shards, strict=True):
+        save_file({name: value() for name, value in shard}, folder / file, metadata={"format": "pt"})
+    if len(shards) > 1:
+        where = {name: file for file, shard in zip(files, shards, strict=True) for name, _ in shard}
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        InputError: when there is no such file, or none in it.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(
+            f"{path}: there is no such file; a checkpoint folder holds config.json and safetensors"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value

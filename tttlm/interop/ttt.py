@@ -1,0 +1,114 @@
+"""Released TTT models (`model_type: ttt`), with Transformer and Mamba backbone."""
+
+from typing import Any
+
+from tttlm.errors import InputError
+from tttlm.interop.architecture import Entry, depthwise, required, reshaped, transposed
+from tttlm.model import ModelConfig, TTTConfig
+
+model_type = "ttt"
+MIXERS = {"linear": "ttt_linear", "mlp": "ttt_mlp"}
+
+
+def config(values: dict[str, Any]) -> ModelConfig:
+    """Our configuration of what config.json says; what it leaves out has the released code's defaults."""
+    kind = values.get("ttt_layer_type", "linear")
+    if kind not in MIXERS:
+        raise InputError(f"config.json: ttt_layer_type must be one of {sorted(MIXERS)}, got {kind!r}")
+    if values.get("hidden_act", "silu") != "silu":
+        raise InputError(f"config.json: hidden_act must be 'silu', got {values['hidden_act']!r}")
+    share_qk, gate = values.get("share_qk", False), values.get("use_gate", False)
+    return ModelConfig(
+        vocab_size=required(values, "vocab_size"),
+        width=required(values, "hidden_size"),
+        layers=required(values, "num_hidden_layers"),
+        heads=required(values, "num_attention_heads"),
+        feed_forward=required(values, "intermediate_size"),
+        mixers=(MIXERS[kind],),  # type: ignore[arg-type]
+        backbone="mamba" if share_qk and gate else "transformer",
+        conv_before_block=values.get("pre_conv", False),
+        conv_width=values.get("conv_kernel", 4),
+        tie_embeddings=values.get("tie_word_embeddings", True),
+        rope_base=values.get("rope_theta", 10_000.0),
+        norm_eps=values.get("rms_norm_eps", 1e-6),
+        init_std=values.get("initializer_range", 0.02),
+        ttt=TTTConfig(
+            mini_batch_size=values.get("mini_batch_size", 16),
+            inner_learning_rate=values.get("ttt_base_lr", 1.0),
+            share_qk=share_qk,
+            gate=gate,
+        ),
+    )
+
+
+def values(config: ModelConfig) -> dict[str, Any]:
+    """What config.json says of our configuration."""
+    kinds = {ours: theirs for theirs, ours in MIXERS.items()}
+    (mixer,) = set(config.mixers)
+    return {
+        "architectures": ["TTTForCausalLM"],
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "intermediate_size": config.feed_forward,
+        "hidden_act": "silu",
+        "ttt_layer_type": kinds[mixer],
+        "ttt_base_lr": config.inner_learning_rate(mixer),
+        "mini_batch_size": config.ttt.mini_batch_size,
+        "pre_conv": config.conv_before(mixer),
+        "conv_kernel": config.conv_width,
+        "share_qk": config.share_qk,
+        "use_gate": config.gate,
+        "tie_word_embeddings": config.tie_embeddings,
+        "rope_theta": config.rope_base,
+        "rms_norm_eps": config.norm_eps,
+        "initializer_range": config.init_std,
+    }
+
+
+def table(config: ModelConfig) -> list[Entry]:
+    """All parameters of a TTT model."""
+    (mixer,) = set(config.mixers)
+    block, layer = "model.layers.{i}.", "model.layers.{i}.seq_modeling_block."
+    entries = [
+        Entry("model.embed_tokens.weight", "embed.embedding"),
+        Entry("model.norm.weight", "norm.scale"),
+        Entry(f"{block}seq_norm.weight", "mixer_norm.scale"),
+        Entry(f"{block}ffn_norm.weight", "feed_forward_norm.scale"),
+        *(transposed(f"{block}mlp.{name}.weight", f"feed_forward.{name}.kernel") for name in FEED_FORWARD),
+        *(transposed(f"{layer}{name}.weight", f"mixer.{name}.kernel") for name in ("q_proj", "v_proj", "o_proj")),
+        Entry(f"{layer}learnable_token_idx", "mixer.token_scale"),
+        reshaped(
+            f"{layer}learnable_ttt_lr_weight",
+            "mixer.learning_rate.kernel",
+            lambda a: a[:, 0].T,
+            lambda a: a.T[:, None],
+        ),
+        reshaped(f"{layer}learnable_ttt_lr_bias", "mixer.learning_rate.bias", lambda a: a[:, 0], lambda a: a[:, None]),
+        Entry(f"{layer}ttt_norm_weight", "mixer.inner_norm.scale"),
+        Entry(f"{layer}ttt_norm_bias", "mixer.inner_norm.bias"),
+        Entry(f"{layer}post_norm.weight", "mixer.post_norm.scale"),
+        Entry(f"{layer}post_norm.bias", "mixer.post_norm.bias"),
+    ]
+    for i in range(2 if mixer == "ttt_mlp" else 1):
+        entries.append(Entry(f"{layer}W{i + 1}", f"mixer.inner.{i}.kernel"))
+        entries.append(reshaped(f"{layer}b{i + 1}", f"mixer.inner.{i}.bias", lambda a: a[:, 0], lambda a: a[:, None]))
+    if config.share_qk:
+        for name in ("conv_q", "conv_k"):
+            entries.append(depthwise(f"{layer}{name}.weight", f"mixer.{name}.kernel"))
+            entries.append(Entry(f"{layer}{name}.bias", f"mixer.{name}.bias"))
+    else:
+        entries.append(transposed(f"{layer}k_proj.weight", "mixer.k_proj.kernel"))
+    if config.gate:
+        entries.append(transposed(f"{layer}g_proj.weight", "mixer.g_proj.kernel"))
+    if config.conv_before(mixer):
+        entries.append(Entry(f"{block}conv.norm.weight", "conv_norm.scale"))
+        entries.append(depthwise(f"{block}conv.conv.weight", "conv.kernel"))
+        entries.append(Entry(f"{block}conv.conv.bias", "conv.bias"))
+    if not config.tie_embeddings:
+        entries.append(Entry("lm_head.weight", "lm_head.embedding"))
+    return entries
+
+
+FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
