@@ -1,0 +1,25 @@
+"""From text to batches.
+
+`prepare` turns text into a folder of memory-mapped tokens; `open_data` cuts such folders into batches that are a
+function of the seed and the step alone. Importing this package imports neither JAX nor grain.
+"""
+
+from tttlm.data.config import DataConfig, DatasetConfig, PrepareConfig
+from tttlm.data.held_out import Document, encode_file, held_out_documents
+from tttlm.data.loader import Loader, open_data
+from tttlm.data.prepare import prepare
+from tttlm.data.tokenizer import Tokenizer, load_tokenizer
+
+__all__ = [
+    "DataConfig",
+    "DatasetConfig",
+    "Document",
+    "Loader",
+    "PrepareConfig",
+    "Tokenizer",
+    "encode_file",
+    "held_out_documents",
+    "load_tokenizer",
+    "open_data",
+    "prepare",
+]

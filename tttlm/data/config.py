@@ -1,0 +1,118 @@
+"""What a person can set about data: where text comes from, how it becomes tokens, how tokens become batches."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tttlm.errors import InputError
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """A dataset that `datasets.load_dataset` can name; used when `name` is set."""
+
+    name: str = ""
+    """What `load_dataset` is called with: a dataset of the hub, a local folder, or "json", "parquet", "text"."""
+    config: str = ""
+    """The configuration ("subset") of the dataset, e.g. sample-10BT."""
+    split: str = "train"
+    """Which split of the dataset is read; both of our splits are made from it."""
+    data_files: tuple[str, ...] = ()
+    """Files or globs for "json", "parquet" and "text"."""
+    revision: str = ""
+    """A commit, tag or branch of the dataset."""
+    streaming: bool = True
+    """Read while downloading; False downloads all of it first."""
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """How text becomes a folder of tokens. Nothing here depends on the machine except `workers`."""
+
+    source: tuple[str, ...] = ()
+    """Files, folders or globs; .gz, .zst and .xz are unpacked. "stdlib" is Python's own standard library."""
+    format: Literal["auto", "text", "jsonl", "parquet"] = "auto"
+    """What the files are; "auto" goes by the file name: .jsonl, .ndjson, .json, .parquet, anything else is text."""
+    column: str = "text"
+    """Where the text stands in a JSON line, a Parquet row or a dataset."""
+    dataset: DatasetConfig = DatasetConfig()
+    """A dataset to read instead of `source`."""
+    tokenizer: str = "train"
+    """A SentencePiece .model, a tokenizer.json, a folder holding either, "bytes", or "train" for one made here."""
+    vocab_size: int = 32_000
+    """Pieces of the tokenizer that "train" makes."""
+    sample_mb: float = 100.0
+    """Megabytes of the training documents that "train" looks at."""
+    bos: bool = False
+    """Begin every document with the tokenizer's BOS."""
+    eos: bool = True
+    """End every document with the tokenizer's EOS."""
+    bos_token: str = ""
+    """The BOS of a tokenizer.json that does not say which it is."""
+    eos_token: str = ""
+    """The EOS of a tokenizer.json that does not say which it is."""
+    held_out: float = 0.01
+    """Share of documents that are kept for validation, chosen by their content alone."""
+    max_file_bytes: int = 0
+    """Text files larger than this are passed over; 0: none is."""
+    shard_mb: float = 256.0
+    """Megabytes of text a shard holds (one document is never cut)."""
+    invalid_utf8: Literal["replace", "skip", "fail"] = "replace"
+    """A document with invalid UTF-8: replace what is wrong by U+FFFD, leave the document out, or stop."""
+    workers: int = 0
+    """Processes that tokenize; 0: one per core this process may use."""
+
+    @property
+    def given(self) -> bool:
+        """Whether there is anything to prepare from."""
+        return bool(self.source or self.dataset.name)
+
+    def check(self) -> None:
+        """Raises InputError for what cannot be meant."""
+        if not self.given:
+            raise InputError("nothing to prepare: name files, a folder, a glob, a dataset, or 'stdlib'")
+        if self.source and self.dataset.name:
+            raise InputError(
+                f"both files ({self.source[0]}) and a dataset ({self.dataset.name}) were named; name one of them"
+            )
+        if "stdlib" in self.source and len(self.source) > 1:
+            raise InputError("'stdlib' cannot be joined with other sources; prepare it by itself and mix the folders")
+        if not 0.0 <= self.held_out <= 1.0:
+            raise InputError(f"held_out is a share of documents from 0 to 1, not {self.held_out}")
+        if self.vocab_size < 300 and self.tokenizer == "train":
+            raise InputError(
+                f"vocab_size {self.vocab_size} is too small: 256 bytes and 4 controls come on top; try 1000"
+            )
+        for name in ("sample_mb", "shard_mb"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"{name} must be more than 0, not {getattr(self, name)}")
+        if self.workers < 0 or self.max_file_bytes < 0:
+            raise InputError("workers and max_file_bytes cannot be negative")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the tokens are and how they are cut into batches."""
+
+    path: str = ""
+    """A folder that `python -m tttlm.cli.prepare` wrote."""
+    mixture: dict[str, float] = field(default_factory=dict)
+    """Several such folders and their weights, instead of `path`; rows are drawn in proportion to the weights."""
+    validation_path: str = ""
+    """Another folder whose held-out documents are the validation split."""
+    layout: Literal["windows", "packed", "documents"] = "windows"
+    """windows: documents joined and cut; packed: whole documents side by side; documents: one per row, in order."""
+    tokenizer: str = ""
+    """The tokenizer the tokens must have been made with; refused when they were not."""
+    prepare: PrepareConfig = PrepareConfig()
+    """When `path` does not exist yet and a source is named here, it is prepared there first."""
+
+    def check(self) -> None:
+        """Raises InputError for what cannot be meant."""
+        if bool(self.path) == bool(self.mixture):
+            raise InputError(
+                "name the data by either path (one prepared folder) or mixture (several), not both or none"
+            )
+        if bad := {path: weight for path, weight in self.mixture.items() if not weight > 0}:
+            raise InputError(f"weights of a mixture must be more than 0: {bad}")
+        if self.mixture and self.prepare.given:
+            raise InputError("prepare goes with path; prepare the folders of a mixture one by one beforehand")

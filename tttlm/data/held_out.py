@@ -1,0 +1,77 @@
+"""Documents for evaluation: held-out ones of a prepared folder, or any text file, as streams of tokens and bytes.
+
+A document is entered from the token that stands in front of it in training (BOS where documents are stored with
+one, else the EOS of the document before), so that every one of its own tokens is predicted and bits per byte count
+all of its bytes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tttlm.data.store import Split, read_manifest
+from tttlm.data.text_files import read_text
+from tttlm.data.tokenizer import Tokenizer
+from tttlm.data.workers import encode_task
+from tttlm.errors import InputError
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document to evaluate on.
+
+    Attributes:
+        tokens: uint array [T]; the first one is what the document is entered from and no part of it.
+        bytes: length of the document's text in UTF-8.
+        name: its file, and the number of the record where the file has several.
+    """
+
+    tokens: np.ndarray
+    bytes: int
+    name: str
+
+
+def held_out_documents(path: str | Path, split: str = "validation") -> Iterator[Document]:
+    """The documents of one split of a prepared folder, in the order of the source.
+
+    Raises:
+        InputError: the folder is not complete, damaged in length, or has no documents in that split.
+    """
+    manifest = read_manifest(path)
+    stored = Split(path, split, manifest)
+    documents, names = stored.documents, stored.names()
+    if not len(documents):
+        raise InputError(f"{path} has no {split} documents; prepare it again with another --held-out")
+    # A stored BOS is already in front.
+    entry = manifest["tokenizer"]["eos_id"] if manifest["eos"] and not manifest["bos"] else None
+    prefix = np.array([] if entry is None else [entry], np.dtype(manifest["dtype"]))
+    start = 0
+    for document, name in zip(documents, names, strict=True):
+        stop = start + int(document["tokens"])
+        tokens = stored.read(start, stop)
+        yield Document(np.concatenate([prefix, tokens]), int(document["bytes"]), name)
+        start = stop
+
+
+def encode_file(path: str | Path, tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, int]]:
+    """Tokens of a text file of any length in constant memory: `(uint32 tokens, bytes of text)` piece by piece.
+
+    Joined, the pieces are what `tokenizer.encode` gives for the whole text, after `tokenizer.entry_id`. Invalid UTF-8 is read as U+FFFD;
+    .gz, .zst and .xz are unpacked.
+
+    Raises:
+        InputError: there is no such file, it is damaged, or there is no text in it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"text file {path} does not exist")
+    prefix = np.array([] if tokenizer.entry_id is None else [tokenizer.entry_id], np.uint32)
+    goes_on, empty = False, True
+    for block, forced in tokenizer.cut_rule.blocks(read_text(path)):
+        (encoded,) = encode_task(tokenizer, "uint32", [(block, goes_on)])
+        yield np.concatenate([prefix, encoded.tokens]) if empty else encoded.tokens, len(block)
+        goes_on, empty = not forced, False
+    if empty:
+        raise InputError(f"text file {path} is empty; nothing to evaluate")

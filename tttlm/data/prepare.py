@@ -1,0 +1,442 @@
+"""Text to tokens on disk: reads documents in order, tokenizes them in many processes, writes shards one by one.
+
+Everything that ends up on disk is a function of the source and the configuration: where shards end is decided by
+bytes read, so neither the number of processes nor an interruption shows in the result. A shard is put in place by
+one rename, with the position in the source behind it; after a `kill -9` the next run goes on from the last one.
+"""
+
+import errno
+import hashlib
+import shutil
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tttlm.data import store
+from tttlm.data.config import PrepareConfig
+from tttlm.data.sources import RawDocument, Source, open_source, sample_texts
+from tttlm.data.tokenizer import TRAINED, SentencePieceTokenizer, Tokenizer, load_tokenizer, train_tokenizer
+from tttlm.data.workers import Encoded, Task, Workers, available_cores, encode_task, workers
+from tttlm.errors import InputError
+from tttlm.progress import progress_bar
+
+_TASK_BYTES = 1 << 19
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def prepare(config: PrepareConfig, folder: str | Path, *, wait: bool = False) -> None:
+    """Tokenizes a source into a folder; goes on where an earlier run of the same stopped.
+
+    Args:
+        config: the source, the tokenizer and how documents are divided.
+        folder: made if need be; refused if it holds anything else.
+        wait: wait for another process that prepares the same folder, instead of refusing.
+
+    Raises:
+        InputError: bad configuration or source, no space left, or the folder is taken. What was there stays.
+    """
+    config.check()
+    folder = Path(folder)
+    source = open_source(config)
+    given = None if config.tokenizer == "train" else _given_tokenizer(config)
+    _refuse_foreign(folder)
+    try:
+        with store.locked(folder, wait=wait):
+            if not _begin(config, folder, source, given):
+                say(f"{folder} is already prepared")
+                return
+            _run(config, folder, source, given)
+    except OSError as error:
+        if error.errno not in _NO_SPACE:
+            raise
+        raise InputError(
+            f"no space left for {folder} ({_size(shutil.disk_usage(folder).free)} free); finished shards are kept: "
+            "make room and run the same command again"
+        ) from error
+
+
+def held_out(key: int, share: float) -> bool:
+    """Whether a document is for validation: by a hash of its content, so that nothing else can move it."""
+    return key < share * 2**64
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def describe(config: PrepareConfig) -> dict[str, Any]:
+    """The configuration without what does not show in the result."""
+    described = asdict(config)
+    del described["workers"]
+    return described
+
+
+def _given_tokenizer(config: PrepareConfig) -> Tokenizer:
+    tokenizer = load_tokenizer(config.tokenizer, bos_token=config.bos_token, eos_token=config.eos_token)
+    for name in ("bos", "eos"):
+        if getattr(config, name) and getattr(tokenizer, f"{name}_id") is None:
+            raise InputError(
+                f"tokenizer {config.tokenizer} names no {name.upper()}: say which token it is (--{name}-token) "
+                f"or do without (--no-{name})"
+            )
+    return tokenizer
+
+
+def _refuse_foreign(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; name a folder for the prepared data")
+    if folder.is_dir() and not (folder / store.BEGUN).exists():
+        others = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+        if others:
+            raise InputError(f"{folder} holds other files ({others[0]}); choose an empty or a new folder")
+
+
+def _begin(config: PrepareConfig, folder: Path, source: Source, given: Tokenizer | None) -> bool:
+    """Marks the folder as ours; returns False when it is complete already."""
+    settings = describe(config)
+    for name in ("source", "dataset", "tokenizer"):
+        settings.pop(name)  # their content counts, not where it lies
+    identity = {
+        "format": store.FORMAT,
+        "source": source.fingerprint(),
+        "tokenizer": given.fingerprint if given else "trained here",
+        "settings": settings,
+    }
+    path = folder / store.BEGUN
+    if path.exists():
+        before = store.read_json(path)["identity"]
+        if before != identity:
+            raise InputError(
+                f"{folder} was begun with another {_difference(before, identity)}; choose another folder, or delete this one"
+            )
+    else:
+        store.write_json(path, {"identity": identity, "config": describe(config)})
+    return not (folder / store.MANIFEST).exists()
+
+
+def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    if before.get("source") != now["source"]:
+        return f"source (then {_facts(before.get('source'))}, now {_facts(now['source'])})"
+    if before.get("tokenizer") != now["tokenizer"]:
+        return "tokenizer"
+    old, new = before.get("settings", {}), now["settings"]
+    changed = [f"{k} (then {old.get(k)}, now {new[k]})" for k in new if old.get(k) != new[k]]
+    return ", ".join(changed) or "version of this library"
+
+
+def _facts(fingerprint: Any) -> str:
+    if isinstance(fingerprint, dict) and "files" in fingerprint:
+        return f"{fingerprint['files']} files of {fingerprint['bytes']:,} bytes"
+    return str(fingerprint)
+
+
+def _run(config: PrepareConfig, folder: Path, source: Source, given: Tokenizer | None) -> None:
+    begin = time.perf_counter()
+    tokenizer = _stored_tokenizer(config, folder, source, given)
+    made = time.perf_counter() - begin
+    dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
+    parts = store.read_parts(folder)
+    if parts:
+        say(f"going on after {len(parts)} finished shard{'s' * (len(parts) > 1)}")
+        source.seek(parts[-1]["position"])
+    count = config.workers or available_cores()
+    if source.total is not None and source.total - source.read < 4 * _TASK_BYTES:
+        count = 1  # done before other processes have started
+    job = _Job(config, folder, source, tokenizer, dtype, parts)
+    with _encoders(tokenizer, dtype, count) as pool:
+        job.run(pool, 2 * count + 2)
+    manifest = _manifest(config, folder, tokenizer, dtype, job.parts)
+    store.write_json(folder / store.MANIFEST, manifest)
+    _report(folder, manifest, job, made, count)
+
+
+def _stored_tokenizer(config: PrepareConfig, folder: Path, source: Source, given: Tokenizer | None) -> Tokenizer:
+    """The tokenizer, with a copy of it in the folder."""
+    if given:
+        if given.file_name:
+            store.write_file(folder / given.file_name, given.file_bytes)
+        return given
+    path = folder / TRAINED
+    if path.exists():
+        return SentencePieceTokenizer(path.read_bytes())
+    begin = time.perf_counter()
+    sample = list(sample_texts(source, int(config.sample_mb * 1e6), lambda key: held_out(key, config.held_out)))
+    if not any(sample):
+        raise InputError("no text to train a tokenizer on: every document is empty or held out")
+    tokenizer = train_tokenizer(sample, config.vocab_size, threads=config.workers or available_cores())
+    store.write_file(path, tokenizer.file_bytes)
+    size = sum(len(text) for text in sample)
+    say(f"trained a tokenizer of {config.vocab_size:,} pieces on {_size(size)} in {time.perf_counter() - begin:.1f} s")
+    return tokenizer
+
+
+@dataclass
+class _Here:
+    """Tokenizes in this process; the stand-in for `Workers` when there is one core or little text."""
+
+    tokenizer: Tokenizer
+    dtype: str
+
+    def submit(self, task: Task) -> "Future[list[Encoded]]":
+        future: Future[list[Encoded]] = Future()
+        future.set_result(encode_task(self.tokenizer, self.dtype, task))
+        return future
+
+
+def _encoders(tokenizer: Tokenizer, dtype: str, count: int) -> AbstractContextManager["_Here | Workers"]:
+    return workers(tokenizer, dtype, count) if count > 1 else nullcontext(_Here(tokenizer, dtype))
+
+
+@dataclass
+class _Open:
+    """A document on its way through the workers."""
+
+    raw: RawDocument
+    split: str
+    bytes: int = 0
+    tokens: int = 0
+    place: int = -1  # where its tokens begin in the shard, once they do
+    valid: bool = True
+
+
+@dataclass(frozen=True)
+class _Block:
+    document: _Open
+    data: bytes
+    goes_on: bool
+
+
+@dataclass(frozen=True)
+class _EndOfDocument:
+    document: _Open
+    forced_cuts: int
+
+
+@dataclass(frozen=True)
+class _EndOfPart:
+    position: Any
+    empty: int
+
+
+_Event = _Block | _EndOfDocument | _EndOfPart
+
+
+class _Job:
+    """Reads, has tokenized, writes: what passes through is a list of events, cut into batches for the workers."""
+
+    def __init__(
+        self,
+        config: PrepareConfig,
+        folder: Path,
+        source: Source,
+        tokenizer: Tokenizer,
+        dtype: str,
+        parts: list[dict[str, Any]],
+    ) -> None:
+        self.config, self.folder, self.source, self.dtype, self.parts = config, folder, source, dtype, parts
+        self.cut_rule = tokenizer.cut_rule
+        self.bos = np.array([tokenizer.bos_id] if config.bos else [], dtype)
+        self.eos = np.array([tokenizer.eos_id] if config.eos else [], dtype)
+        self.writer: store.PartWriter | None = None
+        self.counts = dict.fromkeys(store.COUNTS, 0)
+        self.empty_written = 0
+        self.bytes_done = 0
+        self.seconds = dict.fromkeys(("reading", "tokenizing", "writing"), 0.0)
+
+    def run(self, pool: "_Here | Workers", at_once: int) -> None:
+        """Goes through the source with `at_once` batches under way, which bounds the memory."""
+        pending: deque[tuple[list[_Event], int, Future]] = deque()
+        batches = self._batches()
+        try:
+            with progress_bar(self.source.total, "preparing", unit="B", initial=self.source.read) as bar:
+                more = True
+                while more or pending:
+                    with self._clock("reading"):
+                        batch = next(batches, None)
+                    more = batch is not None
+                    if batch is not None:
+                        with self._clock("tokenizing"):
+                            task = [(event.data, event.goes_on) for event in batch if isinstance(event, _Block)]
+                            pending.append((batch, self.source.read, pool.submit(task)))
+                    if pending and (not more or len(pending) > at_once):
+                        events, read, future = pending.popleft()
+                        with self._clock("tokenizing"):
+                            encoded = future.result()
+                        with self._clock("writing"):
+                            self._write(events, encoded)
+                        bar.update(read - bar.n)
+        finally:
+            if self.writer:
+                self.writer.discard()
+
+    def _batches(self) -> Iterator[list[_Event]]:
+        batch: list[_Event] = []
+        size = 0
+        for event in self._events():
+            batch.append(event)
+            size += len(event.data) if isinstance(event, _Block) else 0
+            if size >= _TASK_BYTES:
+                yield batch
+                batch, size = [], 0
+        yield batch
+
+    def _events(self) -> Iterator[_Event]:
+        limit = int(self.config.shard_mb * 1e6)
+        position, empty, in_part = self.source.position(), 0, 0
+        for raw in self.source.documents():
+            if in_part >= limit:
+                yield _EndOfPart(position, empty)
+                in_part = 0
+            position, empty = self.source.position(), self.source.empty
+            document = _Open(raw, "validation" if held_out(raw.key, self.config.held_out) else "train")
+            goes_on, forced_cuts = False, 0
+            for block, forced in self.cut_rule.blocks(raw.chunks):
+                yield _Block(document, block, goes_on)
+                in_part += len(block)
+                goes_on = not forced
+                forced_cuts += forced
+            yield _EndOfDocument(document, forced_cuts)
+        if in_part:
+            yield _EndOfPart(self.source.position(), self.source.empty)
+
+    def _write(self, events: list[_Event], encoded: list[Encoded]) -> None:
+        results = iter(encoded)
+        for event in events:
+            if isinstance(event, _EndOfPart):
+                self._end_part(event)
+                continue
+            if self.writer is None:
+                self.writer = store.PartWriter(self.folder, len(self.parts), self.dtype)
+            document = event.document
+            if document.place < 0:
+                document.place = self.writer.place(document.split)
+                self._put(document, self.bos)
+            if isinstance(event, _Block):
+                result = next(results)
+                document.valid &= result.valid
+                document.bytes += len(event.data)
+                if document.valid or self.config.invalid_utf8 == "replace":
+                    self._put(document, result.tokens)
+                elif self.config.invalid_utf8 == "fail":
+                    raise InputError(
+                        f"{self._name(document)} is not valid UTF-8; mend it, or choose --invalid-utf8 replace or skip"
+                    )
+            else:
+                self._end_document(event)
+
+    def _put(self, document: _Open, tokens: np.ndarray) -> None:
+        assert self.writer is not None
+        self.writer.write(document.split, tokens)
+        document.tokens += len(tokens)
+
+    def _name(self, document: _Open) -> str:
+        name = self.source.names[document.raw.file]
+        return f"{name}, record {document.raw.record + 1}" if document.raw.record else name
+
+    def _end_document(self, event: _EndOfDocument) -> None:
+        assert self.writer is not None
+        document = event.document
+        if not document.valid:
+            self.counts["invalid_utf8"] += 1
+            if self.config.invalid_utf8 == "skip":
+                self.writer.cut(document.split, document.place)
+                return
+        self._put(document, self.eos)
+        self.counts["forced_cuts"] += event.forced_cuts
+        self.bytes_done += document.bytes
+        raw = document.raw
+        name = self.source.names[raw.file]
+        self.writer.end_document(document.split, document.tokens, document.bytes, raw.key, name, raw.record)
+
+    def _end_part(self, event: _EndOfPart) -> None:
+        assert self.writer is not None
+        self.counts["empty"] = event.empty - self.empty_written
+        self.empty_written = event.empty
+        self.parts.append(self.writer.commit({"position": event.position, "counts": self.counts}))
+        self.writer = None
+        self.counts = dict.fromkeys(store.COUNTS, 0)
+
+    @contextmanager
+    def _clock(self, what: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.seconds[what] += time.perf_counter() - begin
+
+
+def _manifest(
+    config: PrepareConfig, folder: Path, tokenizer: Tokenizer, dtype: str, parts: list[dict[str, Any]]
+) -> dict[str, Any]:
+    if not sum(part["splits"][split]["documents"] for part in parts for split in store.SPLITS):
+        raise InputError(f"nothing was prepared: no document of {_named(config)} has text that could be used")
+    begun = store.read_json(folder / store.BEGUN)
+    files = [[file["sha256"] for file in part["files"].values()] for part in parts]
+    return {
+        "format": store.FORMAT,
+        "config": begun["config"],
+        "source": begun["identity"]["source"],
+        "tokenizer": {
+            "kind": tokenizer.kind,
+            "file": tokenizer.file_name,
+            "sha256": hashlib.sha256(tokenizer.file_bytes).hexdigest(),
+            "fingerprint": tokenizer.fingerprint,
+            "vocab_size": tokenizer.vocab_size,
+            "bos_id": tokenizer.bos_id,
+            "eos_id": tokenizer.eos_id,
+        },
+        "bos": config.bos,
+        "eos": config.eos,
+        "dtype": dtype,
+        "splits": {
+            split: {name: sum(part["splits"][split][name] for part in parts) for name in store.SUMS}
+            for split in store.SPLITS
+        },
+        "counts": {name: sum(part["counts"][name] for part in parts) for name in store.COUNTS},
+        "fingerprint": hashlib.sha256(f"{tokenizer.fingerprint} {dtype} {files}".encode()).hexdigest(),
+        "parts": [{"splits": part["splits"], "files": part["files"]} for part in parts],
+    }
+
+
+def _named(config: PrepareConfig) -> str:
+    return ", ".join(config.source) or config.dataset.name
+
+
+def _report(folder: Path, manifest: dict[str, Any], job: _Job, made: float, count: int) -> None:
+    for split in store.SPLITS:
+        sums = manifest["splits"][split]
+        say(
+            f"{split:>10}: {sums['documents']:,} documents, {sums['tokens']:,} tokens, {_size(sums['bytes'])}"
+            + (f" ({sums['bytes'] / sums['tokens']:.2f} bytes a token)" if sums["tokens"] else "")
+        )
+    counts = manifest["counts"]
+    if counts["empty"]:
+        say(f"passed over: {counts['empty']:,} documents without text")
+    if counts["invalid_utf8"]:
+        what = "left out" if job.config.invalid_utf8 == "skip" else "mended with U+FFFD"
+        say(f"invalid UTF-8: {counts['invalid_utf8']:,} documents {what}")
+    if counts["forced_cuts"]:
+        say(f"cut in the middle of a word: {counts['forced_cuts']:,} times (1 MiB without a space)")
+    for split, empty in (("validation", job.config.held_out), ("train", 1.0 - job.config.held_out)):
+        if empty and not manifest["splits"][split]["documents"]:
+            say(f"note: no document fell to {split}; change --held-out, or give more documents")
+    total = sum(job.seconds.values())
+    parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in job.seconds.items())
+    speed = job.bytes_done / total / 1e6 if total else 0.0
+    say(f"{folder}: {total + made:.1f} s at {speed:.1f} MB/s ({count} processes; {parts}; tokenizer {made:.1f} s)")
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            break
+        count /= 1000
+    else:
+        unit = "TB"
+    return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"

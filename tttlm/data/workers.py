@@ -1,0 +1,152 @@
+"""Tokenizing in other processes.
+
+A worker is a plain Python process that reads tasks from its standard input and writes results to its standard
+output. It ends when its input ends, so a `kill -9` of the parent leaves none behind; it imports neither JAX nor the
+person's main module, so starting one is quick wherever `prepare` was called from.
+"""
+
+import os
+import pickle
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from tttlm.data.tokenizer import Tokenizer, tokenizer_from_state, tokenizer_state
+from tttlm.errors import InputError
+
+Task = list[tuple[bytes, bool]]  # blocks of bytes; the flag says that a block goes on where a cut was allowed
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What became of one block: its tokens, and whether its bytes were valid UTF-8."""
+
+    tokens: np.ndarray
+    valid: bool
+
+
+def encode_task(tokenizer: Tokenizer, dtype: str, task: Task) -> list[Encoded]:
+    """Tokens of each block of a task; invalid UTF-8 is replaced by U+FFFD and reported."""
+    texts, valid = [], []
+    for data, goes_on in task:
+        try:
+            text = data.decode()
+            valid.append(True)
+        except UnicodeDecodeError:
+            text = data.decode("utf-8", "replace")
+            valid.append(False)
+        texts.append((text, goes_on))
+    encoded = tokenizer.encode_blocks(texts)
+    return [Encoded(tokens.astype(dtype), ok) for tokens, ok in zip(encoded, valid, strict=True)]
+
+
+class Workers:
+    """Processes that encode tasks; `submit` may be called until as many tasks wait as memory should hold."""
+
+    def __init__(self, tokenizer: Tokenizer, dtype: str, count: int) -> None:
+        self._pool = ThreadPoolExecutor(count)
+        self._idle: SimpleQueue[subprocess.Popen] = SimpleQueue()
+        self._processes = [_start() for _ in range(count)]
+        for process in self._processes:
+            _send(process.stdin, (tokenizer_state(tokenizer), dtype))
+            self._idle.put(process)
+
+    def submit(self, task: Task) -> "Future[list[Encoded]]":
+        return self._pool.submit(self._run, task)
+
+    def _run(self, task: Task) -> list[Encoded]:
+        process = self._idle.get()
+        try:
+            _send(process.stdin, task)
+            answer = _receive(process.stdout)
+        except (EOFError, BrokenPipeError, OSError) as error:
+            raise InputError(
+                f"a tokenizing process ended by itself (status {process.wait()}; out of memory?); "
+                "run the same command again to go on, with fewer --workers if memory is short"
+            ) from error
+        self._idle.put(process)
+        if isinstance(answer, str):
+            raise RuntimeError(f"a tokenizing process failed:\n{answer}")
+        return answer
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.kill()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        for process in self._processes:
+            process.wait()
+            for stream in (process.stdin, process.stdout):
+                if stream is not None:
+                    stream.close()
+
+
+@contextmanager
+def workers(tokenizer: Tokenizer, dtype: str, count: int) -> Iterator[Workers]:
+    """Started and, however it ends, stopped."""
+    pool = Workers(tokenizer, dtype, count)
+    try:
+        yield pool
+    finally:
+        pool.close()
+
+
+def available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def serve() -> None:
+    """The life of a worker."""
+    import signal
+    import traceback
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes our input
+    source = os.fdopen(os.dup(0), "rb")
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a library prints must not get between the answers
+    try:
+        state, dtype = _receive(source)
+        tokenizer = tokenizer_from_state(state)
+        while True:
+            task = _receive(source)
+            try:
+                answer: Any = encode_task(tokenizer, dtype, task)
+            except Exception:
+                answer = traceback.format_exc()
+            _send(answers, answer)
+    except (EOFError, BrokenPipeError):
+        return
+
+
+def _start() -> subprocess.Popen:
+    root = str(Path(__file__).parents[2])
+    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, "-c", "from tttlm.data.workers import serve; serve()"]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+
+
+def _send(stream: BinaryIO | Any, message: Any) -> None:
+    data = pickle.dumps(message, protocol=5)
+    stream.write(struct.pack("<Q", len(data)))
+    stream.write(data)
+    stream.flush()
+
+
+def _receive(stream: BinaryIO | Any) -> Any:
+    head = stream.read(8)
+    if len(head) < 8:
+        raise EOFError
+    size = struct.unpack("<Q", head)[0]
+    data = stream.read(size)
+    if len(data) < size:
+        raise EOFError
+    return pickle.loads(data)
