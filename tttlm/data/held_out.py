@@ -41,7 +41,7 @@ def held_out_documents(path: str | Path, split: str = "validation") -> Iterator[
     """
     manifest = read_manifest(path)
     stored = Split(path, split, manifest)
-    documents, names = stored.documents, stored.names()
+    documents, names = stored.index(), stored.names()
     if not len(documents):
         raise InputError(f"{path} has no {split} documents; prepare it again with another --held-out")
     # A stored BOS is already in front.
@@ -58,8 +58,8 @@ def held_out_documents(path: str | Path, split: str = "validation") -> Iterator[
 def encode_file(path: str | Path, tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, int]]:
     """Tokens of a text file of any length in constant memory: `(uint32 tokens, bytes of text)` piece by piece.
 
-    Joined, the pieces are what `tokenizer.encode` gives for the whole text, after `tokenizer.entry_id`. Invalid UTF-8 is read as U+FFFD;
-    .gz, .zst and .xz are unpacked.
+    Joined, the pieces are what `tokenizer.encode` gives for the whole text, after `tokenizer.entry_id`. Invalid UTF-8
+    is read as U+FFFD; .gz, .zst and .xz are unpacked.
 
     Raises:
         InputError: there is no such file, it is damaged, or there is no text in it.

@@ -1,75 +1,88 @@
-"""Prepared folders to batches: the batch of step n is a function of the seed and n alone, on any number of processes."""
+"""Prepared folders to batches: the batch of step n is a function of the seed and n, on any number of processes."""
 
 import hashlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from tttlm.data.config import DataConfig
-from tttlm.data.store import MANIFEST, Split, read_manifest
+from tttlm.data.integrity import verify
+from tttlm.data.lanes import LaneBatches
+from tttlm.data.order import Order
+from tttlm.data.packing import Packed
+from tttlm.data.store import MANIFEST, Documents, Split, read_manifest
 from tttlm.data.tokenizer import Tokenizer, load_tokenizer
 from tttlm.data.windows import Windows
 from tttlm.errors import InputError
-
-if TYPE_CHECKING:
-    import grain
 
 Batch = dict[str, np.ndarray]
 
 
 class Rows(Protocol):
-    """One epoch of rows; each a dict of arrays [T]."""
+    """One epoch of rows that may come in any order."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Mapping[str, np.ndarray]: ...
+    def rows(self, indices: Sequence[int]) -> Batch: ...
+
+
+class Batches(Protocol):
+    """Endless batches.
+
+    Attributes:
+        steps_per_epoch: steps after which every row was seen (rounded down, at least 1).
+    """
+
+    steps_per_epoch: int
+
+    def batch(self, step: int, rows: range) -> Batch:
+        """Some rows of the batch of a step."""
+        ...
 
 
 @dataclass(frozen=True)
 class Loader:
-    """Batches by step.
+    """Batches by step: this process's rows of each.
 
     Attributes:
         vocab_size: token ids are below this.
         fingerprint: changes when the tokens, the tokenizer or how they are cut change.
-        steps_per_epoch: steps after which every row was seen once (rounded down, at least 1).
+        steps_per_epoch: steps after which every row was seen (rounded down, at least 1).
         tokenizer: what the tokens were made with.
-        batch_size: rows of the whole batch; this process gives `batch_size / process_count` of them.
+        fill: share of positions that hold a token; less than 1 where rows are padded.
+        batches, rows: where batches come from, and which of their rows are this process's.
     """
 
     vocab_size: int
     fingerprint: str
     steps_per_epoch: int
     tokenizer: Tokenizer
-    batch_size: int
-    rows: Any  # infinite and indexable: row r of step n is rows[n * batch_size + r]
-    first_row: int
-    local_rows: int
+    fill: float
+    batches: Batches
+    rows: range
 
     def __getitem__(self, step: int) -> Batch:
-        """This process's rows of a step: `inputs`, `targets` int32 [B, T] and what the layout adds."""
+        """`inputs`, `targets` int32 [rows, T]; where rows are padded also `segment_ids` int32 and `weights` float32."""
         if step < 0:
             raise IndexError(f"steps are counted from 0, there is no step {step}")
-        first = step * self.batch_size + self.first_row
-        rows = [self.rows[i] for i in range(first, first + self.local_rows)]
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        return self.batches.batch(step, self.rows)
 
     def iterate(self, start_step: int = 0, *, threads: int = 1, ahead: int = 4) -> Iterator[Batch]:
         """Batches from `start_step` on, without end, made `ahead` of time by background threads."""
         import grain
 
         steps = grain.MapDataset.source(_Steps(self, start_step))
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
-        return iter(steps.to_iter_dataset(options, allow_nones=False))
+        return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)))
 
 
 @dataclass(frozen=True)
 class _Steps:
-    """The steps as a grain data source."""
+    """The steps as a grain data source. One element is one batch: grain's bookkeeping for an element takes longer
+    than reading a row does."""
 
     loader: Loader
     start: int
@@ -100,7 +113,7 @@ def open_data(
         batch_size: rows of the whole batch, over all processes.
         sequence_length: tokens of a row.
         seed: of the order of rows, reshuffled each epoch.
-        align: mini-batch size; packed documents start on its multiples.
+        align: mini-batch size, on whose multiples packed documents start.
         process_index, process_count: this process gives its share of the rows, in order.
 
     Raises:
@@ -109,86 +122,113 @@ def open_data(
     config.check()
     if split not in ("train", "validation"):
         raise InputError(f"split is 'train' or 'validation', not {split!r}")
-    if batch_size % process_count:
-        raise InputError(f"a batch of {batch_size} rows cannot be shared evenly by {process_count} processes")
+    if batch_size < 1 or batch_size % process_count:
+        raise InputError(f"a batch of {batch_size} rows cannot be shared out evenly to {process_count} processes")
     if sequence_length < 1 or sequence_length % align:
         raise InputError(
             f"sequence_length {sequence_length} must be a positive multiple of the mini-batch size {align}"
         )
     folders = _folders(config, split)
-    manifests = [read_manifest(folder) for folder in folders]
+    manifests = [verify(folder) for folder in folders]
     tokenizer = _one_tokenizer(config, list(folders), manifests)
-    sources = [
-        _rows(config, folder, m, split, sequence_length, align) for folder, m in zip(folders, manifests, strict=True)
-    ]
+    splits = [_split(folder, split, manifest) for folder, manifest in zip(folders, manifests, strict=True)]
+    weights = list(folders.values())
+    batches, fill = _batches(config.layout, splits, weights, batch_size, sequence_length, align, seed)
+    prints = [manifest["fingerprint"] for manifest in manifests]
+    cut = (config.layout, sequence_length, align if config.layout == "packed" else 1, split, prints, weights)
     local = batch_size // process_count
-    cut = (
-        config.layout,
-        sequence_length,
-        align,
-        split,
-        [(m["fingerprint"], w) for m, w in zip(manifests, folders.values(), strict=True)],
-    )
     return Loader(
         vocab_size=tokenizer.vocab_size,
         fingerprint=hashlib.sha256(repr(cut).encode()).hexdigest(),
-        steps_per_epoch=max(1, sum(len(rows) for rows in sources) // batch_size),
+        steps_per_epoch=batches.steps_per_epoch,
         tokenizer=tokenizer,
-        batch_size=batch_size,
-        rows=_endless(sources, list(folders.values()), _seed(seed, split)),
-        first_row=process_index * local,
-        local_rows=local,
+        fill=fill,
+        batches=batches,
+        rows=range(process_index * local, (process_index + 1) * local),
     )
 
 
+class ShuffledRows:
+    """Batches of rows that may come in any order: sources mixed by weight, each reshuffled every epoch."""
+
+    def __init__(self, sources: Sequence[Rows], order: Order, batch_size: int) -> None:
+        self._sources, self._order, self._batch_size = sources, order, batch_size
+        self.steps_per_epoch = max(1, sum(len(rows) for rows in sources) // batch_size)
+
+    def batch(self, step: int, rows: range) -> Batch:
+        picked = [self._order[step * self._batch_size + row] for row in rows]
+        if len(self._sources) == 1:
+            return self._sources[0].rows([index for _, index in picked])
+        whole: Batch = {}
+        for number, source in enumerate(self._sources):
+            places = [i for i, (of, _) in enumerate(picked) if of == number]
+            if places:
+                for name, array in source.rows([picked[i][1] for i in places]).items():
+                    whole.setdefault(name, np.empty((len(rows), *array.shape[1:]), array.dtype))[places] = array
+        return whole
+
+
+def _batches(
+    layout: str,
+    splits: list[Split],
+    weights: list[float],
+    batch_size: int,
+    length: int,
+    align: int,
+    seed: int,
+) -> tuple[Batches, float]:
+    name = splits[0].name
+    if layout == "documents":
+        documents = [Documents(split) for split in splits]
+        lanes = LaneBatches(documents, weights, length, batch_size, seed if name == "train" else None)
+        places = lanes.steps_per_epoch * batch_size * length
+        return lanes, sum(int(d.positions.sum()) for d in documents) / places
+    rows: list[Rows] = []
+    fill = 1.0
+    if layout == "packed":
+        packed = [Packed(Documents(split), length, align, seed) for split in splits]
+        rows.extend(packed)
+        fill = float(np.average([p.fill for p in packed], weights=weights))
+    else:
+        rows.extend(Windows(split, length) for split in splits)
+    order = Order([len(r) for r in rows], weights, seed, name)
+    return ShuffledRows(rows, order, batch_size), fill
+
+
+def _split(folder: Path, name: str, manifest: dict) -> Split:
+    split = Split(folder, name, manifest)
+    if len(split) < 2:
+        raise InputError(f"{folder} has no {name} documents; prepare it again with another --held-out")
+    return split
+
+
 def _folders(config: DataConfig, split: str) -> dict[Path, float]:
+    """The folders and their weights, prepared first where that is asked for."""
     if split == "validation" and config.validation_path:
         return {Path(config.validation_path): 1.0}
     if config.mixture:
         return {Path(path): weight for path, weight in config.mixture.items()}
     path = Path(config.path)
-    if config.prepare.given and not (path / MANIFEST).exists():
-        from tttlm.data.prepare import prepare
+    if config.prepare.given:
+        from tttlm.data.prepare import describe, prepare
 
-        prepare(config.prepare, path, wait=True)
+        if not (path / MANIFEST).exists():
+            prepare(config.prepare, path, wait=True)
+        made, wanted = read_manifest(path)["config"], describe(config.prepare)
+        if differing := [name for name in wanted if made.get(name) != wanted[name]]:
+            name = differing[0]
+            raise InputError(
+                f"{path} was prepared with {name} {made.get(name)!r}, the configuration says {wanted[name]!r}; "
+                "name another path, or delete that folder"
+            )
     return {path: 1.0}
 
 
 def _one_tokenizer(config: DataConfig, folders: list[Path], manifests: list[dict]) -> Tokenizer:
-    prints = {manifest["tokenizer"]["fingerprint"] for manifest in manifests}
-    if len(prints) > 1:
-        raise InputError(
-            f"{folders[0]} and another folder of the mixture have different tokenizers; prepare them with one"
-        )
-    tokenizer = load_tokenizer(folders[0])
-    if config.tokenizer:
-        wanted = load_tokenizer(config.tokenizer)
-        if wanted.fingerprint not in prints:
-            raise InputError(
-                f"{folders[0]} was not made with tokenizer {config.tokenizer}; prepare it again, or name its own"
-            )
-    return tokenizer
-
-
-def _rows(config: DataConfig, folder: Path, manifest: dict, split: str, length: int, align: int) -> Rows:
-    stored = Split(folder, split, manifest)
-    if not len(stored):
-        raise InputError(f"{folder} has no {split} documents; prepare it again with another --held-out")
-    if config.layout == "windows":
-        return Windows(stored, length)
-    raise NotImplementedError(config.layout)
-
-
-def _endless(sources: list[Rows], weights: list[float], seed: int) -> "grain.MapDataset":
-    """Every source shuffled anew each epoch, and mixed by weight."""
-    import grain
-
-    datasets = [
-        grain.MapDataset.source(rows).shuffle(seed=(seed + 7919 * i) % 2**32).repeat() for i, rows in enumerate(sources)
-    ]
-    return datasets[0] if len(datasets) == 1 else grain.MapDataset.mix(datasets, weights)
-
-
-def _seed(seed: int, split: str) -> int:
-    """Spreads seeds out: grain counts its own up by one each epoch, and 0 and 1 are not to share epochs."""
-    return int.from_bytes(hashlib.sha256(f"{split} {seed}".encode()).digest()[:4], "little")
+    prints = [manifest["tokenizer"]["fingerprint"] for manifest in manifests]
+    for folder, fingerprint in zip(folders, prints, strict=True):
+        if fingerprint != prints[0]:
+            raise InputError(f"{folder} was made with another tokenizer than {folders[0]}; prepare both with the same")
+    if config.tokenizer and load_tokenizer(config.tokenizer).fingerprint != prints[0]:
+        raise InputError(f"{folders[0]} was not made with tokenizer {config.tokenizer}; prepare it again with that one")
+    return load_tokenizer(folders[0])

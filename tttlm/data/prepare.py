@@ -7,6 +7,7 @@ one rename, with the position in the source behind it; after a `kill -9` the nex
 
 import errno
 import hashlib
+import math
 import shutil
 import sys
 import time
@@ -22,6 +23,7 @@ import numpy as np
 
 from tttlm.data import store
 from tttlm.data.config import PrepareConfig
+from tttlm.data.integrity import stamp
 from tttlm.data.sources import RawDocument, Source, open_source, sample_texts
 from tttlm.data.tokenizer import TRAINED, SentencePieceTokenizer, Tokenizer, load_tokenizer, train_tokenizer
 from tttlm.data.workers import Encoded, Task, Workers, available_cores, encode_task, workers
@@ -115,7 +117,7 @@ def _begin(config: PrepareConfig, folder: Path, source: Source, given: Tokenizer
         before = store.read_json(path)["identity"]
         if before != identity:
             raise InputError(
-                f"{folder} was begun with another {_difference(before, identity)}; choose another folder, or delete this one"
+                f"{folder} was begun with another {_difference(before, identity)}; choose another folder or delete it"
             )
     else:
         store.write_json(path, {"identity": identity, "config": describe(config)})
@@ -155,6 +157,7 @@ def _run(config: PrepareConfig, folder: Path, source: Source, given: Tokenizer |
         job.run(pool, 2 * count + 2)
     manifest = _manifest(config, folder, tokenizer, dtype, job.parts)
     store.write_json(folder / store.MANIFEST, manifest)
+    stamp(folder, manifest)
     _report(folder, manifest, job, made, count)
 
 
@@ -385,6 +388,7 @@ def _manifest(
         "tokenizer": {
             "kind": tokenizer.kind,
             "file": tokenizer.file_name,
+            "bytes": len(tokenizer.file_bytes),
             "sha256": hashlib.sha256(tokenizer.file_bytes).hexdigest(),
             "fingerprint": tokenizer.fingerprint,
             "vocab_size": tokenizer.vocab_size,
@@ -433,10 +437,8 @@ def _report(folder: Path, manifest: dict[str, Any], job: _Job, made: float, coun
 
 
 def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            break
-        count /= 1000
-    else:
-        unit = "TB"
-    return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+    if count < 1000:
+        return f"{count:.0f} bytes"
+    units = ["kB", "MB", "GB", "TB"]
+    power = min(int(math.log10(count)) // 3, len(units))
+    return f"{count / 1000**power:.1f} {units[power - 1]}"

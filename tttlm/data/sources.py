@@ -143,8 +143,8 @@ class FileSource:
                 yield 0, 0, file.size, lambda: read_text(file.path)
             return
         reader = read_jsonl if file.format == "jsonl" else read_parquet
-        for record, offset, consumed, text in reader(file.path, file.name, self._column, record, offset):
-            yield record, offset, consumed, lambda text=text: iter((text,) if text else ())
+        for number, after, consumed, text in reader(file.path, file.name, self._column, record, offset):
+            yield number, after, consumed, lambda text=text: iter((text,) if text else ())
 
 
 def open_source(config: PrepareConfig) -> Source:
@@ -158,10 +158,7 @@ def open_source(config: PrepareConfig) -> Source:
         from tttlm.data.datasets_source import DatasetSource
 
         return DatasetSource(config.dataset, config.column)
-    if config.source == ("stdlib",):
-        files = _standard_library(config.max_file_bytes or 750_000)
-    else:
-        files = _find(config)
+    files = _standard_library(config.max_file_bytes or 750_000) if config.source == ("stdlib",) else _find(config)
     if not files:
         raise InputError(f"no files to prepare under {', '.join(config.source)}")
     if not any(file.size for file in files):
@@ -221,7 +218,7 @@ def _glob(pattern: Path) -> tuple[Path, list[Path]]:
         fixed.append(part)
     root = Path(*fixed) if fixed else Path()
     rest = Path(*pattern.parts[len(fixed) :]).as_posix()
-    return root, [p for p in root.glob(rest)] if rest != "." and root.is_dir() else []
+    return root, list(root.glob(rest)) if rest != "." and root.is_dir() else []
 
 
 def _format_of(path: Path) -> str:

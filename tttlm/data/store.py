@@ -17,8 +17,10 @@ import hashlib
 import json
 import os
 import shutil
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +101,7 @@ class PartWriter:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
         self._dtype = dtype
-        self._tokens = {split: open(self._folder / f"{split}.tokens", "wb") for split in SPLITS}
+        self._tokens = {split: (self._folder / f"{split}.tokens").open("wb") for split in SPLITS}
         self._documents: dict[str, list[tuple[int, int, int, int, int]]] = {split: [] for split in SPLITS}
         self._names: dict[str, int] = {}
 
@@ -188,70 +190,93 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 
 
 class Split:
-    """One split of a prepared folder, mapped into memory: all its tokens and documents, in order.
+    """The tokens of one split of a prepared folder, mapped into memory: its shards as one long array.
 
     Attributes:
         tokens: one array per shard; `starts[i]` is the number of tokens before shard i.
-        documents: the document index of all shards (`DOCUMENT`).
-        ends: where each document ends, counted in tokens from the beginning.
     """
 
-    def __init__(self, folder: str | Path, split: str, manifest: dict[str, Any] | None = None) -> None:
+    def __init__(self, folder: str | Path, name: str, manifest: dict[str, Any] | None = None) -> None:
         self.folder = Path(folder)
         self.manifest = manifest or read_manifest(folder)
-        self.split = split
-        dtype = np.dtype(self.manifest["dtype"]).newbyteorder("<")
-        self.tokens, self._documents = [], []
-        for number, part in enumerate(self.manifest["parts"]):
-            if not part["splits"][split]["documents"]:
-                continue
-            for array, kind, name in (
-                (self.tokens, dtype, f"{split}.tokens"),
-                (self._documents, DOCUMENT, f"{split}.documents"),
-            ):
-                path = self.folder / part_name(number) / name
-                array.append(_mapped(path, kind, part["files"][name]["bytes"]))
-        self.starts = np.concatenate([[0], np.cumsum([len(t) for t in self.tokens])]).astype(np.int64)
+        self.name = name
+        self._dtype = np.dtype(self.manifest["dtype"]).newbyteorder("<")
+        self._parts = [i for i, part in enumerate(self.manifest["parts"]) if part["splits"][name]["documents"]]
+        self.tokens = [self._mapped(part, "tokens", self._dtype) for part in self._parts]
+        self.starts = [0, *accumulate(len(tokens) for tokens in self.tokens)]
 
     def __len__(self) -> int:
         """Tokens in all."""
-        return int(self.starts[-1])
-
-    @property
-    def documents(self) -> np.ndarray:
-        return np.concatenate(self._documents) if self._documents else np.empty(0, DOCUMENT)
-
-    @property
-    def ends(self) -> np.ndarray:
-        return np.cumsum(self.documents["tokens"].astype(np.int64))
-
-    def names(self) -> Iterator[str]:
-        """What each document is called: its file, and the record's number where the file has several."""
-        for number, part in enumerate(self.manifest["parts"]):
-            if part["splits"][self.split]["documents"]:
-                files = read_json(self.folder / part_name(number) / "part.json")["names"]
-                documents = np.fromfile(self.folder / part_name(number) / f"{self.split}.documents", DOCUMENT)
-                for document in documents:
-                    file, record = files[document["file"]], int(document["record"])
-                    yield f"{file}:{record + 1}" if record else file
+        return self.starts[-1]
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens from `start` to `stop`, wherever shards end."""
-        shard = int(np.searchsorted(self.starts, start, side="right")) - 1
-        first = start - int(self.starts[shard])
+        shard = bisect_right(self.starts, start) - 1
+        first = start - self.starts[shard]
         out = self.tokens[shard][first : first + stop - start]
         if len(out) == stop - start:
             return out
         return np.concatenate([out, self.read(start + len(out), stop)])
 
+    def index(self) -> np.ndarray:
+        """The document index of all shards (`DOCUMENT`)."""
+        return np.concatenate(
+            [self._mapped(part, "documents", DOCUMENT) for part in self._parts] or [np.empty(0, DOCUMENT)]
+        )
 
-def _mapped(path: Path, dtype: np.dtype, size: int) -> np.ndarray:
+    def names(self) -> Iterator[str]:
+        """What each document is called: its file, and the record's number from the second record on."""
+        for part in self._parts:
+            files = read_json(self.folder / part_name(part) / "part.json")["names"]
+            for document in self._mapped(part, "documents", DOCUMENT):
+                file, record = files[document["file"]], int(document["record"])
+                yield f"{file}:{record + 1}" if record else file
+
+    def _mapped(self, part: int, kind: str, dtype: np.dtype) -> np.ndarray:
+        name = f"{self.name}.{kind}"
+        path = self.folder / part_name(part) / name
+        check_size(path, self.manifest["parts"][part]["files"][name]["bytes"])
+        return np.memmap(path, dtype, mode="r").view(np.ndarray)
+
+
+class Documents:
+    """The documents of a split as training pairs: position p of a document is (input, target) p.
+
+    Where documents are stored without a BOS, the first input is the EOS that ends the document before, as it is
+    where documents are joined: every token of a document is then a target.
+
+    Attributes:
+        positions: pairs of each document, int64 [documents].
+    """
+
+    def __init__(self, split: Split) -> None:
+        self._split = split
+        tokens = split.index()["tokens"].astype(np.int64)
+        manifest = split.manifest
+        self._entry = manifest["tokenizer"]["eos_id"] if manifest["eos"] and not manifest["bos"] else None
+        self._starts = np.cumsum(tokens) - tokens
+        self.positions = tokens if self._entry is not None else np.maximum(tokens - 1, 0)
+
+    def pairs(self, document: int, begin: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets of positions `begin` to `stop` of a document."""
+        start = int(self._starts[document])
+        if self._entry is None:
+            tokens = self._split.read(start + begin, start + stop + 1)
+            return tokens[:-1], tokens[1:]
+        targets = self._split.read(start + begin, start + stop)
+        before = self._entry if begin == 0 else self._split.read(start + begin - 1, start + begin)[0]
+        inputs = np.empty_like(targets)
+        inputs[0], inputs[1:] = before, targets[:-1]
+        return inputs, targets
+
+
+def check_size(path: Path, size: int) -> None:
+    """Raises InputError where a file is missing or not as long as it was written."""
     try:
         actual = path.stat().st_size
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing; copy it again or prepare the folder again") from error
     if actual != size:
         raise InputError(
-            f"{path} has {actual} bytes, the manifest says {size}; copy it again or prepare the folder again"
+            f"{path} has {actual} bytes, was written with {size}; copy it again or prepare the folder again"
         )
-    return np.memmap(path, dtype, mode="r") if size else np.empty(0, dtype)

@@ -1,9 +1,10 @@
 """Reading text files, JSON lines and Parquet, compressed or not, in bounded memory."""
 
 import gzip
+import io
 import json
 import lzma
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -120,18 +121,16 @@ def _zstd_error() -> type[Exception]:
     return zstandard.ZstdError
 
 
-_OPENERS = {
+_OPENERS: dict[str, Callable[[BinaryIO], Any]] = {
     ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
-    ".xz": lambda raw: lzma.LZMAFile(raw),
+    ".xz": lzma.LZMAFile,
     ".zst": _zstd,
 }
 
 
 def _unpacked(raw: BinaryIO, path: Path) -> BinaryIO:
-    import io
-
     opener = _OPENERS.get(path.suffix)
-    return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, opener(raw)), CHUNK)) if opener else raw
+    return cast(BinaryIO, io.BufferedReader(opener(raw), CHUNK)) if opener else raw
 
 
 def _open(path: Path) -> BinaryIO:

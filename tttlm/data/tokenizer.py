@@ -60,14 +60,15 @@ class _Described:
     file_bytes: bytes
     bos_id: int | None
     eos_id: int | None
-
-    @cached_property
-    def entry_id(self) -> int | None:
-        return self.bos_id if self.eos_id is None else self.eos_id
+    entry_id: int | None
 
     @cached_property
     def fingerprint(self) -> str:
         return hashlib.sha256(f"{self.kind} {self.bos_id} {self.eos_id} ".encode() + self.file_bytes).hexdigest()
+
+    def name_controls(self, bos_id: int | None, eos_id: int | None) -> None:
+        self.bos_id, self.eos_id = bos_id, eos_id
+        self.entry_id = bos_id if eos_id is None else eos_id
 
 
 class _InPieces(_Described):
@@ -131,8 +132,8 @@ class SentencePieceTokenizer(_InPieces):
         self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.vocab_size = self._model.get_piece_size()
         # A negative id is SentencePiece's way of saying that the model has none.
-        self.bos_id = self._model.bos_id() if self._model.bos_id() >= 0 else None
-        self.eos_id = self._model.eos_id() if self._model.eos_id() >= 0 else None
+        bos_id, eos_id = self._model.bos_id(), self._model.eos_id()
+        self.name_controls(bos_id if bos_id >= 0 else None, eos_id if eos_id >= 0 else None)
         pieces = [self._model.id_to_piece(i) for i in range(self.vocab_size)]
         self.cut_rule = CutRule.of_vocabulary(pieces, only_words=False)
 
@@ -159,7 +160,7 @@ class HuggingFaceTokenizer(_InPieces):
         self._model.encode_special_tokens = True  # "<|endoftext|>" in a text is text
         vocabulary = self._model.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values()) + 1
-        self.bos_id, self.eos_id = bos_id, eos_id
+        self.name_controls(bos_id, eos_id)
         self.cut_rule = CutRule.of_vocabulary(vocabulary, only_words=True)
 
     def id_of(self, token: str) -> int | None:
@@ -179,9 +180,10 @@ class ByteTokenizer(_Described):
     file_name = ""
     file_bytes = b""
     vocab_size = 258
-    bos_id: int | None = 256
-    eos_id: int | None = 257
     cut_rule = CutRule(frozenset(), only_words=False)
+
+    def __init__(self) -> None:
+        self.name_controls(256, 257)
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode("utf-8", "replace"))
@@ -259,12 +261,13 @@ def _from_bytes(data: bytes, path: Path, bos_token: str, eos_token: str) -> Toke
     except Exception as error:  # the package raises bare Exception
         raise InputError(f"{path} is no tokenizer.json that `tokenizers` reads ({error})") from error
     named = _control_tokens(path.parent)
-    for name, given in (("bos", bos_token), ("eos", eos_token)):
-        token = given or named.get(f"{name}_token", "")
-        token_id = tokenizer.id_of(token) if token else None
-        if given and token_id is None:
-            raise InputError(f"{path} has no token {given!r} (given as {name}_token)")
-        setattr(tokenizer, f"{name}_id", token_id)
+    for given in filter(None, (bos_token, eos_token)):
+        if tokenizer.id_of(given) is None:
+            raise InputError(f"{path} has no token {given!r}")
+    tokenizer.name_controls(
+        tokenizer.id_of(bos_token or named.get("bos_token", "")),
+        tokenizer.id_of(eos_token or named.get("eos_token", "")),
+    )
     return tokenizer
 
 
