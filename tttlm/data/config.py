@@ -61,6 +61,10 @@ class PrepareConfig:
     workers: int = 0
     """Processes that tokenize; 0: one per core this process may use."""
 
+    def __post_init__(self) -> None:
+        if isinstance(self.source, str):  # a single name is easily written without its tuple
+            object.__setattr__(self, "source", (self.source,))
+
     @property
     def given(self) -> bool:
         """Whether there is anything to prepare from."""

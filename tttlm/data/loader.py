@@ -104,6 +104,7 @@ def open_data(
     align: int = 1,
     process_index: int = 0,
     process_count: int = 1,
+    vocab_size: int | None = None,
 ) -> Loader:
     """Opens prepared data (preparing it first where the configuration says from what).
 
@@ -115,9 +116,11 @@ def open_data(
         seed: of the order of rows, reshuffled each epoch.
         align: mini-batch size, on whose multiples packed documents start.
         process_index, process_count: this process gives its share of the rows, in order.
+        vocab_size: of the model, where it is known already.
 
     Raises:
-        InputError: the data is missing, unfinished, damaged, too small, or was made with another tokenizer.
+        InputError: the data is missing, unfinished, damaged, too small, was made with another tokenizer, or has ids
+            that the model's vocabulary has not.
     """
     config.check()
     if split not in ("train", "validation"):
@@ -131,6 +134,11 @@ def open_data(
     folders = _folders(config, split)
     manifests = [verify(folder) for folder in folders]
     tokenizer = _one_tokenizer(config, list(folders), manifests)
+    if vocab_size is not None and tokenizer.vocab_size > vocab_size:
+        raise InputError(
+            f"the tokens of {next(iter(folders))} go up to {tokenizer.vocab_size - 1}, the model has a vocabulary of "
+            f"{vocab_size}; set the model's vocab_size to at least {tokenizer.vocab_size}"
+        )
     splits = [_split(folder, split, manifest) for folder, manifest in zip(folders, manifests, strict=True)]
     weights = list(folders.values())
     batches, fill = _batches(config.layout, splits, weights, batch_size, sequence_length, align, seed)

@@ -22,9 +22,7 @@ class DevicePrefetch:
         wait_seconds: time spent in here since the beginning, which is time the loop waited for data.
     """
 
-    def __init__(
-        self, batches: Iterator[Any], place: Callable[[Any], Any] | None = None, size: int = 2
-    ) -> None:
+    def __init__(self, batches: Iterator[Any], place: Callable[[Any], Any] | None = None, size: int = 2) -> None:
         if place is None:
             import jax
 

@@ -7,6 +7,7 @@ one rename, with the position in the source behind it; after a `kill -9` the nex
 
 import errno
 import hashlib
+import json
 import math
 import shutil
 import sys
@@ -78,7 +79,7 @@ def describe(config: PrepareConfig) -> dict[str, Any]:
     """The configuration without what does not show in the result."""
     described = asdict(config)
     del described["workers"]
-    return described
+    return json.loads(json.dumps(described))  # as it comes back from the manifest
 
 
 def _given_tokenizer(config: PrepareConfig) -> Tokenizer:
@@ -142,7 +143,7 @@ def _facts(fingerprint: Any) -> str:
 
 def _run(config: PrepareConfig, folder: Path, source: Source, given: Tokenizer | None) -> None:
     begin = time.perf_counter()
-    tokenizer = _stored_tokenizer(config, folder, source, given)
+    tokenizer = _stored_tokenizer(config, folder, given)
     made = time.perf_counter() - begin
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
     parts = store.read_parts(folder)
@@ -161,7 +162,7 @@ def _run(config: PrepareConfig, folder: Path, source: Source, given: Tokenizer |
     _report(folder, manifest, job, made, count)
 
 
-def _stored_tokenizer(config: PrepareConfig, folder: Path, source: Source, given: Tokenizer | None) -> Tokenizer:
+def _stored_tokenizer(config: PrepareConfig, folder: Path, given: Tokenizer | None) -> Tokenizer:
     """The tokenizer, with a copy of it in the folder."""
     if given:
         if given.file_name:
@@ -171,7 +172,9 @@ def _stored_tokenizer(config: PrepareConfig, folder: Path, source: Source, given
     if path.exists():
         return SentencePieceTokenizer(path.read_bytes())
     begin = time.perf_counter()
-    sample = list(sample_texts(source, int(config.sample_mb * 1e6), lambda key: held_out(key, config.held_out)))
+    sample = list(
+        sample_texts(open_source(config), int(config.sample_mb * 1e6), lambda key: held_out(key, config.held_out))
+    )
     if not any(sample):
         raise InputError("no text to train a tokenizer on: every document is empty or held out")
     tokenizer = train_tokenizer(sample, config.vocab_size, threads=config.workers or available_cores())
@@ -424,7 +427,7 @@ def _report(folder: Path, manifest: dict[str, Any], job: _Job, made: float, coun
         say(f"passed over: {counts['empty']:,} documents without text")
     if counts["invalid_utf8"]:
         what = "left out" if job.config.invalid_utf8 == "skip" else "mended with U+FFFD"
-        say(f"invalid UTF-8: {counts['invalid_utf8']:,} documents {what}")
+        say(f"not UTF-8:   {counts['invalid_utf8']:,} documents, {what}")
     if counts["forced_cuts"]:
         say(f"cut in the middle of a word: {counts['forced_cuts']:,} times (1 MiB without a space)")
     for split, empty in (("validation", job.config.held_out), ("train", 1.0 - job.config.held_out)):

@@ -1,0 +1,90 @@
+"""Text to tokens, and a look at the result.
+
+python -m tttlm.cli.prepare SOURCE... --output FOLDER [--tokenizer FILE] ...   tokenize; run again to go on
+python -m tttlm.cli.prepare --check FOLDER                                     is it still what was written?
+python -m tttlm.cli.prepare inspect FOLDER                                     counts, lengths, samples
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from tttlm.cli.arguments import parse, run_command
+from tttlm.data.config import PrepareConfig
+from tttlm.errors import InputError
+
+
+@dataclass(frozen=True)
+class PrepareArguments(PrepareConfig):
+    """What the command line takes: how to prepare, and where to."""
+
+    output: str = ""
+    """The folder the tokens are written to; taken up again if an earlier run of the same was interrupted."""
+    check: str = ""
+    """Verify this prepared folder instead: every byte is read and compared with its sha256."""
+
+
+@dataclass(frozen=True)
+class InspectArguments:
+    """What `inspect` takes."""
+
+    folder: str = ""
+    """A prepared folder."""
+    samples: int = 3
+    """Documents whose beginning is printed."""
+    png: str = ""
+    """Where the histogram of document lengths is drawn; lengths.png in the folder where not given."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    words = list(arguments)
+    if words[:1] == ["inspect"]:
+        _inspect(parse(InspectArguments, _named(words[1:], "--folder"), prog="prepare inspect"))
+        return
+    given = parse(PrepareArguments, _named(words, "--source"), prog="prepare", description=__doc__ or "")
+    if given.check:
+        _check(given.check)
+        return
+    if not given.output:
+        raise InputError("say where the tokens go: --output FOLDER")
+    from tttlm.data.prepare import prepare
+
+    config = PrepareConfig(**{field.name: getattr(given, field.name) for field in fields(PrepareConfig)})
+    try:
+        prepare(config, given.output)
+    except KeyboardInterrupt:
+        raise InputError(f"stopped; finished shards are kept: the same command goes on in {given.output}") from None
+
+
+def _named(words: list[str], flag: str) -> list[str]:
+    """Words ahead of the first flag are what the command is about."""
+    return [flag, *words] if words and not words[0].startswith("-") else words
+
+
+def _check(folder: str) -> None:
+    from tttlm.data.integrity import verify
+
+    manifest = verify(folder, thorough=True)
+    files = 2 * 2 * len(manifest["parts"])
+    tokens = sum(sums["tokens"] for sums in manifest["splits"].values())
+    print(f"{folder} is whole: {files} files, {tokens:,} tokens, every sha256 as written")
+
+
+def _inspect(given: InspectArguments) -> None:
+    from tttlm.data.report import describe_folder, draw_lengths
+
+    if not given.folder:
+        raise InputError("say which folder: prepare inspect FOLDER")
+    for line in describe_folder(given.folder, samples=given.samples):
+        print(line)
+    picture = Path(given.png) if given.png else Path(given.folder) / "lengths.png"
+    try:
+        draw_lengths(given.folder, picture)
+    except OSError as error:
+        raise InputError(f"the picture cannot be written to {picture} ({error.strerror}); choose with --png") from error
+    print(f"\nlengths drawn in {picture}")
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(sys.argv[1:]))
