@@ -1,0 +1,1 @@
+"""Command lines: train, eval, generate, prepare, compare. Each parses its arguments and calls the library."""

@@ -1,0 +1,80 @@
+"""`eval.py`: loss, perplexity and bits per byte of a run, on its held-out text or on text files."""
+
+import json
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from tttlm.cli.arguments import parse, run_command
+from tttlm.errors import InputError
+
+DESCRIPTION = """Scores a run on its held-out text, or on text files.
+
+For example:  python eval.py runs/quickstart --text book.txt"""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What is scored."""
+
+    run: tyro.conf.Positional[str] = ""
+    """The folder of a run."""
+    text: tuple[str, ...] = ()
+    """Text files to score, each as one document; none scores the run's held-out documents."""
+    step: int | None = None
+    """The checkpoint to read; None is the newest."""
+    limit: int = 0
+    """Bytes of held-out text to score, in whole documents; 0 scores all of it."""
+    chunk: int = 0
+    """Tokens of a row that are read at a time; 0 is what suits the text."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+
+def main(arguments: list[str]) -> int:
+    config = parse(EvalConfig, arguments, prog="eval.py", description=DESCRIPTION)
+    if not config.run:
+        raise InputError("name the folder of a run, for example: python eval.py runs/quickstart")
+    if config.chunk < 0 or config.limit < 0:
+        raise InputError("--chunk and --limit cannot be negative")
+    if missing := [name for name in config.text if not Path(name).is_file()]:
+        raise InputError(f"text file {missing[0]} does not exist")
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    from tttlm.evaluation.run import load_run
+
+    run = load_run(config.run, config.step)
+    if config.text:
+        scores = {name: run.score_file(Path(name), chunk=config.chunk or 2048) for name in config.text}
+    else:
+        scores = {"held-out text": run.score_held_out(limit=config.limit, chunk=config.chunk or 256)}
+    rows: list[dict[str, Any]] = [
+        {
+            "text": name,
+            "bytes": score.bytes,
+            "tokens": score.tokens,
+            "loss": score.loss,
+            "perplexity": score.perplexity,
+            "bits_per_byte": score.bits_per_byte,
+        }
+        for name, score in scores.items()
+    ]
+    if config.json:
+        print(json.dumps({"run": config.run, "step": run.step, "scores": rows}, indent=2))
+        return 0
+    print(f"{config.run}, step {run.step}")
+    width = max(len(row["text"]) for row in rows)
+    print(f"{'text':{width}}  {'bytes':>12}  {'tokens':>12}  {'loss':>8}  {'perplexity':>10}  {'bits per byte':>13}")
+    for row in rows:
+        print(
+            f"{row['text']:{width}}  {row['bytes']:12,}  {row['tokens']:12,}  {row['loss']:8.4f}"
+            f"  {row['perplexity']:10.2f}  {row['bits_per_byte']:13.4f}"
+        )
+    return 0
+
+
+def run() -> None:
+    run_command(lambda: main(sys.argv[1:]))

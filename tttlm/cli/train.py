@@ -1,0 +1,55 @@
+"""`train.py`: one run, from its configuration to its held-out score."""
+
+import logging
+import sys
+import warnings
+
+from tttlm.cli.arguments import parse, run_command
+from tttlm.training.config import TrainConfig
+
+DESCRIPTION = """Trains a language model, or goes on training it where it stopped.
+
+Start with:  python train.py --config configs/quickstart.yaml
+--config FILE reads a YAML file of the names below; flags on the command line win over it."""
+
+
+def main(arguments: list[str]) -> int:
+    """Trains; at the end of the run scores it on held-out text, draws its loss curve and lets it write."""
+    config = parse(TrainConfig, arguments, prog="train.py", description=DESCRIPTION)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # what matters of a checkpoint's trouble is said in a line
+    warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
+    from tttlm.training.loop import train
+
+    outcome = train(config)
+    print(outcome.message, file=sys.stderr)
+    if outcome.reason == "finished":
+        report(config)
+    return outcome.status
+
+
+def report(config: TrainConfig) -> None:
+    """Prints what the run has come to."""
+    from tttlm.evaluation.generate import sample
+    from tttlm.evaluation.plots import loss_curve
+    from tttlm.evaluation.run import load_run
+
+    run = load_run(config.run)
+    picture = loss_curve(run.folder.metrics, run.folder.path / "loss.png")
+    limit = config.evaluate.final_bytes
+    if limit:
+        score = run.score_held_out(limit=limit)
+        print(f"\nheld-out text   {score.bytes / 1e6:.2f} MB, {score.tokens:,} tokens")
+        print(f"loss            {score.loss:.4f} nats per token")
+        print(f"perplexity      {score.perplexity:.2f}")
+        print(f"bits per byte   {score.bits_per_byte:.3f}")
+        print(f"gzip -9         {run.held_out_gzip(limit):.3f} bits per byte of the same text, files joined")
+    print(f"loss curve      {picture}")
+    tokenizer = run.tokenizer()
+    prompt = tokenizer.encode("def ")
+    entry = [] if tokenizer.entry_id is None else [tokenizer.entry_id]
+    written = sample(run.model, [*entry, *prompt], 200)
+    print(f"\nthe model writes:\n\n{tokenizer.decode([*prompt, *written])}")
+
+
+def run() -> None:
+    run_command(lambda: main(sys.argv[1:]))

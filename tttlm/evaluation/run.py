@@ -1,0 +1,103 @@
+"""A trained run, read back from its folder: the model, its tokenizer, and its score on text."""
+
+import gzip
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+import yaml
+
+from tttlm.data import Document, Tokenizer, encode_file, held_out_documents, load_tokenizer
+from tttlm.errors import InputError
+from tttlm.evaluation.loss import Chunk, Score, stream_score
+from tttlm.model import LanguageModel
+from tttlm.progress import progress_bar
+from tttlm.training.checkpoints import load_params
+from tttlm.training.config import TrainConfig, from_dict
+from tttlm.training.run_folder import RunFolder
+from tttlm.training.step import Model
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run has come to.
+
+    Attributes:
+        folder: where it lies.
+        config: what it was trained with.
+        step: the step of the checkpoint that was read.
+        model: the language model with the parameters of that step.
+    """
+
+    folder: RunFolder
+    config: TrainConfig
+    step: int
+    model: LanguageModel
+
+    @property
+    def data_folder(self) -> Path:
+        """The prepared folder that the run's held-out documents are in."""
+        data = self.config.data
+        return Path(data.validation_path or data.path or next(iter(data.mixture)))
+
+    def tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self.data_folder)
+
+    def held_out(self, limit: int = 0) -> Iterator[Document]:
+        """The held-out documents, until `limit` bytes of text are reached; 0 gives all."""
+        total = 0
+        for document in held_out_documents(self.data_folder):
+            yield document
+            total += document.bytes
+            if limit and total >= limit:
+                return
+
+    def score(self, documents: Iterable[Iterable[Chunk]], *, rows: int, chunk: int, total: int | None = None) -> Score:
+        """See `stream_score`; shows a progress bar of `total` bytes."""
+        with progress_bar(total, "scoring", unit="B") as bar:
+            return stream_score(
+                self.model, documents, rows=rows, chunk=chunk, align=self.config.align, on_progress=bar.update
+            )
+
+    def score_held_out(self, *, limit: int = 0, rows: int = 16, chunk: int = 256) -> Score:
+        """The score of the held-out documents, each read from its start."""
+        sizes = [document.bytes for document in self.held_out(limit)]
+        chunks = ([(document.tokens, document.bytes)] for document in self.held_out(limit))
+        return self.score(chunks, rows=min(rows, len(sizes)), chunk=chunk, total=sum(sizes))
+
+    def score_file(self, path: Path, *, chunk: int = 2048) -> Score:
+        """The score of a text file as one document, of any length in constant memory."""
+        size = path.stat().st_size if path.suffix not in (".gz", ".zst", ".xz") else None
+        return self.score([encode_file(path, self.tokenizer())], rows=1, chunk=chunk, total=size)
+
+    def held_out_gzip(self, limit: int = 0) -> float:
+        """Bits per byte that `gzip -9` needs for the held-out documents joined."""
+        tokenizer = self.tokenizer()
+        text = "".join(tokenizer.decode(document.tokens.tolist()) for document in self.held_out(limit)).encode()
+        return 8 * len(gzip.compress(text, 9)) / len(text)
+
+
+def load_run(path: str | Path, step: int | None = None) -> Run:
+    """Reads the parameters of a run's newest checkpoint, or that of `step`.
+
+    Raises:
+        InputError: it is no run, or has no such checkpoint.
+    """
+    folder = RunFolder(path)
+    if not folder.config.exists():
+        raise InputError(f"{path} is not the folder of a run: it has no config.yaml")
+    try:
+        config = from_dict(TrainConfig, yaml.safe_load(folder.config.read_text(encoding="utf-8")))
+    except (InputError, yaml.YAMLError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder.config} cannot be used: {error}".splitlines()[0]) from None
+    model = Model(config.model)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.tree.map(partial(_placed, here), model.shapes)
+    step, params = load_params(folder.checkpoints, shapes, step)
+    return Run(folder, config, step, model.bind(params))
+
+
+def _placed(sharding: jax.sharding.Sharding, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)

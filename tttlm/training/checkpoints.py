@@ -1,0 +1,174 @@
+"""Saved training states: written in the background, kept by policy, verified when they are read."""
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Array, UInt
+from orbax.checkpoint import v1 as ocp
+
+from tttlm.errors import InputError
+from tttlm.training.config import CheckpointConfig
+from tttlm.training.sharding import path_name
+
+_FORMAT = 1  # raised when what is saved changes in a way that older code cannot read
+
+
+class Checkpoints:
+    """The checkpoints of one run, in `folder/<step>`.
+
+    Each holds `params` and `rest` (optimiser and counters), apart, so that parameters load alone, and a digest of every
+    array. A checkpoint appears under its name when it is whole; a process killed while writing leaves nothing that a
+    later one could take for a checkpoint.
+    """
+
+    def __init__(self, folder: Path, config: CheckpointConfig) -> None:
+        policies = ocp.training.preservation_policies
+        keep: list[Any] = [policies.LatestN(config.keep_last)]
+        if config.keep_every:
+            keep.append(policies.EveryNSteps(config.keep_every))
+        self._folder = folder
+        self._orbax = ocp.training.Checkpointer(
+            folder.absolute(),
+            preservation_policy=policies.AnyPreservationPolicy(keep),
+            cleanup_tmp_directories=True,
+        )
+
+    def save(self, step: int, params: Any, rest: Any) -> None:
+        """Starts saving; returns when the arrays are copied, usually long before they are on disk."""
+        facts = {"format": _FORMAT, "params": digests(params), "rest": digests(rest)}
+        self._orbax.save_checkpointables_async(
+            step, {"params": params, "rest": rest}, force=True, overwrite=True, custom_metadata=facts
+        )
+
+    def newest(self, params: Any, rest: Any) -> tuple[int, Any, Any] | None:
+        """(step, params, rest) of the newest checkpoint that is sound, or None when there is none at all.
+
+        Args:
+            params, rest: `jax.ShapeDtypeStruct`s with shardings, in the structure that was saved. The mesh may be
+                another than the one that saved.
+
+        A damaged checkpoint is announced on standard error and set aside as `<step>.damaged`.
+
+        Raises:
+            InputError: there are checkpoints, and every one is damaged.
+        """
+        found = [checkpoint.step for checkpoint in self._orbax.checkpoints]
+        for step in reversed(found):
+            try:
+                with _quiet():
+                    return step, *self._load(step, params, rest)
+            except Exception as error:
+                print(
+                    f"checkpoint {self._folder / str(step)} is damaged ({_first_cause(error)}); "
+                    "going on from the one before",
+                    file=sys.stderr,
+                )
+                self._set_aside(step)
+        if found:
+            raise InputError(f"{self._folder}: no checkpoint is sound; start again in another run folder")
+        return None
+
+    def _load(self, step: int, params: Any, rest: Any) -> tuple[Any, Any]:
+        facts = self._orbax.checkpointables_metadata(step).custom_metadata
+        if not facts or facts.get("format") != _FORMAT:
+            raise ValueError("its description cannot be read")
+        loaded = self._orbax.load_checkpointables(step, {"params": params, "rest": rest})
+        for name in ("params", "rest"):
+            wrong = [path for path, digest in digests(loaded[name]).items() if facts[name].get(path) != digest]
+            if wrong:
+                raise ValueError(f"the values of {name}/{wrong[0]} are not those that were saved")
+        return loaded["params"], loaded["rest"]
+
+    def _set_aside(self, step: int) -> None:
+        if jax.process_index() == 0:
+            names = [f"{step}.damaged", *(f"{step}.damaged.{n}" for n in range(1, 1000))]
+            free = next(self._folder / name for name in names if not (self._folder / name).exists())
+            (self._folder / str(step)).rename(free)
+        multihost_utils.sync_global_devices(f"checkpoint {step} set aside")
+        self._orbax.reload()
+
+    def wait(self) -> None:
+        """Returns when everything is on disk; raises what went wrong while writing."""
+        self._orbax.wait()
+
+    def close(self) -> None:
+        self._orbax.close()
+
+
+def digests(tree: Any) -> dict[str, int]:
+    """A checksum of every array by path; any single changed value changes it, and the mesh does not matter."""
+    return {path_name(path): int(digest) for path, digest in jax.tree_util.tree_leaves_with_path(_digests(tree))}
+
+
+@jax.jit
+def _digests(tree: Any) -> Any:
+    return jax.tree.map(_digest, tree)
+
+
+def _digest(x: Array) -> UInt[Array, ""]:
+    """The bits of every element times an odd number that depends on its place, summed modulo 2**32."""
+    if x.dtype == jnp.bool_:
+        x = x.astype(jnp.uint8)
+    bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{min(x.dtype.itemsize, 4) * 8}")).astype(jnp.uint32)
+    place, stride = jnp.zeros(bits.shape, jnp.uint32), 1
+    for axis in reversed(range(bits.ndim)):
+        place += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * np.uint32(stride % 2**32)
+        stride *= bits.shape[axis]
+    return jnp.sum(bits * (place * np.uint32(2654435761) * 2 + 1), dtype=jnp.uint32)
+
+
+def load_params(folder: Path, abstract: Any, step: int | None = None) -> tuple[int, Any]:
+    """(step, parameters) of one checkpoint of a run, the newest by default, without its optimiser.
+
+    Args:
+        folder: the `checkpoints` folder of a run.
+        abstract: `jax.ShapeDtypeStruct`s in the structure of the parameters; shape must fit, dtype may differ.
+
+    Raises:
+        InputError: there is no such checkpoint.
+    """
+    steps = saved_steps(folder)
+    if not steps or (step is not None and step not in steps):
+        wanted = "any checkpoint" if step is None else f"a checkpoint of step {step}"
+        raise InputError(f"{folder} does not hold {wanted}; it holds {steps or 'none'}")
+    step = steps[-1] if step is None else step
+    try:
+        with _quiet():
+            loaded = ocp.load_checkpointables((folder / str(step)).absolute(), {"params": abstract})
+    except Exception as error:
+        raise InputError(f"checkpoint {folder / str(step)} cannot be read: {_first_cause(error)}") from error
+    return step, loaded["params"]
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """The steps that have a checkpoint, in order."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What orbax logs about a damaged checkpoint is said in one line instead."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _first_cause(error: BaseException) -> str:
+    """The first line of the exception that the others were raised from."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    text = (str(error).strip() or "no reason given").splitlines()[0][:200]
+    return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"

@@ -1,0 +1,267 @@
+"""What a training run is: frozen dataclasses, and the rules that a combination of them has to keep."""
+
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from tttlm.data import DataConfig
+from tttlm.errors import InputError
+from tttlm.model import ModelConfig
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with the gradient clipped by its global norm."""
+
+    learning_rate: float = 3e-3
+    """Peak learning rate, reached at the end of the warm-up."""
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    """Applied to matrices and embeddings, never to biases, norms and other vectors."""
+    clip: float = 1.0
+    """Largest global norm of the gradient; 0 does not clip."""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Linear warm-up, then a cosine down to `final`; and the warm-up of the inner learning rate."""
+
+    warmup_steps: int | None = None
+    """Steps of linear warm-up; None is a tenth of the run."""
+    final: float = 1e-5
+    """The learning rate at the last step."""
+    inner_start: float | None = None
+    """What the inner learning rate is multiplied by at the first step; None is 0.1 with TTT-MLP layers, else 1."""
+    inner_warmup_steps: int | None = None
+    """Steps until that multiplier is 1; None is a tenth of the run."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """The held-out loss: on the way on a fixed set of batches, at the end on whole documents."""
+
+    every: int = 200
+    """Steps between two evaluations; 0 never evaluates."""
+    batches: int = 8
+    final_bytes: int = 2_000_000
+    """Held-out text that is scored at the end of the run, whole documents of it; 0 scores none."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When the whole training state is saved, and which of them are kept."""
+
+    every: int = 500
+    """Steps between two checkpoints. The last step and an interrupted one are saved as well."""
+    keep_last: int = 2
+    keep_every: int = 0
+    """Checkpoints at multiples of this step are kept for good; 0 keeps the last ones only."""
+    on_error: Literal["stop", "continue"] = "stop"
+    """What to do when a checkpoint cannot be written, for instance on a full disk."""
+
+
+@dataclass(frozen=True)
+class FaultsConfig:
+    """What to do about a step whose loss or gradient is not finite, or whose gradient norm leaps."""
+
+    policy: Literal["stop", "skip", "rollback"] = "stop"
+    """stop with a report; skip the step and go on; or go back to the last checkpoint and past the batches since."""
+    spike: float = 0.0
+    """A gradient norm this many times its running mean counts as a fault; 0 lets every finite norm pass."""
+    allowed: int = 10
+    """Faults that are skipped or rolled back before the run stops after all."""
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """How many devices each axis of the mesh takes; -1, on one axis, takes all that are left."""
+
+    data: int = 1
+    """Copies of the model, each with its share of the batch."""
+    fsdp: int = -1
+    """Shares of parameters and optimiser state; every share has its part of the batch as well."""
+    tensor: int = 1
+    """Shares of heads, channels and feed-forward width."""
+    context: int = 1
+    """Shares of the sequence."""
+
+
+@dataclass(frozen=True)
+class MetricsConfig:
+    """Where the numbers of a run go besides `metrics.jsonl`."""
+
+    every: int = 1
+    """Steps between two lines of metrics."""
+    tensorboard: Literal["auto", "on", "off"] = "auto"
+    """auto writes TensorBoard files when tensorboardX is installed."""
+    wandb: str = ""
+    """A Weights & Biases project to log to; empty does not."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run."""
+
+    run: str = "runs/default"
+    """The folder of the run: configuration, metrics, checkpoints."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    steps: int = 1000
+    batch_size: int = 16
+    """Rows of a batch, over all devices."""
+    sequence_length: int = 512
+    """Tokens of a row."""
+    accumulate: int = 1
+    """Parts that a batch is taken in, one after the other, to save memory."""
+    loss_chunk: int = 0
+    """Tokens of a row whose logits exist at a time; 0 takes the row whole."""
+    seed: int = 0
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    faults: FaultsConfig = field(default_factory=FaultsConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+
+    @property
+    def warmup_steps(self) -> int:
+        steps = self.schedule.warmup_steps
+        return self.steps // 10 if steps is None else steps
+
+    @property
+    def inner_warmup_steps(self) -> int:
+        steps = self.schedule.inner_warmup_steps
+        return self.steps // 10 if steps is None else steps
+
+    @property
+    def align(self) -> int:
+        """Tokens on whose multiples documents start, so that they are read as if alone."""
+        return self.model.ttt.mini_batch_size if any("ttt" in mixer for mixer in self.model.mixers) else 1
+
+    @property
+    def inner_start(self) -> float:
+        start = self.schedule.inner_start
+        return (0.1 if "ttt_mlp" in self.model.mixers else 1.0) if start is None else start
+
+
+# A run may go on with these changed: they do not touch what is computed, or only the order of its sums.
+FREE_TO_CHANGE = ("run", "mesh.", "metrics.", "checkpoint.", "faults.", "evaluate.", "loss_chunk", "accumulate")
+
+
+def check(config: TrainConfig) -> None:
+    """Refuses combinations that cannot work; what needs the data or the devices is checked where they are known.
+
+    Raises:
+        InputError: names the rule, what came and what to do.
+    """
+    config.data.check()
+    positive = (
+        "steps",
+        "batch_size",
+        "sequence_length",
+        "accumulate",
+        "metrics.every",
+        "checkpoint.every",
+        "evaluate.batches",
+    )
+    for name in positive:
+        _require(_get(config, name) >= 1, f"{name} must be at least 1, got {_get(config, name)}")
+    not_negative = (
+        *("loss_chunk", "evaluate.every", "evaluate.final_bytes", "checkpoint.keep_every", "faults.spike"),
+        *("optimizer.weight_decay", "optimizer.clip", "schedule.final", "faults.allowed", "seed"),
+    )
+    for name in not_negative:
+        _require(_get(config, name) >= 0, f"{name} cannot be negative, got {_get(config, name)}")
+    _require(config.checkpoint.keep_last >= 1, "checkpoint.keep_last must be at least 1: a run resumes from it")
+    rate = config.optimizer.learning_rate
+    _require(rate > 0, f"optimizer.learning_rate must be positive, got {rate}")
+    for name in ("b1", "b2"):
+        value = getattr(config.optimizer, name)
+        _require(0 <= value < 1, f"optimizer.{name} lies in [0, 1), got {value}")
+    _require(
+        config.schedule.final <= rate,
+        f"schedule.final = {config.schedule.final} lies above optimizer.learning_rate = {rate}: lower it",
+    )
+    for name, value in (("warmup_steps", config.warmup_steps), ("inner_warmup_steps", config.inner_warmup_steps)):
+        _require(
+            0 <= value <= config.steps,
+            f"schedule.{name} = {value} does not fit a run of {config.steps} steps: shorten it or raise steps",
+        )
+    _require(config.inner_start > 0, f"schedule.inner_start must be positive, got {config.inner_start}")
+    _require(
+        config.batch_size % config.accumulate == 0,
+        f"batch_size = {config.batch_size} is not divisible by accumulate = {config.accumulate}",
+    )
+    _require(
+        not config.loss_chunk or config.sequence_length % config.loss_chunk == 0,
+        f"sequence_length = {config.sequence_length} is not a multiple of loss_chunk = {config.loss_chunk}",
+    )
+    sizes = dataclasses.asdict(config.mesh)
+    for name, size in sizes.items():
+        _require(size == -1 or size >= 1, f"mesh.{name} is a number of devices or -1 for all that are left, got {size}")
+    _require(list(sizes.values()).count(-1) <= 1, f"only one axis of the mesh can be -1, got {sizes}")
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as nested dicts and lists of plain values, ready for YAML and JSON."""
+    return _plain(dataclasses.asdict(config))
+
+
+def from_dict(cls: Any, values: dict[str, Any]) -> Any:
+    """A configuration dataclass from what `to_dict` made of it.
+
+    Raises:
+        InputError: for a name that no field has.
+    """
+    kinds = typing.get_type_hints(cls)
+    if unknown := values.keys() - kinds.keys():
+        raise InputError(f"unknown key '{min(unknown)}'")
+    arguments = {}
+    for name, value in values.items():
+        if dataclasses.is_dataclass(kinds[name]):
+            value = from_dict(kinds[name], value)
+        arguments[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**arguments)
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one dict of dotted names."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return result
+
+
+def differences(saved: dict[str, Any], config: TrainConfig) -> list[str]:
+    """What keeps a run that was started with `saved` from going on with `config`, as 'name: then -> now'."""
+    then, now = flat(saved), flat(to_dict(config))
+    return [
+        f"{name}: {then.get(name)} -> {now.get(name)}"
+        for name in sorted(then.keys() | now.keys())
+        if then.get(name) != now.get(name) and not name.startswith(FREE_TO_CHANGE)
+    ]
+
+
+def _get(config: TrainConfig, name: str) -> Any:
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise InputError(message)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

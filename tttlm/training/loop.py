@@ -1,0 +1,291 @@
+"""The training loop: batches in, steps dispatched ahead of their metrics, checkpoints, and what stops a run."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from tttlm.data import open_data
+from tttlm.errors import InputError
+from tttlm.progress import progress_bar
+from tttlm.training.checkpoints import Checkpoints
+from tttlm.training.config import TrainConfig, check
+from tttlm.training.diagnosis import diagnose
+from tttlm.training.interrupts import Interrupts, catch_interrupts
+from tttlm.training.metrics import Metrics, check_metrics
+from tttlm.training.run_folder import RunFolder
+from tttlm.training.sharding import check_mesh, make_mesh, place_batch
+from tttlm.training.step import (
+    Model,
+    TrainState,
+    abstract_state,
+    make_evaluation,
+    make_init,
+    make_step,
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        reason: finished all its steps, was interrupted (and saved), or met a fault.
+        step: the last update that counts.
+        status: an exit status: 0, 130 after Ctrl-C, 75 after SIGTERM, 1 after a fault.
+        message: what to tell the person, in one or a few lines.
+        seconds: how long the loop ran in this process.
+    """
+
+    reason: Literal["finished", "interrupted", "fault"]
+    step: int
+    status: int
+    message: str
+    seconds: float
+
+
+class Fault(Exception):
+    """A step that went wrong; holds the batch for the report."""
+
+    def __init__(self, step: int, values: dict[str, float], batch: dict[str, jax.Array]) -> None:
+        self.step, self.values, self.batch = step, values, batch
+        self.what = (
+            f"the gradient norm leapt to {values['gradient_norm']:.3g}"
+            if np.isfinite(values["loss"]) and np.isfinite(values["gradient_norm"])
+            else f"loss {values['loss']:.4g}, gradient norm {values['gradient_norm']:.4g}"
+        )
+        super().__init__(f"step {step}: {self.what}")
+
+
+def train(config: TrainConfig) -> Outcome:
+    """Trains, or goes on training, the run of `config` until its last step.
+
+    What cannot work is refused before anything is compiled or written.
+
+    Raises:
+        InputError: the configuration, the data or the run's folder cannot be used.
+    """
+    check(config)
+    check_metrics(config.metrics)
+    folder = RunFolder(config.run)
+    folder.check_config(config)
+    mesh = make_mesh(config.mesh)
+    check_mesh(
+        mesh,
+        batch_size=config.batch_size,
+        accumulate=config.accumulate,
+        sequence_length=config.sequence_length,
+    )
+    loaders = open_loaders(config)
+    folder.lock()
+    try:
+        folder.check_config(config)
+        folder.check_data({"data": loaders["train"].fingerprint, "tokenizer": loaders["train"].tokenizer.fingerprint})
+        folder.write_config(config)
+        with catch_interrupts() as interrupts:
+            return _Run(config, folder, mesh, loaders, interrupts).run()
+    finally:
+        folder.unlock()
+
+
+def open_loaders(config: TrainConfig) -> dict[str, Any]:
+    """The loaders of both splits.
+
+    Raises:
+        InputError: the data cannot be used, or has more tokens than the model knows.
+    """
+    shares = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    loaders = {
+        split: open_data(
+            config.data,
+            split=split,
+            batch_size=config.batch_size,
+            sequence_length=config.sequence_length,
+            seed=config.seed,
+            align=config.align,
+            **shares,
+        )
+        for split in ("train", "validation")
+    }
+    vocabulary = loaders["train"].vocab_size
+    if vocabulary > config.model.vocab_size:
+        raise InputError(
+            f"model.vocab_size = {config.model.vocab_size} is smaller than the tokenizer's {vocabulary} pieces: "
+            f"set it to {vocabulary} or more"
+        )
+    return loaders
+
+
+class _Run:
+    """One run in this process: the compiled parts, the state, and where everything goes."""
+
+    def __init__(
+        self, config: TrainConfig, folder: RunFolder, mesh: Mesh, loaders: dict[str, Any], interrupts: Interrupts
+    ) -> None:
+        self.config, self.folder, self.loaders, self.interrupts = config, folder, loaders, interrupts
+        self.model = Model(config.model)
+        self.place = place_batch(mesh)
+        self.abstract = abstract_state(config, self.model, mesh)
+        self.init = make_init(config, self.model, mesh)
+        self.step = make_step(config, self.model, mesh)
+        self.evaluation = make_evaluation(config, self.model)
+        self.checkpoints = Checkpoints(folder.checkpoints, config.checkpoint)
+        self.faults = 0
+        self.state = self.newest_state()
+        self.saved = int(self.state.step)
+        self.metrics = Metrics(folder, config, self.saved)
+
+    def newest_state(self) -> TrainState:
+        """The state of the newest sound checkpoint, or the initial one."""
+        rest = self.abstract._replace(params=None)
+        found = self.checkpoints.newest(self.abstract.params, rest._asdict())
+        if found is None:
+            return self.init()
+        _, params, rest = found
+        return TrainState(**{**rest, "params": params})
+
+    def run(self) -> Outcome:
+        started = time.monotonic()
+        if 0 < self.saved < self.config.steps:
+            print(f"going on from step {self.saved} of {self.folder.path}", file=sys.stderr)
+        try:
+            while True:
+                try:
+                    step = self.steps()
+                    break
+                except Fault as fault:
+                    report = self.report(fault)
+                    if self.config.faults.policy != "rollback" or self.faults > self.config.faults.allowed:
+                        return Outcome("fault", fault.step - 1, 1, report, time.monotonic() - started)
+                    self.roll_back(fault, report)
+            self.checkpoints.wait()
+        finally:
+            self.metrics.close()
+            self.checkpoints.close()
+        seconds = time.monotonic() - started
+        if step == self.config.steps:
+            return Outcome("finished", step, 0, f"finished {step} steps", seconds)
+        message = f"saved at step {step} of {self.config.steps}; the same command goes on from there"
+        return Outcome("interrupted", step, self.interrupts.status, message, seconds)
+
+    def steps(self) -> int:
+        """Runs until the last step or an interrupt and saves there; returns the step reached."""
+        config = self.config
+        step = int(self.state.step)
+        batches = self.loaders["train"].iterate(int(self.state.batch))
+        pending: _Pending | None = None
+        with progress_bar(config.steps, "compiling", unit="step", initial=step) as bar:
+            clock = _Clock(config.batch_size * config.sequence_length)
+            while step < config.steps and self.interrupts.requested is None:
+                with clock.waiting():
+                    batch = self.place(next(batches))
+                self.state, values = self.step(self.state, batch)
+                step += 1
+                if pending:  # the numbers of the step before, while this one runs
+                    self.read(pending, clock, bar)
+                pending = _Pending(step, values, batch)
+                evaluate = config.evaluate.every and step % config.evaluate.every == 0
+                save = step % config.checkpoint.every == 0
+                if evaluate or save or step == config.steps:
+                    self.read(pending, clock, bar)
+                    pending = None
+                if evaluate or (config.evaluate.every and step == config.steps):
+                    self.evaluate(step)
+                if save:
+                    self.save(step)
+            if pending:
+                self.read(pending, clock, bar)
+        if self.saved != step:
+            self.save(step)
+        return step
+
+    def read(self, pending: "_Pending", clock: "_Clock", bar: Any) -> None:
+        """Waits for a step's numbers, writes and shows them.
+
+        Raises:
+            Fault: the step went wrong and the policy is not to skip it.
+        """
+        step = pending.step
+        numbers = jax.device_get(pending.values)
+        good = bool(numbers.pop("good"))
+        values = {name: numbers[name].item() for name in ("loss", *sorted(numbers.keys() - {"loss"}))}
+        values |= clock.tick()
+        if not good:
+            self.faults += 1
+            fault = Fault(step, values, pending.batch)
+            self.metrics.write(step, {"fault": fault.what, "batch": int(self.state.batch - self.state.step) + step - 1})
+            if self.config.faults.policy != "skip" or self.faults > self.config.faults.allowed:
+                raise fault
+            bar.write(f"{fault}: skipped", file=sys.stderr)
+        elif step % self.config.metrics.every == 0 or step == self.config.steps:
+            self.metrics.write(step, values)
+        bar.set_description_str("training", refresh=False)
+        speed = values.get("tokens_per_second")
+        bar.set_postfix_str(f"loss {values['loss']:.3f}" + (f", {speed:,.0f} tokens/s" if speed else ""), refresh=False)
+        bar.update(1)
+
+    def evaluate(self, step: int) -> None:
+        """The held-out loss on the first batches of the validation split."""
+        batches = (self.place(self.loaders["validation"][n]) for n in range(self.config.evaluate.batches))
+        sums = jax.device_get([self.evaluation(self.state.params, batch) for batch in batches])
+        loss, weight = np.sum(sums, axis=0)
+        self.metrics.write(step, {"validation_loss": float(loss / weight)})
+
+    def save(self, step: int) -> None:
+        self.metrics.flush()
+        rest = self.state._replace(params=None)
+        self.checkpoints.save(step, self.state.params, rest._asdict())
+        self.saved = step
+
+    def report(self, fault: Fault) -> str:
+        """What went wrong where, found by running the batch again from the parameters before it."""
+        where = diagnose(self.config, self.model, self.state.params, fault.batch, fault.step)
+        last = f"the last checkpoint is of step {self.saved}" if self.saved else "there is no checkpoint yet"
+        return f"{fault}: {where}; {last}"
+
+    def roll_back(self, fault: Fault, report: str) -> None:
+        """Goes back to the newest checkpoint and on with the batches after the faulty one."""
+        print(f"{report}; going back to it", file=sys.stderr)
+        after = self.state.batch - (self.state.step - fault.step)
+        self.checkpoints.wait()
+        self.state = self.newest_state()._replace(batch=after)
+        self.saved = int(self.state.step)
+        self.metrics.close()
+        self.metrics = Metrics(self.folder, self.config, self.saved)
+        self.metrics.write(self.saved, {"fault": report})
+
+
+@dataclass
+class _Pending:
+    """A step that was dispatched and whose numbers were not read yet."""
+
+    step: int
+    values: dict[str, jax.Array]
+    batch: dict[str, jax.Array]
+
+
+class _Clock:
+    """Tokens per second and the share of time spent waiting for data, since the last tick."""
+
+    def __init__(self, tokens: int) -> None:
+        self._tokens, self._waited = tokens, 0.0
+        self._last: float | None = None  # the first step includes compiling, so it is not timed
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        begun = time.monotonic()
+        yield
+        self._waited += time.monotonic() - begun
+
+    def tick(self) -> dict[str, float]:
+        now, last, waited = time.monotonic(), self._last, self._waited
+        self._last, self._waited = now, 0.0
+        if last is None:
+            return {}
+        return {"tokens_per_second": self._tokens / (now - last), "data_wait": waited / (now - last)}

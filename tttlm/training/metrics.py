@@ -1,0 +1,89 @@
+"""The numbers of a run: JSON lines always, TensorBoard and Weights & Biases where they are installed and wanted."""
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from tttlm.errors import InputError
+from tttlm.training.config import MetricsConfig, TrainConfig, to_dict
+from tttlm.training.run_folder import RunFolder, write_atomically
+
+
+def check_metrics(config: MetricsConfig) -> None:
+    """Refuses a tracker that is asked for and not installed.
+
+    Raises:
+        InputError: says what to install.
+    """
+    if config.tensorboard == "on" and not importlib.util.find_spec("tensorboardX"):
+        raise InputError("metrics.tensorboard is on but tensorboardX is not installed: pip install tensorboardX")
+    if config.wandb and not importlib.util.find_spec("wandb"):
+        raise InputError("metrics.wandb names a project but wandb is not installed: pip install wandb")
+
+
+class Metrics:
+    """Appends one JSON object a line, `{"step": n, ...}`, and passes the same numbers to the trackers.
+
+    Args:
+        folder: the run's folder.
+        step: the step the run goes on from. Lines of later steps are of a future that is computed again: dropped.
+    """
+
+    def __init__(self, folder: RunFolder, config: TrainConfig, step: int) -> None:
+        keep_until(folder.metrics, step)
+        self._file = open(folder.metrics, "a", encoding="utf-8")  # noqa: SIM115 (open while the run lasts)
+        self._tensorboard: Any = None
+        self._wandb: Any = None
+        wanted = config.metrics.tensorboard
+        if wanted == "on" or (wanted == "auto" and importlib.util.find_spec("tensorboardX")):
+            from tensorboardX import SummaryWriter
+
+            self._tensorboard = SummaryWriter(str(folder.path / "tensorboard"), purge_step=step + 1 if step else None)
+        if config.metrics.wandb:
+            import wandb
+
+            name = folder.path.name
+            self._wandb = wandb.init(
+                project=config.metrics.wandb, name=name, id=name, resume="allow", config=to_dict(config)
+            )
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
+        if self._tensorboard is not None:
+            for name, value in numbers.items():
+                self._tensorboard.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=step)
+
+    def flush(self) -> None:
+        """Puts what was written so far safely on disk; called before a checkpoint, so that none is ahead of it."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`; a last line cut short by a killed process is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+def keep_until(path: Path, step: int) -> None:
+    """Drops the lines after `step`."""
+    if path.exists():
+        kept = [json.dumps(record) + "\n" for record in read_metrics(path) if record["step"] <= step]
+        write_atomically(path, "".join(kept))

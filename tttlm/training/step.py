@@ -1,0 +1,191 @@
+"""One step of training as one compiled program, and the held-out loss beside it."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from tttlm.model import LanguageModel, ModelConfig
+from tttlm.training.config import TrainConfig
+from tttlm.training.loss import summed_loss
+from tttlm.training.optimizer import inner_multiplier, learning_rate, make_optimizer
+from tttlm.training.sharding import batch_sharding, tree_shardings
+
+Batch = dict[str, Array]
+
+
+class TrainState(NamedTuple):
+    """All that a run needs to go on.
+
+    Attributes:
+        step: updates tried so far, faulty ones included.
+        batch: the number of the next batch; more than `step` after a rollback went past some.
+        params: nested dicts of arrays.
+        moments: the optimiser's state.
+        norm_mean: the running mean of the gradient norm, 0 before the first step.
+        halted: a fault stopped the run; steps change nothing from there on.
+    """
+
+    step: Int[Array, ""]
+    batch: Int[Array, ""]
+    params: Any
+    moments: Any
+    norm_mean: Float[Array, ""]
+    halted: Bool[Array, ""]
+
+
+class Model:
+    """The language model as a function of its parameters, which are nested dicts of arrays."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+        abstract = nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0)))
+        parts: Any = nnx.split(abstract, nnx.Param, ...)
+        self._graph, self._params, rest = parts
+        if jax.tree.leaves(rest):
+            raise ValueError(f"a language model holds parameters only, found {nnx.to_pure_dict(rest).keys()}")
+
+    @property
+    def shapes(self) -> Any:
+        """The parameters as `jax.ShapeDtypeStruct`s."""
+        return nnx.to_pure_dict(self._params)
+
+    def init(self, seed: int) -> Any:
+        return nnx.to_pure_dict(nnx.state(LanguageModel(self.config, rngs=nnx.Rngs(seed)), nnx.Param))
+
+    def bind(self, params: Any) -> LanguageModel:
+        state = jax.tree.map(lambda x: x, self._params)
+        nnx.replace_by_pure_dict(state, params)
+        return nnx.merge(self._graph, state)
+
+
+def init_state(config: TrainConfig, model: Model) -> TrainState:
+    params = model.init(config.seed)
+    zero = jnp.zeros((), jnp.int32)
+    moments = make_optimizer(config.optimizer).init(params)
+    return TrainState(zero, zero, params, moments, jnp.zeros((), jnp.float32), jnp.zeros((), jnp.bool_))
+
+
+def abstract_state(config: TrainConfig, model: Model, mesh: Mesh) -> TrainState:
+    """The training state as `jax.ShapeDtypeStruct`s with their shardings; nothing is computed."""
+    shapes = jax.eval_shape(partial(init_state, config, model))
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        tree_shardings(shapes, mesh),
+    )
+
+
+def make_init(config: TrainConfig, model: Model, mesh: Mesh) -> Callable[[], TrainState]:
+    """Compiles the initial state so that every array is made where it will live."""
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, model, mesh))
+    return jax.jit(partial(init_state, config, model), out_shardings=shardings)
+
+
+def make_step(
+    config: TrainConfig, model: Model, mesh: Mesh
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+    """The compiled step: (state, batch) to (state, metrics). The state that goes in is used up.
+
+    An update whose loss or gradient is not finite, or whose gradient norm leaps, is not applied; under any policy
+    but `skip` no later one is either, so that the state from before it is still there for the report.
+    """
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, model, mesh))
+    return jax.jit(
+        partial(train_step, config, model),
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
+        donate_argnums=0,
+    )
+
+
+def train_step(
+    config: TrainConfig, model: Model, state: TrainState, batch: Batch
+) -> tuple[TrainState, dict[str, Array]]:
+    """One update of AdamW on one batch; see `make_step`."""
+    multiplier = inner_multiplier(config, state.step)
+    loss, tokens, grads = batch_gradient(config, model, state.params, batch, multiplier)
+    norm = optax.global_norm(grads)
+    good = jnp.isfinite(loss) & jnp.isfinite(norm)
+    if config.faults.spike:
+        good &= (state.norm_mean == 0) | (norm <= config.faults.spike * state.norm_mean)
+    halted = state.halted | ~good if config.faults.policy != "skip" else state.halted
+    apply = good & ~halted
+
+    updates, moments = make_optimizer(config.optimizer).update(grads, state.moments, state.params)
+    rate = learning_rate(config, state.step)
+    params = jax.tree.map(lambda p, u: (p - rate * u).astype(p.dtype), state.params, updates)
+    params, moments = jax.tree.map(
+        lambda new, old: jnp.where(apply, new, old), (params, moments), (state.params, state.moments)
+    )
+    norm_mean = jnp.where(state.norm_mean == 0, norm, 0.98 * state.norm_mean + 0.02 * norm)
+    norm_mean = jnp.where(apply, norm_mean, state.norm_mean).astype(jnp.float32)
+    metrics = {
+        "loss": loss,
+        "gradient_norm": norm,
+        "parameter_norm": optax.global_norm(params),
+        "learning_rate": rate,
+        "inner_multiplier": multiplier,
+        "tokens": tokens,
+        "good": good,
+    }
+    return TrainState(state.step + 1, state.batch + 1, params, moments, norm_mean, halted), metrics
+
+
+def batch_gradient(
+    config: TrainConfig, model: Model, params: Any, batch: Batch, multiplier: Float[Array, ""]
+) -> tuple[Float[Array, ""], Float[Array, ""], Any]:
+    """(mean loss over the weighted targets, their weight, gradient), taken in `accumulate` parts."""
+    parts = config.accumulate
+    tokens = jnp.maximum(total_weight(batch), 1)
+
+    def part_loss(params: Any, part: Batch) -> Float[Array, ""]:
+        return batch_loss(config, model, params, part, multiplier) / tokens
+
+    if parts == 1:
+        loss, grads = jax.value_and_grad(part_loss)(params, batch)
+        return loss, tokens, grads
+
+    # Part i takes the rows i, i + parts, ...: each device's rows stay on it.
+    split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
+
+    def add(total: Any, part: Batch) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, jax.value_and_grad(part_loss)(params, part)), None
+
+    shapes = jax.eval_shape(jax.value_and_grad(part_loss), params, jax.tree.map(lambda x: x[0], split))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    (loss, grads), _ = jax.lax.scan(add, zeros, split)
+    return loss, tokens, grads
+
+
+def batch_loss(
+    config: TrainConfig, model: Model, params: Any, batch: Batch, multiplier: Float[Array, ""] | float
+) -> Float[Array, ""]:
+    """The summed loss of the weighted targets, in nats."""
+    bound = model.bind(params)
+    hidden = bound.features(
+        batch["inputs"], segment_ids=batch.get("segment_ids"), inner_learning_rate_multiplier=multiplier
+    )
+    return summed_loss(bound.head, hidden, batch["targets"], batch.get("weights"), config.loss_chunk)
+
+
+def total_weight(batch: Batch) -> Float[Array, ""]:
+    weights = batch.get("weights")
+    return jnp.asarray(batch["targets"].size, jnp.float32) if weights is None else jnp.sum(weights)
+
+
+def make_evaluation(
+    config: TrainConfig, model: Model
+) -> Callable[[Any, Batch], tuple[Float[Array, ""], Float[Array, ""]]]:
+    """The compiled held-out loss of a batch: (summed loss in nats, weight of the targets)."""
+
+    def evaluate(params: Any, batch: Batch) -> tuple[Array, Array]:
+        return batch_loss(config, model, params, batch, 1.0), total_weight(batch)
+
+    return jax.jit(evaluate)
