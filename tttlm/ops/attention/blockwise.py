@@ -1,0 +1,183 @@
+"""Attention a block of keys at a time: memory grows with T, backward too. For CPU, and wherever no kernel fits.
+
+The softmax is accumulated over blocks of keys (arXiv 1805.02867) and the backward pass computes the scores again from
+the logarithm of each query's normaliser (arXiv 2307.08691). Blocks of keys that no query of a block can see are never
+computed: those in the future, outside the window, or of other documents.
+"""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from tttlm.ops.attention.mask import visible
+
+MASKED = -1e30  # a score that no query sees: finite, so that it never makes a NaN, in the backward pass either
+FLOOR = -1e29  # where running maxima start: exp(MASKED - FLOOR) is 0, so a query that sees nothing gives 0
+LARGEST_BLOCK = 256  # measured on CPU: smaller blocks waste the matrix products, larger ones the cache
+BLOCK_SCORES = 2**24  # scores held at a time
+
+
+class _Side(NamedTuple):
+    """Positions and segments of queries or keys, in blocks."""
+
+    positions: Int[Array, "N B Q"]
+    segments: Int[Array, "N B Q"]
+
+
+def blockwise(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B S G K"],
+    v: Float[Array, "B S G K"],
+    query_positions: Int[Array, "#B T"],
+    key_positions: Int[Array, "#B S"],
+    query_segments: Int[Array, "B T"] | None,
+    key_segments: Int[Array, "B S"] | None,
+    window: int | None,
+    block: int | None = None,
+) -> Float[Array, "B T H K"]:
+    """See `tttlm.ops.attention.attention`; `block` is the number of queries, and of keys, in a block."""
+    batch, time, heads, width = q.shape
+    groups = k.shape[2]
+    if block is None:
+        block = LARGEST_BLOCK
+        while block > 128 and batch * heads * block**2 > BLOCK_SCORES:
+            block //= 2
+    query_block, key_block = min(block, time), min(block, k.shape[1])
+    lowest = jnp.iinfo(jnp.int32).min  # what fills the last block up is of segments of its own
+    queries = _side(query_positions, query_segments, query_block, lowest)
+    keys = _side(key_positions, key_segments, key_block, lowest + 1)
+    grouped = q.reshape(batch, time, groups, heads // groups, width)
+    q_blocks = jnp.transpose(_split(grouped, query_block), (1, 0, 3, 4, 2, 5))  # [N, B, G, R, Q, K]
+    k_blocks = jnp.transpose(_split(k, key_block), (1, 0, 3, 2, 4))  # [N, B, G, S, K]
+    v_blocks = jnp.transpose(_split(v, key_block), (1, 0, 3, 2, 4))
+    out = _attend(q_blocks, k_blocks, v_blocks, queries, keys, window)
+    return jnp.transpose(out, (1, 0, 4, 2, 3, 5)).reshape(batch, -1, heads, width)[:, :time]
+
+
+def _split(x: Array, block: int) -> Array:
+    """`[B, T, ...]` -> `[B, N, block, ...]`, the last block filled up with zeros."""
+    short = -x.shape[1] % block
+    x = jnp.pad(x, ((0, 0), (0, short)) + ((0, 0),) * (x.ndim - 2))
+    return x.reshape(x.shape[0], -1, block, *x.shape[2:])
+
+
+def _side(positions: Int[Array, "#B T"], segments: Int[Array, "B T"] | None, block: int, filling: int) -> _Side:
+    if segments is None:
+        segments = jnp.zeros_like(positions)
+    short = ((0, 0), (0, -positions.shape[1] % block))
+    positions = jnp.pad(positions, short, mode="edge")
+    segments = jnp.pad(segments, short, constant_values=filling)
+    return _Side(
+        *(jnp.swapaxes(x.reshape(x.shape[0], -1, block), 0, 1) for x in (positions, segments)),
+    )
+
+
+def _needed(queries: _Side, keys: _Side, window: int | None) -> Bool[Array, "N M"]:
+    """False where no query of block n can see a key of block m in any row."""
+    first_query, last_query = (f(queries.positions, axis=2)[:, None] for f in (jnp.min, jnp.max))
+    first_key, last_key = (f(keys.positions, axis=2)[None] for f in (jnp.min, jnp.max))
+    needed = first_key <= last_query
+    if window is not None:
+        needed &= last_key > first_query - window
+    needed &= jnp.max(keys.segments, axis=2)[None] >= jnp.min(queries.segments, axis=2)[:, None]
+    needed &= jnp.min(keys.segments, axis=2)[None] <= jnp.max(queries.segments, axis=2)[:, None]
+    return jnp.any(needed, axis=2)
+
+
+def _range(needed: Bool[Array, "N M"]) -> tuple[Int[Array, "N"], Int[Array, "N"]]:
+    """For each n the first m that is needed, and one past the last."""
+    first = jnp.argmax(needed, axis=1).astype(jnp.int32)
+    last = needed.shape[1] - jnp.argmax(needed[:, ::-1], axis=1).astype(jnp.int32)
+    return first, jnp.where(jnp.any(needed, axis=1), last, first)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _attend(
+    q: Float[Array, "N B G R Q K"],
+    k: Float[Array, "M B G S K"],
+    v: Float[Array, "M B G S K"],
+    queries: _Side,
+    keys: _Side,
+    window: int | None,
+) -> Float[Array, "N B G R Q K"]:
+    return _forward(q, k, v, queries, keys, window)[0]
+
+
+def _forward(
+    q: Array, k: Array, v: Array, queries: _Side, keys: _Side, window: int | None
+) -> tuple[Float[Array, "N B G R Q K"], Float[Array, "N B G R Q"]]:
+    """The outputs, and the logarithm of every query's normaliser."""
+    dtype = jnp.promote_types(q.dtype, jnp.float32)
+    scale = 1 / math.sqrt(q.shape[-1])
+
+    def query_block(block: tuple[Array, _Side, Array, Array]) -> tuple[Array, Array]:
+        q_i, queries_i, first, last = block
+
+        def key_block(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            out, top, total = carry
+            scores = jnp.einsum("bgrqk,bgsk->bgrqs", q_i, k[j], preferred_element_type=dtype) * scale
+            seen = visible(queries_i.positions, keys.positions[j], queries_i.segments, keys.segments[j], window)
+            scores = jnp.where(seen[:, None, None], scores, MASKED)
+            new_top = jnp.maximum(top, jnp.max(scores, axis=-1))
+            weights = jnp.exp(scores - new_top[..., None])
+            shrink = jnp.exp(top - new_top)
+            total = total * shrink + jnp.sum(weights, axis=-1)
+            seen_values = jnp.einsum("bgrqs,bgsk->bgrqk", weights.astype(v.dtype), v[j], preferred_element_type=dtype)
+            return out * shrink[..., None] + seen_values, new_top, total
+
+        start = (
+            jnp.zeros(q_i.shape, dtype),
+            jnp.full(q_i.shape[:-1], FLOOR, dtype),
+            jnp.zeros(q_i.shape[:-1], dtype),
+        )
+        out, top, total = jax.lax.fori_loop(first, last, key_block, start)
+        total = jnp.where(total == 0, 1, total)
+        return (out / total[..., None]).astype(q.dtype), top + jnp.log(total)
+
+    first, last = _range(_needed(queries, keys, window))
+    return jax.lax.map(query_block, (q, queries, first, last))
+
+
+def _attend_fwd(q: Array, k: Array, v: Array, queries: _Side, keys: _Side, window: int | None) -> tuple[Array, tuple]:
+    out, log_total = _forward(q, k, v, queries, keys, window)
+    return out, (q, k, v, queries, keys, out, log_total)
+
+
+def _attend_bwd(window: int | None, saved: tuple, d_out: Array) -> tuple:
+    q, k, v, queries, keys, out, log_total = saved
+    dtype = jnp.promote_types(q.dtype, jnp.float32)
+    scale = 1 / math.sqrt(q.shape[-1])
+    # the sum over keys of weight times its gradient, which the softmax subtracts
+    mean = jnp.sum(out.astype(dtype) * d_out.astype(dtype), axis=-1)
+
+    def key_block(d_q: Array, block: tuple[Array, Array, _Side, Array, Array]) -> tuple[Array, tuple]:
+        k_j, v_j, keys_j, first, last = block
+
+        # keys before queries: then all products but that of d_q are of plain row-major operands
+        def query_block(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            d_q, d_k, d_v = carry
+            scores = jnp.einsum("bgsk,bgrqk->bgsrq", k_j, q[i], preferred_element_type=dtype) * scale
+            seen = visible(queries.positions[i], keys_j.positions, queries.segments[i], keys_j.segments, window)
+            scores = jnp.where(jnp.swapaxes(seen, 1, 2)[:, None, :, None], scores, MASKED)
+            weights = jnp.exp(scores - log_total[i][:, :, None])
+            d_v += jnp.einsum("bgsrq,bgrqk->bgsk", weights.astype(v.dtype), d_out[i], preferred_element_type=dtype)
+            d_weights = jnp.einsum("bgsk,bgrqk->bgsrq", v_j, d_out[i], preferred_element_type=dtype)
+            d_scores = (weights * (d_weights - mean[i][:, :, None]) * scale).astype(q.dtype)
+            d_k += jnp.einsum("bgsrq,bgrqk->bgsk", d_scores, q[i], preferred_element_type=dtype)
+            d_q_i = jnp.einsum("bgsrq,bgsk->bgrqk", d_scores, k_j, preferred_element_type=dtype)
+            return jax.lax.dynamic_update_index_in_dim(d_q, d_q[i] + d_q_i, i, 0), d_k, d_v
+
+        start = (d_q, jnp.zeros(k_j.shape, dtype), jnp.zeros(v_j.shape, dtype))
+        d_q, d_k, d_v = jax.lax.fori_loop(first, last, query_block, start)
+        return d_q, (d_k.astype(k.dtype), d_v.astype(v.dtype))
+
+    first, last = _range(_needed(queries, keys, window).T)
+    d_q, (d_k, d_v) = jax.lax.scan(key_block, jnp.zeros(q.shape, dtype), (k, v, keys, first, last))
+    return d_q.astype(q.dtype), d_k, d_v, None, None
+
+
+_attend.defvjp(_attend_fwd, _attend_bwd)

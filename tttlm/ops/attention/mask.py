@@ -1,0 +1,20 @@
+"""Which key a query sees: the one rule that every implementation of attention follows."""
+
+from jaxtyping import Array, Bool, Int
+
+
+def visible(
+    query_positions: Int[Array, "#B T"],
+    key_positions: Int[Array, "#B S"],
+    query_segments: Int[Array, "#B T"] | None,
+    key_segments: Int[Array, "#B S"] | None,
+    window: int | None,
+) -> Bool[Array, "#B T S"]:
+    """A query sees the keys of its own segment at its own place and, if a window is set, less than that far back."""
+    distance = query_positions[:, :, None] - key_positions[:, None, :]
+    seen = distance >= 0
+    if window is not None:
+        seen &= distance < window
+    if query_segments is not None and key_segments is not None:
+        seen &= query_segments[:, :, None] == key_segments[:, None, :]
+    return seen
