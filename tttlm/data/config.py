@@ -70,7 +70,7 @@ class PrepareConfig:
         """Whether there is anything to prepare from."""
         return bool(self.source or self.dataset.name)
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Raises InputError for what cannot be meant."""
         if not self.given:
             raise InputError("nothing to prepare: name files, a folder, a glob, a dataset, or 'stdlib'")
@@ -110,7 +110,7 @@ class DataConfig:
     prepare: PrepareConfig = PrepareConfig()
     """When `path` does not exist yet and a source is named here, it is prepared there first."""
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Raises InputError for what cannot be meant."""
         if bool(self.path) == bool(self.mixture):
             raise InputError(

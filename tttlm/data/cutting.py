@@ -38,7 +38,8 @@ class CutRule:
 
     def allows(self, before: str) -> bool:
         """Whether a cut may stand between `before` and a space or newline."""
-        if before.isspace() or before in self.joined or before == "\ufffd":
+        # What cannot be seen may be normalised away or into a space; U+FFFD may stand for half a character.
+        if not before.isprintable() or before in _SPACES or before in self.joined or before == "\ufffd":
             return False
         return before.isalnum() if self.only_words else True
 

@@ -22,7 +22,8 @@ class DatasetSource:
         columns = self._data.column_names
         if columns is not None and column not in columns:
             raise InputError(
-                f"dataset {config.name} has no column {column!r}; there are: {', '.join(columns)} (choose with --column)"
+                f"dataset {config.name} has no column {column!r}; "
+                f"there are: {', '.join(columns)} (choose with --column)"
             )
         self._record = 0
 
@@ -69,5 +70,4 @@ class DatasetSource:
                 self.empty += 1
                 continue
             self.read += len(text)
-            key, _, chunks = keyed(lambda text=text: iter((text,)))
-            yield RawDocument(0, number, key, chunks)
+            yield RawDocument(0, number, keyed((text,))[0], iter((text,)))

@@ -122,7 +122,7 @@ def open_data(
         InputError: the data is missing, unfinished, damaged, too small, was made with another tokenizer, or has ids
             that the model's vocabulary has not.
     """
-    config.check()
+    config.validate()
     if split not in ("train", "validation"):
         raise InputError(f"split is 'train' or 'validation', not {split!r}")
     if batch_size < 1 or batch_size % process_count:

@@ -46,7 +46,7 @@ def prepare(config: PrepareConfig, folder: str | Path, *, wait: bool = False) ->
     Raises:
         InputError: bad configuration or source, no space left, or the folder is taken. What was there stays.
     """
-    config.check()
+    config.validate()
     folder = Path(folder)
     source = open_source(config)
     given = None if config.tokenizer == "train" else _given_tokenizer(config)
@@ -177,7 +177,7 @@ def _stored_tokenizer(config: PrepareConfig, folder: Path, given: Tokenizer | No
     )
     if not any(sample):
         raise InputError("no text to train a tokenizer on: every document is empty or held out")
-    tokenizer = train_tokenizer(sample, config.vocab_size, threads=config.workers or available_cores())
+    tokenizer = train_tokenizer(sample, config.vocab_size)
     store.write_file(path, tokenizer.file_bytes)
     size = sum(len(text) for text in sample)
     say(f"trained a tokenizer of {config.vocab_size:,} pieces on {_size(size)} in {time.perf_counter() - begin:.1f} s")

@@ -22,13 +22,12 @@ def describe_folder(folder: str | Path, *, samples: int = 3) -> Iterator[str]:
     tokenizer, counts = manifest["tokenizer"], manifest["counts"]
     yield f"{folder}"
     yield f"source      {_source(manifest)}"
-    yield (
-        f"tokenizer   {tokenizer['kind']}, {tokenizer['vocab_size']:,} ids, "
-        f"{_control('BOS', manifest['bos'], tokenizer['bos_id'])}, {_control('EOS', manifest['eos'], tokenizer['eos_id'])}, "
-        f"sha256 {tokenizer['sha256'][:12]}"
-    )
+    controls = ", ".join(_control(name, manifest[name], tokenizer[f"{name}_id"]) for name in ("bos", "eos"))
+    made_with = f"{tokenizer['kind']}, {tokenizer['vocab_size']:,} ids, {controls}, sha256 {tokenizer['sha256'][:12]}"
+    yield f"tokenizer   {made_with}"
     shards = len(manifest["parts"])
-    yield f"tokens      {manifest['dtype']}, {shards} shard{'s' * (shards > 1)}, fingerprint {manifest['fingerprint'][:12]}"
+    stored = f"{manifest['dtype']}, {shards} shard{'s' * (shards > 1)}, fingerprint {manifest['fingerprint'][:12]}"
+    yield f"tokens      {stored}"
     if any(counts.values()):
         yield (
             f"not plain   {counts['empty']:,} empty (left out), {counts['invalid_utf8']:,} with invalid UTF-8 "
@@ -37,7 +36,8 @@ def describe_folder(folder: str | Path, *, samples: int = 3) -> Iterator[str]:
     splits = {name: Split(folder, name, manifest) for name in SPLITS}
     indices = {name: split.index() for name, split in splits.items()}
     yield ""
-    yield f"{'':<12}{'documents':>12}{'tokens':>16}{'bytes':>16}{'bytes/token':>13}{'tokens a document: median':>27}{'longest':>12}"
+    heads = (("", "<12"), ("documents", ">12"), ("tokens", ">16"), ("bytes", ">16"), ("bytes/token", ">13"))
+    yield "".join(f"{head:{form}}" for head, form in (*heads, ("median document", ">17"), ("longest", ">12")))
     for name, index in indices.items():
         yield _row(name, index)
     keys = np.concatenate([index["key"] for index in indices.values()])
@@ -89,7 +89,7 @@ def _source(manifest: dict[str, Any]) -> str:
 
 
 def _control(name: str, stored: bool, token: int | None) -> str:
-    return f"{name} {token} at each document" if stored else f"no {name}"
+    return f"{name.upper()} {token} at each document" if stored else f"no {name.upper()}"
 
 
 def _row(name: str, index: np.ndarray) -> str:
@@ -98,7 +98,7 @@ def _row(name: str, index: np.ndarray) -> str:
     tokens, size = int(index["tokens"].sum()), int(index["bytes"].sum())
     return (
         f"{name:<12}{len(index):>12,}{tokens:>16,}{size:>16,}{size / max(tokens, 1):>13.2f}"
-        f"{int(np.median(index['tokens'])):>27,}{int(index['tokens'].max()):>12,}"
+        f"{int(np.median(index['tokens'])):>17,}{int(index['tokens'].max()):>12,}"
     )
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -73,23 +73,20 @@ class SourceFile:
     format: str
 
 
-def keyed(read: Callable[[], Iterator[bytes]]) -> tuple[int, int, Iterator[bytes]]:
-    """(key, bytes, chunks) of a document: 64 bits of a hash of its content, its length, and the content itself.
+def keyed(chunks: Iterable[bytes]) -> tuple[int, int, list[bytes] | None]:
+    """(key, bytes, content) of a document: 64 bits of a hash of the content, its length, and the content itself.
 
     The key decides on which side of the train/validation line a document is, so it has to be known before the first
-    token is written; a document too large to keep in memory is read twice.
+    token is written. A document too large to be kept comes back as None, to be read again.
     """
     digest = hashlib.blake2b(digest_size=8)
-    kept: list[bytes] = []
+    kept: list[bytes] | None = []
     size = 0
-    for chunk in read():
+    for chunk in chunks:
         digest.update(chunk)
         size += len(chunk)
-        if size <= _KEEP_BYTES:
-            kept.append(chunk)
-        else:
-            kept.clear()
-    return int.from_bytes(digest.digest(), "little"), size, iter(kept) if size <= _KEEP_BYTES else read()
+        kept = None if kept is None or size > _KEEP_BYTES else [*kept, chunk]
+    return int.from_bytes(digest.digest(), "little"), size, kept
 
 
 class FileSource:
@@ -127,9 +124,9 @@ class FileSource:
                 # What comes after this document, known before it is handed out.
                 self._next = {"file": number, "record": record + 1, "offset": offset}
                 self.read = before + consumed
-                key, size, chunks = keyed(read)
+                key, size, content = keyed(read())
                 if size:
-                    yield RawDocument(number, record, key, chunks)
+                    yield RawDocument(number, record, key, read() if content is None else iter(content))
                 else:
                     self.empty += 1
             before += file.size
@@ -153,7 +150,7 @@ def open_source(config: PrepareConfig) -> Source:
     Raises:
         InputError: nothing is found under that name.
     """
-    config.check()
+    config.validate()
     if config.dataset.name:
         from tttlm.data.datasets_source import DatasetSource
 

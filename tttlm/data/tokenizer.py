@@ -287,13 +287,12 @@ def _control_tokens(folder: Path) -> dict[str, str]:
     return tokens
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, *, threads: int = 1) -> SentencePieceTokenizer:
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> SentencePieceTokenizer:
     """Trains SentencePiece BPE: byte fallback, digits split, text kept as it is, so decoding gives back every byte.
 
     Args:
         texts: the sample; cut into short stretches here, newlines kept, so that ends of lines join into pieces.
         vocab_size: pieces, the 256 bytes and 3 control tokens included.
-        threads: the result does not depend on it.
 
     Raises:
         InputError: the sample is too small for that many pieces.
@@ -315,7 +314,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, threads: int = 1) 
             allow_whitespace_only_pieces=True,
             character_coverage=0.9999,
             max_sentence_length=1 << 20,
-            num_threads=threads,
+            num_threads=8,  # written into the model, so not a property of the machine
             minloglevel=2,
         )
     except RuntimeError as error:

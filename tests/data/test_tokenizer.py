@@ -1,0 +1,254 @@
+"""Tokenizers: what they give is exactly what the tokenizer itself gives, however a text is cut."""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+
+from tests.data.small import WORDS, make_text
+from tttlm.data import cutting, load_tokenizer
+from tttlm.data.tokenizer import (
+    HuggingFaceTokenizer,
+    SentencePieceTokenizer,
+    tokenizer_from_state,
+    tokenizer_state,
+    train_tokenizer,
+)
+from tttlm.errors import InputError
+
+# How GPT-2 and how Llama 3 cut a text into words before they merge.
+REGEX_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+REGEX_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+texts_with_space = st.lists(
+    st.one_of(
+        st.sampled_from(WORDS),
+        st.sampled_from(
+            [" ", "  ", "\n", ".\n", "\n\n", "\t", "\r\n", " \n", "▁", "e\u0301", "\u200b", "\u3000", "\0", "¨"]
+        ),
+    ),
+    max_size=60,
+).map("".join)
+
+
+def byte_level(regex: str) -> bytes:
+    """A byte-level BPE tokenizer.json, as GPT-2's."""
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    pre = tokenizers.pre_tokenizers
+    tokenizer.pre_tokenizer = pre.Sequence(
+        [pre.Split(tokenizers.Regex(regex), "isolated"), pre.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=500,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([make_text(seed, 1_000) for seed in range(4)], trainer)
+    return tokenizer.to_str().encode()
+
+
+def metaspace() -> bytes:
+    """Converted SentencePiece, as Llama 2's tokenizer.json: no pre-tokenizer, a space put in front of the text."""
+    tokenizers = pytest.importorskip("tokenizers")
+    words = [word for word in WORDS if word.isascii()]
+    characters = sorted({c for word in words for c in word} | {"▁", "\n"})
+    merges = []
+    pieces = [*characters]
+    for word in words[:20]:
+        for end in range(2, len("▁" + word) + 1):
+            piece = ("▁" + word)[:end]
+            if piece not in pieces:
+                merges.append((piece[:-1], piece[-1]))
+                pieces.append(piece)
+    vocab = {piece: i for i, piece in enumerate(["<unk>", "<s>", "</s>", *pieces])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = tokenizers.normalizers.Sequence(
+        [tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")]
+    )
+    return tokenizer.to_str().encode()
+
+
+def sentencepiece_of(kind: str, rule: str, *, prefix: bool, trim: bool) -> SentencePieceTokenizer:
+    import io
+
+    import sentencepiece
+
+    out = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=(line for seed in range(4) for line in make_text(seed, 1_000).splitlines()),
+        model_writer=out,
+        model_type=kind,
+        vocab_size=340,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        normalization_rule_name=rule,
+        add_dummy_prefix=prefix,
+        remove_extra_whitespaces=trim,
+        minloglevel=2,
+    )
+    return SentencePieceTokenizer(out.getvalue())
+
+
+@pytest.fixture(scope="module")
+def tokenizers_of_every_kind(sentencepiece_model: SentencePieceTokenizer) -> dict:
+    found = {
+        "trained here": sentencepiece_model,
+        "as Llama": sentencepiece_of("bpe", "identity", prefix=True, trim=False),
+        "as T5": sentencepiece_of("unigram", "nmt_nfkc", prefix=True, trim=True),
+        "bytes": load_tokenizer("bytes"),
+    }
+    with suppress(pytest.skip.Exception):  # without `tokenizers` the others are tested all the same
+        found |= {
+            "as GPT-2": HuggingFaceTokenizer(byte_level(REGEX_GPT2)),
+            "as Llama 3": HuggingFaceTokenizer(byte_level(REGEX_LLAMA3)),
+            "as Llama 2": HuggingFaceTokenizer(metaspace()),
+        }
+    return found
+
+
+def whole(tokenizer, text: str) -> list[int]:
+    """The tokenizer's own answer, without any cutting of ours."""
+    if tokenizer.kind == "sentencepiece":
+        return tokenizer._model.encode(text)
+    if tokenizer.kind == "tokenizers":
+        return tokenizer._model.encode(text, add_special_tokens=False).ids
+    return list(text.encode())
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=texts_with_space, piece=st.integers(1, 40))
+def test_a_text_cut_into_pieces_has_the_tokens_of_the_whole(tokenizers_of_every_kind, text, piece) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cutting, "PIECE_CHARACTERS", piece)
+        for name, tokenizer in tokenizers_of_every_kind.items():
+            assert tokenizer.encode(text) == whole(tokenizer, text), name
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=texts_with_space, block=st.integers(8, 60), chunk=st.integers(1, 50))
+def test_a_document_read_in_chunks_has_the_tokens_of_the_whole(tokenizers_of_every_kind, text, block, chunk) -> None:
+    data = text.encode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cutting, "BLOCK_BYTES", block)
+        for name, tokenizer in tokenizers_of_every_kind.items():
+            tokens, goes_on = [], False
+            for piece, forced in tokenizer.cut_rule.blocks(data[i : i + chunk] for i in range(0, len(data), chunk)):
+                assert not forced
+                tokens += tokenizer.encode_blocks([(piece.decode(), goes_on)])[0].tolist()
+                goes_on = True
+            assert tokens == whole(tokenizer, text), name
+
+
+def test_long_texts_really_are_cut(tokenizers_of_every_kind) -> None:
+    text = make_text(3, 3_000)
+    for tokenizer in tokenizers_of_every_kind.values():
+        pieces = list(tokenizer.cut_rule.pieces(text))
+        assert "".join(pieces) == text
+        assert len(pieces) > 4
+        assert max(map(len, pieces)) < 2 * cutting.PIECE_CHARACTERS
+
+
+def test_a_stretch_without_any_place_to_cut_is_cut_between_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cutting, "BLOCK_BYTES", 10)
+    monkeypatch.setattr(cutting, "FORCED_BYTES", 20)
+    data = "世界".encode() * 20
+    blocks = list(load_tokenizer("bytes").cut_rule.blocks([data]))
+    assert b"".join(block for block, _ in blocks) == data
+    assert [forced for _, forced in blocks] == [True] * (len(blocks) - 1) + [False]
+    assert max(len(block) for block, _ in blocks) <= 20
+    assert all(block.decode() for block, _ in blocks)
+
+
+def test_no_cut_is_allowed_where_a_piece_spans_it() -> None:
+    rule = cutting.CutRule.of_vocabulary(["▁of▁the", "a", "▁b"], only_words=False)
+    assert not rule.allows("f")
+    assert rule.allows("a")
+
+
+def test_a_trained_tokenizer_gives_back_every_byte(sentencepiece_model: SentencePieceTokenizer) -> None:
+    for text in (make_text(50, 300), "  indented\n\n\ttabs \r\n", "\u0000\u200b unseen ☃", " "):
+        assert sentencepiece_model.decode(sentencepiece_model.encode(text)) == text
+
+
+def test_training_again_gives_the_same_tokenizer(sentencepiece_model: SentencePieceTokenizer) -> None:
+    again = train_tokenizer((make_text(seed, 2_000) for seed in range(8)), 600)
+    assert again.file_bytes == sentencepiece_model.file_bytes
+
+
+def test_digits_are_single_tokens(sentencepiece_model: SentencePieceTokenizer) -> None:
+    assert [sentencepiece_model.decode([i]) for i in sentencepiece_model.encode("1917")] == ["1", "9", "1", "7"]
+
+
+def test_a_sample_too_small_for_the_vocabulary_says_so() -> None:
+    with pytest.raises(InputError, match=r"5000 pieces .* smaller vocab_size"):
+        train_tokenizer(["a short sample"], 5_000)
+
+
+def test_control_tokens_written_out_in_a_text_are_text(tokenizers_of_every_kind) -> None:
+    for name in ("trained here", "as GPT-2"):
+        if tokenizer := tokenizers_of_every_kind.get(name):
+            assert len(tokenizer.encode("</s><|endoftext|>")) > 4
+
+
+def test_a_tokenizer_json_is_used_without_its_truncation_and_padding(tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    plain = tokenizers.Tokenizer.from_str(byte_level(REGEX_GPT2).decode())
+    text = make_text(4, 100)
+    plain.enable_truncation(5)
+    plain.enable_padding(length=64)
+    (tmp_path / "tokenizer.json").write_text(plain.to_str())
+    tokens = load_tokenizer(tmp_path).encode(text)
+    assert len(tokens) > 64
+    assert load_tokenizer(tmp_path).decode(tokens) == text
+
+
+def test_a_tokenizer_json_takes_its_controls_from_beside_it_or_from_the_person(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(byte_level(REGEX_GPT2))
+    assert load_tokenizer(tmp_path).eos_id is None
+    assert load_tokenizer(tmp_path, eos_token="<|endoftext|>").eos_id == 0
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<|endoftext|>"}}))
+    assert load_tokenizer(tmp_path).eos_id == 0
+    with pytest.raises(InputError, match="no token '</s>'"):
+        load_tokenizer(tmp_path, eos_token="</s>")
+
+
+def test_a_tokenizer_is_the_same_in_another_process(tokenizers_of_every_kind) -> None:
+    text = make_text(9, 200)
+    for tokenizer in tokenizers_of_every_kind.values():
+        copy = tokenizer_from_state(tokenizer_state(tokenizer))
+        assert copy.encode(text) == tokenizer.encode(text)
+        assert copy.fingerprint == tokenizer.fingerprint
+
+
+def test_the_fingerprint_tells_tokenizers_apart(tokenizers_of_every_kind) -> None:
+    prints = {tokenizer.fingerprint for tokenizer in tokenizers_of_every_kind.values()}
+    assert len(prints) == len(tokenizers_of_every_kind)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("absent.model", None, "does not exist"),
+        ("broken.model", b"not a model", "no SentencePiece model"),
+        ("tokenizer.json", b"{}", "no tokenizer.json"),
+    ],
+)
+def test_what_is_no_tokenizer_is_refused_in_one_line(
+    tmp_path: Path, name: str, content: bytes | None, said: str
+) -> None:
+    if name.endswith(".json"):
+        pytest.importorskip("tokenizers")
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=said) as caught:
+        load_tokenizer(tmp_path / name)
+    assert "\n" not in str(caught.value)
