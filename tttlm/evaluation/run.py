@@ -3,10 +3,8 @@
 import gzip
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-import jax
 import yaml
 
 from tttlm.data import Document, Tokenizer, encode_file, held_out_documents, load_tokenizer
@@ -93,11 +91,5 @@ def load_run(path: str | Path, step: int | None = None) -> Run:
     except (InputError, yaml.YAMLError, TypeError, AttributeError) as error:
         raise InputError(f"{folder.config} cannot be used: {error}".splitlines()[0]) from None
     model = Model(config.model)
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = jax.tree.map(partial(_placed, here), model.shapes)
-    step, params = load_params(folder.checkpoints, shapes, step)
+    step, params = load_params(folder.checkpoints, model.shapes, step)
     return Run(folder, config, step, model.bind(params))
-
-
-def _placed(sharding: jax.sharding.Sharding, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)

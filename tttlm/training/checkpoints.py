@@ -130,7 +130,8 @@ def load_params(folder: Path, abstract: Any, step: int | None = None) -> tuple[i
 
     Args:
         folder: the `checkpoints` folder of a run.
-        abstract: `jax.ShapeDtypeStruct`s in the structure of the parameters; shape must fit, dtype may differ.
+        abstract: `jax.ShapeDtypeStruct`s in the structure of the parameters; shapes must fit, dtypes may differ. Those
+            without a sharding are put on the first device.
 
     Raises:
         InputError: there is no such checkpoint.
@@ -140,6 +141,8 @@ def load_params(folder: Path, abstract: Any, step: int | None = None) -> tuple[i
         wanted = "any checkpoint" if step is None else f"a checkpoint of step {step}"
         raise InputError(f"{folder} does not hold {wanted}; it holds {steps or 'none'}")
     step = steps[-1] if step is None else step
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(lambda x: x if x.sharding else x.update(sharding=here), abstract)
     try:
         with _quiet():
             loaded = ocp.load_checkpointables((folder / str(step)).absolute(), {"params": abstract})

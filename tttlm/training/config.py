@@ -159,7 +159,13 @@ def check(config: TrainConfig) -> None:
     Raises:
         InputError: names the rule, what came and what to do.
     """
-    config.data.check()
+    config.data.validate()
+    trained = config.data.prepare
+    _require(
+        not (trained.given and trained.tokenizer == "train" and trained.vocab_size > config.model.vocab_size),
+        f"model.vocab_size = {config.model.vocab_size} is smaller than the {trained.vocab_size} pieces of "
+        "data.prepare.vocab_size: make them equal",
+    )
     positive = (
         "steps",
         "batch_size",

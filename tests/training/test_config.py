@@ -1,0 +1,99 @@
+"""Files and flags are checked by the same rules; what is wrong comes out as one line that names it."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.training.small import small_config
+from tttlm.cli.arguments import parse
+from tttlm.errors import InputError
+from tttlm.training.config import TrainConfig, check, differences, from_dict, to_dict
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def read(*arguments: str) -> TrainConfig:
+    return parse(TrainConfig, arguments, prog="train.py")
+
+
+def test_flags_win_over_the_file_and_the_file_over_its_base(tmp_path):
+    write(tmp_path / "base.yaml", "steps: 10\nmodel: {width: 32, heads: 2, layers: 3}\nmesh: {fsdp: 1}\n")
+    file = write(tmp_path / "x.yaml", "base: base.yaml\nsteps: 20\nmodel:\n  width: 64\n  mixers: [ttt_mlp]\n")
+    config = read("--config", file, "--model.width", "128", "--mesh.data=-1", "--data.mixture", "a", "0.5", "b", "2")
+    assert (config.steps, config.model.width, config.model.heads, config.model.layers) == (20, 128, 2, 3)
+    assert config.model.mixers == ("ttt_mlp",)
+    assert (config.mesh.data, config.mesh.fsdp) == (-1, 1)
+    assert config.data.mixture == {"a": 0.5, "b": 2.0}
+
+
+def test_a_saved_configuration_reads_back_the_same(tmp_path):
+    config = small_config(**{"schedule.warmup_steps": 3, "model.mixers": ("ttt_mlp",), "data.mixture": {"a": 1.0}})
+    saved = yaml.safe_load(yaml.safe_dump(to_dict(config)))
+    assert from_dict(TrainConfig, saved) == config
+    file = write(tmp_path / "config.yaml", yaml.safe_dump(to_dict(config)))
+    assert read("--config", file) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "says"),
+    [
+        ("optimiser: {b1: 1}", [], "x.yaml: unknown key 'optimiser' (did you mean 'optimizer'?)"),
+        ("model: {widht: 1}", [], "x.yaml: unknown key 'model.widht' (did you mean 'model.width'?)"),
+        ("width: 1", [], "x.yaml: unknown key 'width' (did you mean 'model.width'?)"),
+        ("steps: many", [], "x.yaml: --steps: invalid literal for int() with base 10: 'many'"),
+        ("model: 3", [], "x.yaml: 'model' holds further keys, got 3"),
+        ("- 1", [], "x.yaml: expected 'key: value' lines, got a list"),
+        ("steps: [", [], "x.yaml: not valid YAML at line 1"),
+        ("base: none.yaml", [], "none.yaml: cannot be read: No such file or directory"),
+        ("model: {width: 30, heads: 4}", [], "heads must divide model.width"),
+        ("steps: 1", ["--stepz", "2"], "train.py: unknown flag '--stepz' (did you mean '--steps'?)"),
+        ("steps: 1", ["--steps", "x"], "train.py: --steps: invalid literal"),
+        ("steps: 1", ["--faults.policy", "hope"], "train.py: invalid choice 'hope'"),
+        ("steps: 1", ["--steps"], "Missing value for argument '--steps'"),
+        ("steps: 1", ["--config"], "--config needs the name of a YAML file"),
+    ],
+)
+def test_bad_input_is_one_line_that_names_it(tmp_path, text, flags, says):
+    file = write(tmp_path / "x.yaml", text)
+    with pytest.raises(InputError) as caught:
+        read("--config", file, *flags)
+    message = str(caught.value)
+    assert says in message
+    assert "\n" not in message
+    assert "│" not in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"schedule.warmup_steps": 13}, "schedule.warmup_steps = 13 does not fit a run of 12 steps"),
+        ({"accumulate": 3}, "batch_size = 4 is not divisible by accumulate = 3"),
+        ({"loss_chunk": 5}, "sequence_length = 32 is not a multiple of loss_chunk = 5"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"optimizer.b2": 1.0}, "optimizer.b2 lies in [0, 1), got 1.0"),
+        ({"optimizer.learning_rate": 1e-6}, "schedule.final = 1e-05 lies above optimizer.learning_rate = 1e-06"),
+        ({"mesh.data": -1}, "only one axis of the mesh can be -1"),
+        ({"mesh.tensor": 0}, "mesh.tensor is a number of devices or -1"),
+        ({"data.path": ""}, "name the data by either path"),
+    ],
+)
+def test_impossible_combinations_are_refused(changes, says):
+    with pytest.raises(InputError, match=says.replace("[", r"\[").replace(")", r"\)").replace("(", r"\(")):
+        check(small_config(**changes))
+
+
+def test_a_run_may_change_what_does_not_change_its_numbers_and_nothing_else():
+    config = small_config()
+    saved = to_dict(config)
+    free = {"mesh.data": 2, "checkpoint.every": 7, "faults.policy": "skip", "metrics.every": 3, "run": "other"}
+    assert differences(saved, small_config(**free)) == []
+    assert differences(saved, small_config(**{"optimizer.b1": 0.8, "model.width": 32})) == [
+        "model.width: 16 -> 32",
+        "optimizer.b1: 0.9 -> 0.8",
+    ]
+    assert differences(saved, dataclasses.replace(config, seed=1)) == ["seed: 0 -> 1"]

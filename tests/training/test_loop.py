@@ -1,0 +1,207 @@
+"""A run ends with the same numbers however it was stopped on the way, and stops where something is wrong."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import yaml
+
+from tests.training.small import small_config
+from tttlm.data import open_data
+from tttlm.errors import InputError
+from tttlm.training import loop
+from tttlm.training.checkpoints import load_params, saved_steps
+from tttlm.training.config import TrainConfig, to_dict
+from tttlm.training.metrics import read_metrics
+from tttlm.training.run_folder import RunFolder
+from tttlm.training.step import Model
+
+TIMING = ("tokens_per_second", "data_wait")
+
+
+def numbers(config: TrainConfig) -> list[dict[str, Any]]:
+    """The lines of metrics without what the clock says."""
+    records = read_metrics(RunFolder(config.run).metrics)
+    return [{name: value for name, value in r.items() if name not in TIMING} for r in records]
+
+
+def params(config: TrainConfig) -> Any:
+    """The parameters at the last step."""
+    return load_params(RunFolder(config.run).checkpoints, Model(config.model).shapes, config.steps)[1]
+
+
+def on_batch(monkeypatch: pytest.MonkeyPatch, action: Any) -> None:
+    """Lets `action(number, batch)` have each training batch before the loop has it; it may change it in place."""
+
+    def opened(config, *, split, **options):
+        loader = open_data(config, split=split, **options)
+        if split == "train":
+            object.__setattr__(
+                loader, "iterate", lambda start: (_acted(action, n, loader) for n in range(start, 10**6))
+            )
+        return loader
+
+    monkeypatch.setattr(loop, "open_data", opened)
+
+
+def _acted(action: Any, number: int, loader: Any) -> dict[str, np.ndarray]:
+    batch = dict(loader[number])
+    action(number, batch)
+    return batch
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory) -> TrainConfig:
+    """A run of 12 steps that nothing stopped."""
+    config = small_config(tmp_path_factory.mktemp("run") / "run", data)
+    outcome = loop.train(config)
+    assert (outcome.reason, outcome.step, outcome.status) == ("finished", 12, 0)
+    return config
+
+
+def test_a_run_learns_writes_every_step_once_and_keeps_the_last_checkpoints(finished):
+    lines = numbers(finished)
+    losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
+    assert sorted(losses) == list(range(1, 13))
+    assert losses[1] == pytest.approx(np.log(300), abs=0.1)
+    assert losses[12] < losses[1] - 0.3
+    assert [line["step"] for line in lines if "validation_loss" in line] == [5, 10, 12]
+    assert saved_steps(RunFolder(finished.run).checkpoints) == [8, 12]
+    assert yaml.safe_load(RunFolder(finished.run).config.read_text()) == to_dict(finished)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_stopped_run_saves_and_goes_on_with_the_same_numbers(finished, data, tmp_path, monkeypatch, number, status):
+    config = small_config(tmp_path / "run", data)
+
+    def stop(batch, _):
+        if batch == 6:
+            signal.raise_signal(number)
+
+    with monkeypatch.context() as patch:
+        on_batch(patch, stop)
+        outcome = loop.train(config)
+    assert (outcome.reason, outcome.step, outcome.status) == ("interrupted", 7, status)
+    assert "the same command goes on" in outcome.message
+    assert saved_steps(tmp_path / "run" / "checkpoints")[-1] == 7
+
+    assert loop.train(config).reason == "finished"
+    assert numbers(config) == numbers(finished)
+    jax.tree.map(np.testing.assert_array_equal, params(config), params(finished))
+
+
+def test_a_run_killed_between_checkpoints_goes_on_from_the_last_one(finished, data, tmp_path, monkeypatch, capsys):
+    config = small_config(tmp_path / "run", data)
+
+    def die(batch, _):
+        if batch == 7:
+            raise SystemExit("killed")
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        on_batch(patch, die)
+        loop.train(config)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    with metrics.open("a") as file:
+        file.write('{"step": 7, "lo')  # cut short by the kill
+    loop.train(config)
+    assert "going on from step 4" in capsys.readouterr().err
+    assert numbers(config) == numbers(finished)
+    jax.tree.map(np.testing.assert_array_equal, params(config), params(finished))
+
+
+def test_a_finished_run_is_not_trained_further(finished):
+    before = RunFolder(finished.run).metrics.read_bytes()
+    assert loop.train(finished).reason == "finished"
+    assert RunFolder(finished.run).metrics.read_bytes() == before
+
+
+def test_another_configuration_another_process_or_other_data_is_refused(finished, data):
+    with pytest.raises(InputError, match=r"another configuration \(optimizer.b1: 0.9 -> 0.5\)"):
+        loop.train(small_config(finished.run, data, **{"optimizer.b1": 0.5}))
+    held = RunFolder(finished.run)
+    held.lock()
+    with pytest.raises(InputError, match="in use by process"):
+        loop.train(finished)
+    held.unlock()
+    facts = held.facts.read_text()
+    held.facts.write_text(facts.replace(facts.split('"')[3], "other"))
+    with pytest.raises(InputError, match="the data changed since this run started"):
+        loop.train(finished)
+    held.facts.write_text(facts)
+
+
+def test_what_cannot_work_is_refused_before_anything_is_written(data, tmp_path):
+    run = tmp_path / "run"
+    for changes, says in [
+        ({"model.vocab_size": 100}, "model.vocab_size = 100 is smaller than the tokenizer's"),
+        ({"mesh.data": 3}, "does not fit"),
+        ({"data.path": str(tmp_path / "none")}, "none"),
+        ({"schedule.warmup_steps": 100}, "does not fit a run of 12 steps"),
+    ]:
+        with pytest.raises(InputError, match=says):
+            loop.train(small_config(run, **{"data.path": str(data), **changes}))
+    assert not run.exists()
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_layer(data, tmp_path):
+    config = small_config(tmp_path / "run", data, **{"optimizer.learning_rate": 1e30, "checkpoint.every": 1})
+    outcome = loop.train(config)
+    assert (outcome.reason, outcome.status) == ("fault", 1)
+    assert outcome.message.startswith(f"step {outcome.step + 1}: loss ")
+    assert "layer 0 (ttt_linear)" in outcome.message
+    assert f"the last checkpoint is of step {outcome.step}" in outcome.message
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(_newest(config)))
+
+
+def _newest(config: TrainConfig) -> Any:
+    return load_params(Path(config.run) / "checkpoints", Model(config.model).shapes)[1]
+
+
+def spoil(number: int, batch: dict[str, np.ndarray]) -> None:
+    """Batch 6 has a loss that is not finite."""
+    batch["weights"] = np.full(batch["targets"].shape, np.inf if number == 6 else 1.0, np.float32)
+
+
+def test_a_faulty_step_is_skipped_when_asked_and_changes_nothing(data, tmp_path, monkeypatch):
+    config = small_config(tmp_path / "run", data, **{"faults.policy": "skip", "evaluate.every": 0})
+    on_batch(monkeypatch, spoil)
+    assert loop.train(config).reason == "finished"
+    lines = {line["step"]: line for line in numbers(config)}
+    assert "fault" in lines[7]
+    assert lines[7]["batch"] == 6
+    assert lines[8]["loss"] < lines[1]["loss"]
+
+
+def test_rolling_back_goes_on_from_the_checkpoint_with_the_batches_after_the_fault(data, tmp_path, monkeypatch):
+    config = small_config(tmp_path / "run", data, **{"faults.policy": "rollback", "evaluate.every": 0})
+    seen: list[int] = []
+
+    def watch(number, batch):
+        seen.append(number)
+        spoil(number, batch)
+
+    on_batch(monkeypatch, watch)
+    assert loop.train(config).reason == "finished"
+    assert [line["step"] for line in numbers(config) if "loss" in line] == list(range(1, 13))
+    assert seen[: seen.index(7) + 1] == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert seen[-8:] == [7, 8, 9, 10, 11, 12, 13, 14]  # steps 5 to 12
+
+
+def test_a_damaged_newest_checkpoint_is_announced_and_the_one_before_is_used(finished, data, tmp_path, capsys):
+    config = small_config(tmp_path / "run", data)
+    loop.train(small_config(tmp_path / "run", data))
+    newest = tmp_path / "run" / "checkpoints" / "12"
+    largest = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    capsys.readouterr()
+    assert loop.train(config).reason == "finished"
+    said = capsys.readouterr().err
+    assert "12 is damaged" in said
+    assert "going on from step 8" in said
+    assert numbers(config) == numbers(finished)
+    jax.tree.map(np.testing.assert_array_equal, params(config), params(finished))
