@@ -28,7 +28,7 @@ def sentencepiece_file(sentencepiece_model: SentencePieceTokenizer, tmp_path_fac
 def texts() -> list[str]:
     """Sixty documents, from two words to a few hundred."""
     rng = random.Random(7)
-    return [make_text(100 + i, int(rng.lognormvariate(4, 1.2)) + 2) for i in range(60)]
+    return [make_text(100 + i, int(rng.lognormvariate(5, 1.0)) + 2) for i in range(60)]
 
 
 @pytest.fixture(scope="session")

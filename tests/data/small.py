@@ -24,10 +24,10 @@ def make_text(seed: int, words: int) -> str:
     return "".join(pieces)
 
 
-def small_config(source: Path | str, tokenizer: Path | str, **changes: object) -> PrepareConfig:
+def small_config(source: Path | str, tokenizer: Path | str, /, **changes: object) -> PrepareConfig:
     """Shards of a few kilobytes, tokenized in this process."""
-    settings = {"tokenizer": str(tokenizer), "held_out": 0.2, "shard_mb": 0.01, "workers": 1}
-    return PrepareConfig(source=(str(source),), **{**settings, **changes})  # type: ignore[arg-type]
+    settings = {"source": (str(source),), "tokenizer": str(tokenizer), "held_out": 0.2, "shard_mb": 0.01, "workers": 1}
+    return PrepareConfig(**{**settings, **changes})  # type: ignore[arg-type]
 
 
 def contents(folder: Path) -> dict[str, bytes]:

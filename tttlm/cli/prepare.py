@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     if not given.output:
         raise InputError("say where the tokens go: --output FOLDER")
-    from tttlm.data.prepare import prepare
+    from tttlm.data.preparation import prepare
 
     config = PrepareConfig(**{field.name: getattr(given, field.name) for field in fields(PrepareConfig)})
     try:

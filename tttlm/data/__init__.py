@@ -7,7 +7,7 @@ function of the seed and the step alone. Importing this package imports neither 
 from tttlm.data.config import DataConfig, DatasetConfig, PrepareConfig
 from tttlm.data.held_out import Document, encode_file, held_out_documents
 from tttlm.data.loader import Loader, open_data
-from tttlm.data.prepare import prepare
+from tttlm.data.preparation import prepare
 from tttlm.data.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [

@@ -218,7 +218,7 @@ def _folders(config: DataConfig, split: str) -> dict[Path, float]:
         return {Path(path): weight for path, weight in config.mixture.items()}
     path = Path(config.path)
     if config.prepare.given:
-        from tttlm.data.prepare import describe, prepare
+        from tttlm.data.preparation import describe, prepare
 
         if not (path / MANIFEST).exists():
             prepare(config.prepare, path, wait=True)

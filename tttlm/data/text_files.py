@@ -31,9 +31,11 @@ def read_jsonl(path: Path, name: str, column: str, record: int, offset: int) -> 
     packed = path.suffix in _OPENERS
     skip = record if packed else 0
     with open(path, "rb") as raw, _unpacked(raw, path) as stream:
-        if not packed:
+        if packed:
+            number, offset = 0, 0  # a packed file has to be read from its beginning
+        else:
+            number = record
             stream.seek(offset)
-        number = 0 if packed else record
         try:
             while line := stream.readline():
                 offset += len(line)
@@ -109,10 +111,33 @@ def read_parquet(path: Path, name: str, column: str, record: int, offset: int) -
                 raise _damaged(path, error) from error
 
 
-def _zstd(raw: BinaryIO) -> BinaryIO:
-    import zstandard
+class _ZstdReader(io.RawIOBase):
+    """Unpacks one Zstandard frame after another, and tells a file that ends in the middle of one."""
 
-    return cast(BinaryIO, zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True))
+    def __init__(self, raw: BinaryIO) -> None:
+        import zstandard
+
+        self._new = zstandard.ZstdDecompressor().decompressobj
+        self._raw, self._frame, self._out, self._begun = raw, self._new(), b"", False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._out:
+            data = self._frame.unused_data if self._frame.eof else b""
+            data = data or self._raw.read(1 << 16)
+            if not data:
+                if self._begun and not self._frame.eof:
+                    raise EOFError("it ends in the middle of a Zstandard frame")
+                return 0
+            if self._frame.eof:
+                self._frame = self._new()
+            self._begun = True
+            self._out = self._frame.decompress(data)
+        size = min(len(buffer), len(self._out))
+        buffer[:size], self._out = self._out[:size], self._out[size:]
+        return size
 
 
 def _zstd_error() -> type[Exception]:
@@ -124,7 +149,7 @@ def _zstd_error() -> type[Exception]:
 _OPENERS: dict[str, Callable[[BinaryIO], Any]] = {
     ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
     ".xz": lzma.LZMAFile,
-    ".zst": _zstd,
+    ".zst": _ZstdReader,
 }
 
 

@@ -383,7 +383,7 @@ def _manifest(
     if not sum(part["splits"][split]["documents"] for part in parts for split in store.SPLITS):
         raise InputError(f"nothing was prepared: no document of {_named(config)} has text that could be used")
     begun = store.read_json(folder / store.BEGUN)
-    files = [[file["sha256"] for file in part["files"].values()] for part in parts]
+    files = [[part["files"][name]["sha256"] for name in sorted(part["files"])] for part in parts]
     return {
         "format": store.FORMAT,
         "config": begun["config"],
