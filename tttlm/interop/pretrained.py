@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ ARCHITECTURES: dict[str, ModuleType] = {module.model_type: module for module in 
 # Constants that some versions of the reference code store beside the parameters.
 NO_PARAMETERS = ("*.inv_freq", "*.token_idx")
 
-Place = tuple[str | int, ...]
+Place = tuple[Any, ...]
 
 
 def from_pretrained(folder: str | Path, *, dtype: str | None = None, param_dtype: str = "float32") -> LanguageModel:

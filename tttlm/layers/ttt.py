@@ -220,10 +220,11 @@ class TTT(nnx.Module):
         return self.o_proj(y), TTTState(inner, tail)
 
     def _queries_and_keys(self, x, tail, docs):
-        q = self.q_proj(x)
+        shared = self.q_proj(x)
         if self.k_proj is not None:
-            return q, self.k_proj(x), None
-        shared = q
+            return shared, self.k_proj(x), None
+        assert self.conv_q is not None
+        assert self.conv_k is not None
         q, new_tail = self.conv_q(shared, tail, docs)
         k, _ = self.conv_k(shared, tail, docs)
         return q, k, new_tail

@@ -40,7 +40,7 @@ class Block(nnx.Module):
         self.conv_norm = norm() if config.conv_before(mixer) else None
         self.conv = CausalConv(config.width, config.conv_width, rngs=rngs, **dtypes) if self.conv_norm else None
         self.mixer_norm = norm()
-        self.mixer = build_mixer(config, mixer, rngs=rngs)
+        self.mixer: Any = build_mixer(config, mixer, rngs=rngs)
         self.feed_forward_norm = norm() if config.feed_forward else None
         init = nnx.initializers.normal(config.init_std)
         self.feed_forward = (
@@ -61,9 +61,10 @@ class Block(nnx.Module):
         options = {"inner_learning_rate_multiplier": inner_learning_rate_multiplier} if self.is_ttt else {}
         conv_state = None
         if self.conv is not None and self.conv_norm is not None:
-            carried = jnp.zeros(h.shape[:1], jnp.int32) if state is None else state.conv.document
+            before = None if state is None else state.conv
+            carried = jnp.zeros(h.shape[:1], jnp.int32) if before is None else before.document
             docs = None if segment_ids is None else documents(segment_ids, carried)
-            y, tail = self.conv(self.conv_norm(h), None if state is None else state.conv.tail, docs)
+            y, tail = self.conv(self.conv_norm(h), None if before is None else before.tail, docs)
             h = h + y
             conv_state = ConvState(tail, document_in_progress(carried, docs))
         x = self.mixer_norm(h)

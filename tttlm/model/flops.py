@@ -19,10 +19,11 @@ def forward_flops_per_token(config: ModelConfig, sequence_length: int) -> float:
 
 def _block(config: ModelConfig, mixer: str, length: int) -> float:
     conv = 2 * config.conv_width * config.width if config.conv_before(mixer) else 0
-    return conv + _mixer(config, mixer, length) + 6 * config.width * config.feed_forward
+    return conv + mixer_flops_per_token(config, mixer, length) + 6 * config.width * config.feed_forward
 
 
-def _mixer(config: ModelConfig, mixer: str, length: int) -> float:
+def mixer_flops_per_token(config: ModelConfig, mixer: str, length: int) -> float:
+    """Of one sequence layer alone, mean over the tokens of a sequence of that length."""
     width = config.width
     if mixer in ("ttt_linear", "ttt_mlp"):
         head = width // config.heads

@@ -5,14 +5,16 @@ neither read nor written. The *document in progress* is that of the last token t
 another id starts a new document, so ids need not be unique within a row. A state carries the id in progress.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 
-class Documents(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Documents:
     """The documents of a stretch of rows.
 
     Attributes:

@@ -5,7 +5,7 @@ from jaxtyping import Array, Float, Int
 
 
 def rotate_pairs(
-    x: Float[Array, "B T H K"], positions: Int[Array, "*B T"], base: float = 10_000.0
+    x: Float[Array, "B T H K"], positions: Int[Array, "*rows T"], base: float = 10_000.0
 ) -> Float[Array, "B T H K"]:
     """Turns the interleaved pairs `(2i, 2i+1)` by `positions * base^(-2i/K)`: the layout of TTT weights.
 
@@ -17,7 +17,7 @@ def rotate_pairs(
 
 
 def rotate_halves(
-    x: Float[Array, "B T H K"], positions: Int[Array, "*B T"], base: float = 10_000.0
+    x: Float[Array, "B T H K"], positions: Int[Array, "*rows T"], base: float = 10_000.0
 ) -> Float[Array, "B T H K"]:
     """Turns the pairs `(i, i + K/2)` by `positions * base^(-2i/K)`: the layout of Llama weights.
 
@@ -29,8 +29,8 @@ def rotate_halves(
 
 
 def _angles(
-    x: Float[Array, "B T H K"], positions: Int[Array, "*B T"], base: float
-) -> tuple[Float[Array, "*B T 1 K"], Float[Array, "*B T 1 K"]]:
+    x: Float[Array, "B T H K"], positions: Int[Array, "*rows T"], base: float
+) -> tuple[Float[Array, "*rows T 1 half"], Float[Array, "*rows T 1 half"]]:
     half = x.shape[-1] // 2
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     frequencies = base ** (-jnp.arange(half, dtype=dtype) / half)

@@ -34,12 +34,12 @@ class Places(NamedTuple):
     """What a mini-batch knows of the documents in it.
 
     Attributes:
-        index: of every token's document (see `Documents`).
+        document: index of every token's document (see `Documents`).
         fresh: whether the document of the first token is another than the one before it.
         any_late: whether any row has a document that starts after the first token.
     """
 
-    index: Int[Array, "*N B m"]
+    document: Int[Array, "*N B m"]
     fresh: Bool[Array, "*N B"]
     any_late: Bool[Array, "*N"]
 
@@ -128,7 +128,8 @@ def _extend(queries, keys, values, learning_rates, token_scale, weights, norm, s
 
     def step(carry, xs):
         tokens, places, complete = xs
-        out, current, sums = _mini_batch(*carry, weights, norm, tokens, places, scale, eps)
+        current, accumulated = carry
+        out, current, sums = _mini_batch(current, accumulated, weights, norm, tokens, places, scale, eps)
         after = _descend(current, sums, token_scale[-1])
         return (_select(complete, after, current), _select(complete, jax.tree.map(jnp.zeros_like, sums), sums)), out
 
@@ -150,7 +151,7 @@ def _mini_batch(current, accumulated, weights, norm, tokens, places, scale, eps)
         out, sums = _learn(current, accumulated, norm, tokens, causal, None, scale, eps)
         return out, current, sums
 
-    index = places.index
+    index = places.document
     late, of_last = index != index[:, :1], index == index[:, -1:]
     same = causal & (index[:, :, None] == index[:, None, :])
     blank = jax.tree.map(jnp.zeros_like, current)
@@ -211,7 +212,7 @@ def _learn(
     gradients.reverse()
 
     mask = jnp.where(visible, scale[:, None, :, None], 0)  # [B or 1, H or 1, m, m]
-    xbar = q
+    xbar = zbar = q
     for i, layer in enumerate(weights):
         if i:
             xbar = activation(zbar)

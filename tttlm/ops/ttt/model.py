@@ -20,7 +20,7 @@ def activation_gradient(z: Float[Array, "*S"]) -> Float[Array, "*S"]:
 
 
 def layer_norm(
-    z: Float[Array, "*S K"], scale: Float[Array, "*S K"], bias: Float[Array, "*S K"], eps: float
+    z: Float[Array, "*S K"], scale: Float[Array, "*#S K"], bias: Float[Array, "*#S K"], eps: float
 ) -> Float[Array, "*S K"]:
     """`scale * (z - mean) / sqrt(var + eps) + bias` over the last axis."""
     normal, _ = _normalise(z, eps)
@@ -30,8 +30,8 @@ def layer_norm(
 def loss_gradient(
     z: Float[Array, "*S K"],
     target: Float[Array, "*S K"],
-    scale: Float[Array, "*S K"],
-    bias: Float[Array, "*S K"],
+    scale: Float[Array, "*#S K"],
+    bias: Float[Array, "*#S K"],
     eps: float,
 ) -> Float[Array, "*S K"]:
     """The gradient of `|layer_norm(z) - target|^2 / 2` with respect to `z`, in closed form."""

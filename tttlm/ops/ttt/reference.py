@@ -5,7 +5,7 @@ Slow on purpose; every faster implementation is tested against it.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from tttlm.ops.documents import Documents
 from tttlm.ops.ttt.model import activation
@@ -56,19 +56,19 @@ def reference(
         q, k, v, rate, is_real, is_start = inputs  # [B, H, K] x 3, [B, H], [B], [B]
 
         # A new document begins with the initial weights and nothing accumulated.
-        start = select(is_start, weights, start)
-        accumulated = select(is_start, jax.tree.map(jnp.zeros_like, weights), accumulated)
+        start = _select(is_start, weights, start)
+        accumulated = _select(is_start, jax.tree.map(jnp.zeros_like, weights), accumulated)
 
         rate = jnp.where(is_real[:, None], rate, 0)
-        step = jax.tree.map(lambda g: expand(rate, g) * g, gradient(start, k, v, norm))
+        step = jax.tree.map(lambda g: _expand(rate, g) * g, gradient(start, k, v, norm))
         accumulated = jax.tree.map(jnp.add, accumulated, step)
         scale = token_scale[offset]
-        current = jax.tree.map(lambda w, a: w - expand(scale, a) * a, start, accumulated)
+        current = jax.tree.map(lambda w, a: w - _expand(scale, a) * a, start, accumulated)
         out = read_out(current, q, norm)
 
         full = offset == mini_batch - 1
-        start = select(full, current, start)
-        accumulated = select(full, jax.tree.map(jnp.zeros_like, weights), accumulated)
+        start = _select(full, current, start)
+        accumulated = _select(full, jax.tree.map(jnp.zeros_like, weights), accumulated)
         return (start, accumulated, (offset + 1) % mini_batch), out
 
     batch, time = queries.shape[:2]
@@ -79,11 +79,11 @@ def reference(
     return jnp.moveaxis(outputs, 0, 1), InnerState(start, accumulated, offset, state.document)
 
 
-def expand(a: Float[Array, "*S"], like: Float[Array, "*R"]) -> Float[Array, "*Q"]:
+def _expand(a: Shaped[Array, "*S"], like: Shaped[Array, "*R"]) -> Shaped[Array, "*Q"]:
     """`a` with axes of size one behind its own, to multiply `like`."""
     return a.reshape(a.shape + (1,) * (like.ndim - a.ndim))
 
 
-def select(rows, new, old):
+def _select(rows, new, old):
     """`new` in those rows, `old` in the others."""
-    return jax.tree.map(lambda a, b: jnp.where(expand(rows, b), a, b), new, old)
+    return jax.tree.map(lambda a, b: jnp.where(_expand(rows, b), a, b), new, old)

@@ -1,0 +1,42 @@
+"""What all tests share: shapes are checked at run time, examples are the same in every run, float64 on request."""
+
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+from jaxtyping import install_import_hook
+
+# Compiled programs are kept from run to run: most of what the tests wait for is compilation.
+_cache = Path(__file__).parents[1] / ".cache" / "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+# The programs are tiny: compiling them well takes longer than running them badly.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+
+# The shapes in the signatures of the mathematics and the layers are checked at every call.
+install_import_hook(["tttlm.ops", "tttlm.layers"], "beartype.beartype")
+
+hypothesis.settings.register_profile("default", deadline=None, max_examples=12, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("default")
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture
+def x64():
+    """Computes in float64 for as long as the test runs."""
+    import jax
+
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of checkpoints and text beside the repository, for tests that compare with references."""
+    if not SHARED.exists():
+        pytest.skip(
+            f"needs the folder {SHARED.name}/ beside the repository, which holds reference checkpoints and text"
+        )
+    return SHARED

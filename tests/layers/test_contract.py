@@ -1,0 +1,190 @@
+"""What holds for every sequence layer: any cut gives the same, documents keep to themselves, states are plain data.
+
+All in float64 and with jitted functions of few shapes, because nearly all of the time goes into compiling.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tttlm.layers import TTT, TTTMLP, TTTLinear
+
+WIDTH, TIME, MINI_BATCH = 16, 24, 4
+F64 = {"dtype": jnp.float64, "param_dtype": jnp.float64}
+# Larger inner weights and rates than at the start of training, so that what is learned shows in the output.
+TTT_OPTIONS = {"mini_batch_size": MINI_BATCH, "inner_learning_rate": 4.0, "kernel_init": nnx.initializers.normal(0.4)}
+
+LAYERS = {
+    "ttt_linear": lambda rngs: TTTLinear(WIDTH, 2, rngs=rngs, **TTT_OPTIONS, **F64),
+    "ttt_linear_mamba": lambda rngs: TTTLinear(WIDTH, 2, share_qk=True, gate=True, rngs=rngs, **TTT_OPTIONS, **F64),
+    "ttt_mlp_mamba": lambda rngs: TTTMLP(WIDTH, 2, share_qk=True, gate=True, rngs=rngs, **TTT_OPTIONS, **F64),
+    "ttt_depth_3": lambda rngs: TTT(WIDTH, 1, inner_hidden=(20, 12), rngs=rngs, **TTT_OPTIONS, **F64),
+}
+
+
+class Case:
+    """A layer with random parameters, as jitted functions of them."""
+
+    def __init__(self, name: str):
+        layer = LAYERS[name](nnx.Rngs(0))
+        self.graph, parameters = nnx.split(layer)
+        rng = np.random.default_rng(1)
+        self.parameters = jax.tree.map(lambda p: p + 0.05 * rng.normal(size=p.shape), parameters)
+        self.x = jnp.asarray(rng.normal(size=(2, TIME, WIDTH)))
+        self.whole = jax.jit(lambda p, x, ids: nnx.merge(self.graph, p)(x, ids))
+        self.extend = jax.jit(lambda p, x, state, ids: nnx.merge(self.graph, p).extend(x, state, ids))
+
+    def init_state(self, parameters, batch=2):
+        return nnx.merge(self.graph, parameters).init_state(batch)
+
+    def in_pieces(self, parameters, x, ids, cuts):
+        state, outputs, start = self.init_state(parameters, x.shape[0]), [], 0
+        for length in cuts:
+            piece = slice(start, start + length)
+            y, state = self.extend(parameters, x[:, piece], state, None if ids is None else ids[:, piece])
+            outputs.append(y)
+            start += length
+        return jnp.concatenate(outputs, axis=1), state
+
+
+CASES: dict[str, Case] = {}
+
+
+@pytest.fixture(params=LAYERS)
+def case(request, x64):
+    if request.param not in CASES:
+        CASES[request.param] = Case(request.param)
+    return CASES[request.param]
+
+
+# Two rows of documents that start anywhere, with padding before, within and between them.
+ANYWHERE = jnp.asarray([[0, 1, 1, 1, 1, 1, 0, 0, 2, 2, 2, 3, 3, 0, 3, 3, 3, 3, 1, 1, 1, 1, 1, 1], [5] * 10 + [6] * 14])
+
+
+def close(a, b, tolerance=1e-9):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance * max(1.0, float(np.max(np.abs(y), initial=0))))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@given(cuts=st.lists(st.sampled_from([1, 3, 8]), min_size=2, max_size=3))
+@settings(max_examples=6)
+def test_any_cut_gives_the_same(case, packed, cuts):
+    ids = ANYWHERE if packed else None
+    real = jnp.ones((2, TIME, 1)) if ids is None else (ids != 0)[..., None]
+    time = sum(cuts)
+    pieces, _ = case.in_pieces(case.parameters, case.x, ids, cuts)
+    close((pieces * real[:, :time]), (case.whole(case.parameters, case.x, ids) * real)[:, :time])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_token_by_token_gives_the_same(case, packed):
+    ids = ANYWHERE if packed else None
+    real = jnp.ones((2, TIME, 1)) if ids is None else (ids != 0)[..., None]
+    tokens, _ = case.in_pieces(case.parameters, case.x, ids, [1] * TIME)
+    close(tokens * real, case.whole(case.parameters, case.x, ids) * real)
+
+
+def test_gradients_through_cuts_are_those_of_the_whole(case):
+    weights = jnp.asarray(np.random.default_rng(2).normal(size=case.x.shape)) * (ANYWHERE != 0)[..., None]
+
+    def score(parameters, x, cuts):
+        if cuts is None:
+            return jnp.sum(weights * case.whole(parameters, x, ANYWHERE))
+        return jnp.sum(weights * case.in_pieces(parameters, x, ANYWHERE, cuts)[0])
+
+    gradient = jax.grad(score, argnums=(0, 1))
+    close(gradient(case.parameters, case.x, (3, 8, 1, 1, 8, 3)), gradient(case.parameters, case.x, None))
+
+
+def test_a_document_gives_packed_what_it_gives_alone(case):
+    """Documents that start on a mini-batch boundary, as packers place them: outputs and gradients."""
+    lengths, starts = (7, 5, 8), (0, 8, 16)
+    ids = np.zeros((1, TIME), np.int32)
+    for i, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+        ids[0, start : start + length] = i + 1
+    weights = jnp.asarray(np.random.default_rng(3).normal(size=(1, TIME, WIDTH)))
+
+    def score(parameters, x, ids, weights):
+        y = case.whole(parameters, x, ids)
+        return jnp.sum(jnp.where((ids != 0)[..., None], weights * jnp.sin(y), 0)), y
+
+    run = jax.jit(jax.value_and_grad(score, has_aux=True))
+    (total, packed), gradient = run(case.parameters, case.x[:1], jnp.asarray(ids), weights)
+    sums = None
+    for start, length in zip(starts, lengths, strict=True):
+        to_front = lambda a, s=start: jnp.roll(a, -s, axis=1)
+        alone = jnp.asarray(np.arange(TIME)[None] < length, jnp.int32)
+        (part, y), g = run(case.parameters, to_front(case.x[:1]), alone, to_front(weights))
+        close(packed[:, start : start + length], y[:, :length])
+        total = total - part
+        sums = g if sums is None else jax.tree.map(jnp.add, sums, g)
+    assert abs(float(total)) < 1e-9
+    close(gradient, sums)
+
+
+def test_nothing_reaches_a_token_from_later_or_from_another_document(case):
+    def score(x, place):
+        y = case.whole(case.parameters, x, ANYWHERE)
+        return jnp.sum(jnp.sin(jax.lax.dynamic_index_in_dim(y, place, axis=1, keepdims=False)))
+
+    gradient = jax.jit(jax.grad(score))
+    documents = np.zeros(ANYWHERE.shape, int)  # runs of ids, padding taken out
+    for row, ids in enumerate(np.asarray(ANYWHERE)):
+        count, last = 0, 0
+        for t, i in enumerate(ids):
+            count += i not in (0, last)
+            last = i or last
+            documents[row, t] = count if i else -1
+    for place in (4, 9, 12, 15, 21):
+        reached = np.any(np.asarray(gradient(case.x, place)) != 0, axis=-1)
+        for row in range(2):
+            if documents[row, place] < 0:
+                continue
+            same = documents[row] == documents[row, place]
+            earlier = np.arange(TIME) <= place
+            assert not np.any(reached[row] & ~(same & earlier))
+            assert np.all(reached[row] | ~(same & earlier))  # and its own past does reach it
+
+
+def test_rows_may_stand_at_different_offsets(case):
+    def run(tokens, start, row):
+        pieces = [case.x[row : row + 1, start : start + length] for length in tokens]
+        state = case.init_state(case.parameters, 1)
+        for piece in pieces:
+            _, state = case.extend(case.parameters, piece, state, None)
+        return state
+
+    states = run((3,), 0, 0), run((3, 1, 1), 0, 1)
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *states)
+    x = case.x[:, 8:16]
+    y, _ = case.extend(case.parameters, x, both, None)
+    for row, state in enumerate(states):
+        alone, _ = case.extend(case.parameters, x[row : row + 1], state, None)
+        close(y[row : row + 1], alone)
+
+
+def test_a_state_is_plain_data_that_can_be_saved_forked_and_restored(case, tmp_path):
+    _, state = case.in_pieces(case.parameters, case.x[:, :3], None, (3,))
+    leaves, structure = jax.tree.flatten(state)
+    np.savez(tmp_path / "state.npz", *leaves)
+    with np.load(tmp_path / "state.npz") as file:
+        restored = jax.tree.unflatten(structure, [jnp.asarray(file[name]) for name in file.files])
+    first, second = case.x[:, 8:16], case.x[:, 16:24]
+    expected, _ = case.extend(case.parameters, first, state, None)
+    case.extend(case.parameters, second, state, None)  # a fork goes its own way and leaves the state as it was
+    y, _ = case.extend(case.parameters, first, restored, None)
+    np.testing.assert_array_equal(y, expected)
+
+
+def test_a_state_can_be_carried_by_a_scan(case):
+    """Shapes and dtypes of a state never change, so it can be the carry of a compiled loop."""
+    before = case.init_state(case.parameters)
+    _, after = case.extend(case.parameters, case.x[:, :3], before, None)
+    describe = lambda state: jax.tree.map(lambda a: (a.shape, a.dtype), state)
+    assert describe(after) == describe(before)
+    assert jax.tree.structure(after) == jax.tree.structure(before)

@@ -1,0 +1,137 @@
+"""The language model keeps the contract of its layers, and says truly how large it is and what it costs."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tttlm.errors import InputError
+from tttlm.model import PRESETS, LanguageModel, ModelConfig, TTTConfig
+
+SMALL = ModelConfig(vocab_size=31, width=16, layers=2, heads=2, feed_forward=24, ttt=TTTConfig(mini_batch_size=4))
+MODELS = {
+    "mamba backbone": SMALL,
+    "transformer backbone": dataclasses.replace(SMALL, backbone="transformer", mixers=("ttt_mlp",)),
+    "hybrid, untied": dataclasses.replace(SMALL, mixers=("ttt_linear", "ttt_mlp"), layers=4, tie_embeddings=False),
+}
+# Documents start on mini-batch boundaries; 0 is padding.
+SEGMENTS = jnp.asarray([[1] * 6 + [0] * 2 + [2] * 8 + [3] * 4, [1] * 20])
+
+
+@pytest.fixture(params=MODELS)
+def config(request):
+    return MODELS[request.param]
+
+
+def tokens(seed=0, shape=(2, 20)):
+    return jax.random.randint(jax.random.key(seed), shape, 0, 31)
+
+
+@pytest.mark.parametrize("segment_ids", [None, SEGMENTS])
+def test_extend_gives_what_the_whole_gives(config, x64, segment_ids):
+    config = dataclasses.replace(config, dtype="float64", param_dtype="float64")
+    model = LanguageModel(config, rngs=nnx.Rngs(0))
+    whole = nnx.jit(lambda m, t, s: m(t, s))(model, tokens(), segment_ids)
+    extend = nnx.jit(lambda m, t, state, s: m.extend(t, state, s))
+    state, logits, start = model.init_state(2), [], 0
+    for length in (5, 1, 1, 5, 5, 1, 1, 1):
+        piece = slice(start, start + length)
+        out, state = extend(model, tokens()[:, piece], state, None if segment_ids is None else segment_ids[:, piece])
+        logits.append(out)
+        start += length
+    real = 1 if segment_ids is None else (segment_ids != 0)[..., None]
+    np.testing.assert_allclose(jnp.concatenate(logits, 1) * real, whole * real, rtol=1e-9, atol=1e-9)
+
+
+def test_a_packed_document_gives_what_it_gives_alone(x64):
+    config = dataclasses.replace(SMALL, dtype="float64", param_dtype="float64")
+    model = LanguageModel(config, rngs=nnx.Rngs(0))
+    packed = model(tokens(), SEGMENTS)
+    alone = model(tokens()[:1, 8:16])
+    np.testing.assert_allclose(packed[:1, 8:16], alone, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("remat", ["block", "dots"])
+def test_what_is_computed_again_changes_no_gradient(remat):
+    def gradient(remat):
+        model = LanguageModel(dataclasses.replace(SMALL, remat=remat), rngs=nnx.Rngs(0))
+        graph, parameters = nnx.split(model)
+        loss = lambda p: jnp.sum(jnp.sin(nnx.merge(graph, p)(tokens())))
+        return jax.jit(jax.grad(loss)), parameters
+
+    (run, parameters), (expected, _) = gradient(remat), gradient("none")
+    for a, b in zip(jax.tree.leaves(run(parameters)), jax.tree.leaves(expected(parameters)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.max(jnp.abs(b))))
+    # Something is computed again: there are more matrix products in the program.
+    count = lambda f: f.lower(parameters).as_text().count("dot_general")
+    assert count(run) > count(expected)
+
+
+def test_bfloat16_computes_close_to_float32_and_keeps_its_state_in_float32():
+    low = LanguageModel(dataclasses.replace(SMALL, dtype="bfloat16"), rngs=nnx.Rngs(0))
+    high = LanguageModel(SMALL, rngs=nnx.Rngs(0))
+    a, b = low(tokens()), high(tokens())
+    assert a.dtype == jnp.float32
+    assert 0 < float(jnp.max(jnp.abs(a - b))) < 0.05 * float(jnp.max(jnp.abs(b)))
+    _, state = low.extend(tokens(), low.init_state(2))
+    inner = state[0].mixer.inner
+    assert {w.dtype for w in jax.tree.leaves(inner[:2])} == {jnp.dtype("float32")}
+
+
+def test_the_inner_learning_rate_can_be_turned_down():
+    model = LanguageModel(SMALL, rngs=nnx.Rngs(0))
+    full, none = model(tokens()), model(tokens(), inner_learning_rate_multiplier=0.0)
+    assert not np.allclose(full, none)
+    # Without inner learning the inner model is the same for every token: order within the past stops to matter.
+    plain = dataclasses.replace(SMALL, backbone="transformer")
+    model = LanguageModel(plain, rngs=nnx.Rngs(0))
+    first = tokens().at[:, 0].set(3), tokens().at[:, 0].set(4)
+    a, b = (model(t, inner_learning_rate_multiplier=0.0)[:, 1:] for t in first)
+    np.testing.assert_allclose(a, b, atol=1e-6)
+    a, b = (model(t)[:, 1:] for t in first)
+    assert not np.allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("mixer", ["ttt_linear", "ttt_mlp"])
+@pytest.mark.parametrize("size", PRESETS)
+def test_presets_have_the_published_shape_and_roughly_the_published_size(size, mixer):
+    config = ModelConfig.preset(size, mixer=mixer)
+    millions = {"125m": 125, "350m": 350, "760m": 760, "1.3b": 1300}[size]
+    assert (config.layers, config.width, config.heads, config.feed_forward) == PRESETS[size]
+    assert config.parameter_count() / 1e6 == pytest.approx(millions, rel=0.15)
+
+
+def test_flops_are_those_of_the_compiled_matrix_products(x64):
+    """For a plain block the formula is checked against XLA, with no loop that it would count once."""
+    config = dataclasses.replace(SMALL, layers=1, width=64, heads=1, feed_forward=96, backbone="transformer")
+    config = dataclasses.replace(config, ttt=TTTConfig(mini_batch_size=16))
+    graph, parameters = nnx.split(LanguageModel(config, rngs=nnx.Rngs(0)))
+    forward = jax.jit(lambda p, t: nnx.merge(graph, p)(t))
+    counted = forward.lower(parameters, tokens(shape=(1, 16))).compile().cost_analysis()["flops"]
+    assert config.flops_per_token(16) * 16 == pytest.approx(counted, rel=0.25)
+
+
+def test_a_configuration_survives_being_written_down():
+    config = ModelConfig.preset("350m", mixer="ttt_mlp", backbone="transformer", ttt=TTTConfig(mini_batch_size=64))
+    assert ModelConfig.from_dict(config.to_dict()) == config
+
+
+BAD = {
+    "unknown key": (lambda: ModelConfig.from_dict({"widht": 3}), "unknown key model.widht; did you mean 'width'"),
+    "unknown inner key": (lambda: ModelConfig.from_dict({"ttt": {"rate": 3}}), "unknown key model.ttt.rate"),
+    "odd head width": (lambda: ModelConfig(width=30, heads=2), "even head widths, got width 30 and 2 heads"),
+    "pattern": (lambda: ModelConfig(layers=3, mixers=("ttt_linear", "ttt_mlp")), "multiple of the 2 model.mixers"),
+    "no mixer": (lambda: ModelConfig(mixers=()), "at least one mixer"),
+    "size": (lambda: ModelConfig.preset("7b"), "unknown model size '7b'; there are 125m"),
+    "mini-batch": (lambda: ModelConfig(ttt=TTTConfig(mini_batch_size=0)), "mini_batch_size must be at least 1"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_what_cannot_be_is_refused_in_one_line(what):
+    make, message = BAD[what]
+    with pytest.raises(InputError, match=message):
+        make()

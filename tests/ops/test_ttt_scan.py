@@ -1,0 +1,166 @@
+"""The dual form computes what the definition says: outputs, state, and gradients with respect to everything."""
+
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tttlm.ops.ttt import InnerLayer, InnerNorm, init_inner_state, ttt_scan
+from tttlm.ops.ttt.model import activation, activation_gradient, layer_norm, loss_gradient
+
+TOLERANCE = 1e-9
+
+
+@pytest.fixture(autouse=True)
+def in_float64(x64):
+    return
+
+
+def inputs(seed: int, batch: int, time: int, heads: int, width: int, mini_batch: int, depth: int):
+    """Random arguments of `ttt_scan`; every inner layer but the last is wider than the head."""
+    rng = np.random.default_rng(seed)
+    normal = lambda *shape: jnp.asarray(rng.normal(size=shape))
+    widths = [width, *[width + 3 * (i + 1) for i in range(depth - 1)], width]
+    weights = tuple(InnerLayer(normal(heads, i, o) / np.sqrt(i), 0.3 * normal(heads, o)) for i, o in pairwise(widths))
+    tokens = tuple(normal(batch, time, heads, width) for _ in range(3))
+    rates = jnp.asarray(rng.uniform(size=(batch, time, heads))) / width
+    scale = jnp.asarray(rng.uniform(0, 1, size=mini_batch))
+    norm = InnerNorm(1 + 0.2 * normal(heads, width), 0.2 * normal(heads, width))
+    return *tokens, rates, scale, weights, norm
+
+
+def some_segments(seed: int, batch: int, time: int):
+    """Documents and padding of random lengths, starting anywhere, ids not unique."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(batch):
+        lengths = rng.integers(1, max(2, time // 2), size=time)
+        rows.append(np.repeat(rng.integers(0, 4, size=time), lengths)[:time])
+    return jnp.asarray(np.stack(rows), jnp.int32)
+
+
+def state_within(seed: int, args, mini_batch: int):
+    """A state in which every row stands somewhere else within a mini-batch."""
+    _, state = ttt_scan(*args, implementation="reference")
+    rng = np.random.default_rng(seed)
+    offset = jnp.asarray(rng.integers(0, mini_batch, size=state.offset.shape), jnp.int32)
+    jitter = jax.tree.map(lambda w: 0.1 * jnp.asarray(rng.normal(size=w.shape)), state.weights)
+    return state._replace(offset=offset, gradients=jitter)
+
+
+def close(a, b, tolerance=TOLERANCE):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(
+            x, y, rtol=tolerance, atol=tolerance * max(1.0, float(jnp.max(jnp.abs(y), initial=0)))
+        )
+
+
+def everything(implementation, args, state, segment_ids):
+    """Outputs at real tokens, the state after them, and the gradients of a function of both."""
+
+    def run(args, carried):
+        start = None if state is None else state._replace(weights=carried[0], gradients=carried[1])
+        out, after = ttt_scan(*args, state=start, segment_ids=segment_ids, implementation=implementation)
+        if segment_ids is not None:
+            out = jnp.where((segment_ids != 0)[..., None, None], out, 0)
+        score = jnp.sum(jnp.sin(out)) + sum(jnp.sum(jnp.cos(w)) for w in jax.tree.leaves(after[:2]))
+        return score, (out, after)
+
+    carried = None if state is None else state[:2]
+    (_, results), gradients = jax.jit(jax.value_and_grad(run, argnums=(0, 1), has_aux=True))(args, carried)
+    return results, gradients
+
+
+@given(
+    seed=st.integers(0, 2**16),
+    time=st.integers(1, 70),
+    width=st.integers(8, 96),
+    mini_batch=st.sampled_from([1, 4, 16, 64]),
+    depth=st.integers(1, 3),
+    carried=st.booleans(),
+    packed=st.booleans(),
+)
+@settings(max_examples=7)
+def test_dual_is_the_definition(seed, time, width, mini_batch, depth, carried, packed):
+    args = inputs(seed, 2, time, 2, width, mini_batch, depth)
+    state = state_within(seed, args, mini_batch) if carried else None
+    segment_ids = some_segments(seed, 2, time) if packed else None
+    close(everything("dual", args, state, segment_ids), everything("reference", args, state, segment_ids))
+
+
+@pytest.mark.parametrize(("width", "mini_batch", "depth", "time"), [(96, 16, 1, 48), (96, 64, 2, 70)])
+def test_dual_is_the_definition_at_published_head_widths(width, mini_batch, depth, time):
+    args = inputs(0, 1, time, 2, width, mini_batch, depth)
+    close(everything("dual", args, None, None), everything("reference", args, None, None))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@given(seed=st.integers(0, 2**16), cuts=st.lists(st.sampled_from([1, 5, 9]), min_size=2, max_size=6))
+def test_any_cut_gives_the_same_outputs_and_state(packed, seed, cuts):
+    time, padded = sum(cuts), 54  # the whole always has one shape, so that it is compiled once
+    args = inputs(seed, 2, padded, 2, 8, 4, 1)
+    segment_ids = some_segments(seed, 2, padded) if packed else None
+    extend = jax.jit(lambda tokens, rest, state, ids: ttt_scan(*tokens, *rest, state=state, segment_ids=ids))
+    whole, _ = jax.jit(lambda args, ids: ttt_scan(*args, segment_ids=ids, implementation="reference"))(
+        args, segment_ids
+    )
+    outputs, state, start = [], init_inner_state(args[5], 2), 0
+    for length in cuts:
+        piece = slice(start, start + length)
+        ids = None if segment_ids is None else segment_ids[:, piece]
+        out, state = extend([a[:, piece] for a in args[:4]], args[4:], state, ids)
+        outputs.append(out)
+        start += length
+    outputs, whole = jnp.concatenate(outputs, axis=1), whole[:, :time]
+    if segment_ids is not None:
+        real = (segment_ids[:, :time] != 0)[..., None, None]
+        outputs, whole = jnp.where(real, outputs, 0), jnp.where(real, whole, 0)
+    close(outputs, whole)
+
+
+@given(seed=st.integers(0, 2**16), width=st.sampled_from([8, 64]), spread=st.floats(1e-3, 1e3))
+def test_closed_form_gradients_are_those_of_autodiff(seed, width, spread):
+    rng = np.random.default_rng(seed)
+    z, target, scale, bias = (jnp.asarray(rng.normal(size=width)) for _ in range(4))
+
+    @jax.jit
+    def compare(z, target, scale, bias):
+        gradient = jax.grad(lambda z: 0.5 * jnp.sum((layer_norm(z, scale, bias, 1e-6) - target) ** 2))(z)
+        size = jnp.max(jnp.abs(gradient))
+        closed = loss_gradient(z, target, scale, bias, 1e-6)
+        return (closed / size, activation_gradient(z)), (gradient / size, jax.vmap(jax.grad(activation))(z))
+
+    close(*compare(spread * z, target, scale, bias))
+
+
+def test_a_step_reduces_the_inner_loss():
+    """The point of it all: after learning a mini-batch the inner model reconstructs it better."""
+    _, k, v, _, _, weights, norm = inputs(3, 1, 16, 2, 16, 16, 2)
+    rates, scale = jnp.full((1, 16, 2), 0.01), jnp.ones(16)
+    losses = []
+    for repeats in (1, 8):
+        again = lambda a, n=repeats: jnp.tile(a, (1, n, 1, 1))
+        out, _ = ttt_scan(again(k), again(k), again(v), jnp.tile(rates, (1, repeats, 1)), scale, weights, norm)
+        losses.append(float(jnp.mean((out[:, -1] - v[:, -1]) ** 2)))
+    assert losses[1] < 0.9 * losses[0]
+
+
+def test_float32_inputs_of_any_kind_keep_the_state_in_float32():
+    q, k, v, *rest = jax.tree.map(lambda a: a.astype(jnp.bfloat16), inputs(0, 1, 20, 2, 8, 16, 1))
+    out, state = ttt_scan(q, k, v, *rest)
+    assert out.dtype == jnp.float32
+    assert {w.dtype for w in jax.tree.leaves(state[:2])} == {jnp.dtype("float32")}
+
+
+def test_what_does_not_fit_is_named():
+    q, k, v, rates, scale, weights, norm = inputs(0, 1, 8, 2, 8, 4, 2)
+    with pytest.raises(ValueError, match="implementation must be one of"):
+        ttt_scan(q, k, v, rates, scale, weights, norm, implementation="fast")
+    with pytest.raises(ValueError, match="at least one layer"):
+        ttt_scan(q, k, v, rates, scale, (), norm)
+    with pytest.raises(ValueError, match=r"weights\[1\]\.kernel must have shape"):
+        ttt_scan(q, k, v, rates, scale, (weights[0], weights[0]), norm)
