@@ -1,7 +1,5 @@
 """What a language model is made of: its configuration, the published sizes, and what a token costs."""
 
-import dataclasses
-import difflib
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -190,19 +188,6 @@ class ModelConfig:
         tables = 1 if self.tie_embeddings else 2
         return count if embeddings else count - tables * self.vocab_size * self.width
 
-    def to_dict(self) -> dict[str, Any]:
-        """As nested plain values, for a file."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """From what `to_dict` gave.
-
-        Raises:
-            InputError: for a name that no field has.
-        """
-        return _from_dict(cls, values, "model")
-
     @classmethod
     def preset(cls, size: str, *, mixer: MixerName = "ttt_linear", backbone: str = "mamba", **changes: Any) -> Self:
         """A published size: 125m, 350m, 760m or 1.3b; for Mamba its own 130m, 370m, 790m and 1.4b stand for them.
@@ -228,18 +213,3 @@ PRESETS = {
     "760m": (24, 1536, 16, 4096),
     "1.3b": (24, 2048, 32, 5504),
 }
-
-
-def _from_dict(cls: Any, values: dict[str, Any], where: str) -> Any:
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    arguments = {}
-    for name, value in values.items():
-        if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise InputError(f"unknown key {where}.{name}{hint}")
-        nested = fields[name].default_factory
-        if dataclasses.is_dataclass(nested) and isinstance(value, dict):
-            value = _from_dict(nested, value, f"{where}.{name}")
-        arguments[name] = tuple(value) if isinstance(value, list) else value
-    return cls(**arguments)
