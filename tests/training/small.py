@@ -9,7 +9,10 @@ from tttlm.data import DataConfig, PrepareConfig
 from tttlm.model import ModelConfig
 from tttlm.training.config import CheckpointConfig, EvaluateConfig, MetricsConfig, TrainConfig
 
-WORDS = "the a red blue green cat dog bird sees hears likes finds and then while in on under tree house river".split()
+WORDS = (
+    *("the", "a", "red", "blue", "green", "cat", "dog", "bird", "tree", "house", "river"),
+    *("sees", "hears", "likes", "finds", "and", "then", "while", "in", "on", "under"),
+)
 
 
 def write_texts(folder: Path, count: int = 24) -> Path:

@@ -1,5 +1,7 @@
 """The optimiser: what decays, how its rates go, and what the inner learning rate is multiplied by."""
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -19,7 +21,7 @@ def test_rate_rises_linearly_then_falls_along_a_cosine_to_its_final_value():
     assert rates[10] == pytest.approx(peak)
     assert rates[10 + 89 // 2] + rates[10 + 89 - 89 // 2] == pytest.approx(peak + 1e-5, rel=1e-4)
     assert rates[99] == pytest.approx(1e-5, rel=1e-4)
-    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a > b for a, b in pairwise(rates[10:]))
 
 
 def test_inner_rate_of_ttt_mlp_warms_up_from_a_tenth_over_a_tenth_of_the_run():

@@ -215,6 +215,8 @@ class _Run:
         numbers = jax.device_get(pending.values)
         good = bool(numbers.pop("good"))
         values = {name: numbers[name].item() for name in ("loss", *sorted(numbers.keys() - {"loss"}))}
+        if clock.first:
+            bar.unpause()  # compiling is no measure of the time left
         values |= clock.tick()
         if not good:
             self.faults += 1
@@ -276,6 +278,10 @@ class _Clock:
     def __init__(self, tokens: int) -> None:
         self._tokens, self._waited = tokens, 0.0
         self._last: float | None = None  # the first step includes compiling, so it is not timed
+
+    @property
+    def first(self) -> bool:
+        return self._last is None
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

@@ -67,9 +67,14 @@ class Model:
 
 def init_state(config: TrainConfig, model: Model) -> TrainState:
     params = model.init(config.seed)
-    zero = jnp.zeros((), jnp.int32)
-    moments = make_optimizer(config.optimizer).init(params)
-    return TrainState(zero, zero, params, moments, jnp.zeros((), jnp.float32), jnp.zeros((), jnp.bool_))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        batch=jnp.zeros((), jnp.int32),
+        params=params,
+        moments=make_optimizer(config.optimizer).init(params),
+        norm_mean=jnp.zeros((), jnp.float32),
+        halted=jnp.zeros((), jnp.bool_),
+    )
 
 
 def abstract_state(config: TrainConfig, model: Model, mesh: Mesh) -> TrainState:

@@ -1,0 +1,118 @@
+"""The command lines as a person meets them: one run from text to score, and one line for what is wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.training.small import write_texts
+
+ROOT = Path(__file__).parents[2]
+SMALL = """
+data:
+  path: {folder}/data
+  prepare: {{source: [{folder}/texts], tokenizer: bytes, held_out: 0.25, workers: 1}}
+model: {{vocab_size: 300, width: 16, layers: 2, heads: 2, feed_forward: 16, remat: none}}
+steps: {steps}
+batch_size: 4
+sequence_length: 32
+evaluate: {{every: 5, batches: 2}}
+checkpoint: {{every: 4}}
+metrics: {{tensorboard: "off"}}
+run: {folder}/run
+"""
+
+
+def command(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, ROOT / name, *map(str, arguments)], capture_output=True, text=True, timeout=600, cwd=ROOT
+    )
+
+
+def config_file(folder: Path, steps: int = 12) -> Path:
+    write_texts(folder / "texts")
+    path = folder / "small.yaml"
+    path.write_text(SMALL.format(folder=folder, steps=steps))
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    folder = tmp_path_factory.mktemp("cli")
+    return folder, command("train.py", "--config", config_file(folder))
+
+
+def test_one_command_goes_from_text_to_a_score_a_curve_and_a_sample(trained):
+    folder, done = trained
+    assert done.returncode == 0, done.stderr
+    for name in ("held-out text", "loss", "perplexity", "bits per byte", "gzip -9", "the model writes"):
+        assert name in done.stdout
+    assert (folder / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert "training: 100%" in done.stderr
+    assert "tokens/s" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_eval_scores_held_out_text_and_files_the_same_however_it_is_asked(trained, tmp_path):
+    folder, done = trained
+    printed = next(line.split()[-1] for line in done.stdout.splitlines() if line.startswith("bits per byte"))
+    held_out = command("eval.py", folder / "run", "--json")
+    score = json.loads(held_out.stdout)["scores"][0]
+    assert f"{score['bits_per_byte']:.3f}" == printed
+    text = tmp_path / "text.txt"
+    text.write_text("the red cat sees the blue bird. " * 40)
+    scores = [
+        json.loads(command("eval.py", folder / "run", "--text", text, "--json", "--chunk", chunk).stdout)["scores"][0]
+        for chunk in ("64", "2048")
+    ]
+    assert scores[0]["bytes"] == scores[0]["tokens"] == 1280
+    assert scores[0]["loss"] == pytest.approx(scores[1]["loss"], rel=1e-5)
+    table = command("eval.py", folder / "run", "--text", text).stdout
+    assert "bits per byte" in table
+    assert str(text) in table
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "says"),
+    [
+        ("train.py", ["--stps", "3"], "unknown flag '--stps' (did you mean '--steps'?)"),
+        ("train.py", ["--config", "no.yaml"], "no.yaml: cannot be read: No such file or directory"),
+        ("train.py", ["--data.path", "no/such/data"], "no/such/data"),
+        ("eval.py", ["no/such/run"], "no/such/run is not the folder of a run"),
+        ("eval.py", ["runs", "--text", "no.txt"], "text file no.txt does not exist"),
+        ("eval.py", [], "name the folder of a run"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(name, arguments, says):
+    done = command(name, *arguments)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_help_names_every_field_with_its_default():
+    done = command("train.py", "--help")
+    assert done.returncode == 0
+    for flag in ("--model.width", "--optimizer.learning_rate", "--data.prepare.vocab_size", "--faults.policy"):
+        assert flag in done.stdout
+
+
+def test_sigterm_saves_and_leaves_with_its_own_status(tmp_path):
+    file = config_file(tmp_path, steps=100_000)
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "train.py", "--config", file], stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 75, said
+    assert "saved at step" in said
+    assert any(name.isdigit() for name in os.listdir(tmp_path / "run" / "checkpoints"))

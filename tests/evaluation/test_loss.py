@@ -1,0 +1,87 @@
+"""Streaming a text gives the loss of the whole text, whatever the rows and the chunks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tttlm.evaluation.generate import sample
+from tttlm.evaluation.loss import Score, stream_score
+from tttlm.model import LanguageModel, ModelConfig
+from tttlm.training.loss import token_losses
+
+M = 16
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    config = ModelConfig(vocab_size=50, width=16, layers=1, heads=2, feed_forward=16, remat="none")
+    model = LanguageModel(config, rngs=nnx.Rngs(0))
+    # Larger weights than at the start, so that what a layer has learned from its document shows in the loss.
+    nnx.update(model, jax.tree.map(lambda x: x * 8, nnx.state(model, nnx.Param)))
+    return model
+
+
+def documents() -> list[list[tuple[np.ndarray, int]]]:
+    """Of 1 to 90 tokens, in pieces of all sizes, empty ones included; a byte a token."""
+    rng = np.random.default_rng(0)
+    result = []
+    for length in (40, 1, 90, 17, 64, 2, 33):
+        tokens = rng.integers(0, 50, length).astype(np.uint16)
+        pieces = np.split(tokens, np.sort(rng.integers(0, length + 1, 3)))
+        result.append([(piece, len(piece)) for piece in pieces])
+    return result
+
+
+@pytest.fixture(scope="module")
+def alone(model) -> tuple[float, int]:
+    """The summed loss of every document run by itself, and the tokens that were predicted."""
+    nats, count = 0.0, 0
+    forward = nnx.jit(lambda model, tokens: model(tokens))
+    for document in documents():
+        tokens = np.concatenate([piece for piece, _ in document]).astype(np.int32)
+        padded = np.zeros((1, 96), np.int32)
+        padded[0, : len(tokens)] = tokens
+        losses = token_losses(forward(model, jnp.asarray(padded)), jnp.roll(padded, -1, axis=1))
+        nats += float(losses[0, : len(tokens) - 1].sum())
+        count += len(tokens) - 1
+    return nats, count
+
+
+@pytest.mark.parametrize(("rows", "chunk"), [(1, 32), (3, 16), (8, 100)])
+def test_rows_and_chunks_do_not_change_the_score(model, alone, rows, chunk):
+    told: list[int] = []
+    score = stream_score(model, documents(), rows=rows, chunk=chunk, align=M, on_progress=told.append)
+    assert score.tokens == alone[1]
+    assert score.bytes == sum(told) == 247
+    assert score.nats == pytest.approx(alone[0], rel=1e-5)
+
+
+def test_the_state_is_carried_within_a_document_and_not_into_the_next(model):
+    """The same text is cheaper the second time within one document, and costs the same as a document of its own."""
+    text = np.tile(np.arange(50, dtype=np.uint16), 2)
+    once = stream_score(model, [[(text[:51], 51)]], rows=1, chunk=32, align=M)
+    twice = stream_score(model, [[(text[:51], 51)]] * 2, rows=1, chunk=32, align=M)
+    joined = stream_score(model, [[(text, 100)]], rows=1, chunk=32, align=M)
+    assert twice.nats == pytest.approx(2 * once.nats, rel=1e-6)
+    assert abs(joined.nats - twice.nats) > 1e-3
+
+
+def test_a_score_speaks_of_nats_tokens_and_bytes():
+    score = Score(nats=200 * np.log(2), tokens=100, bytes=400)
+    assert score.loss == pytest.approx(2 * np.log(2))
+    assert score.perplexity == pytest.approx(4)
+    assert score.bits_per_byte == pytest.approx(0.5)
+
+
+def test_a_sample_goes_on_from_its_prompt_and_follows_the_likeliest_token_when_cold(model):
+    prompt = [3, 1, 4, 1, 5]
+    cold = sample(model, prompt, 6, temperature=0.0)
+    tokens = list(prompt)
+    for expected in cold:
+        logits = model(jnp.asarray([tokens + [0] * (16 - len(tokens))]))[0, len(tokens) - 1]
+        assert int(jnp.argmax(logits)) == expected
+        tokens.append(expected)
+    assert sample(model, prompt, 6, seed=1) == sample(model, prompt, 6, seed=1)
+    assert sample(model, prompt, 30, seed=1) != sample(model, prompt, 30, seed=2)
