@@ -1,0 +1,9 @@
+"""State-space models: a linear recurrence whose decay and input depend on the token.
+
+`selective_scan` is that of Mamba, `ssd` that of Mamba-2; `reference` holds the definition of each, token by token.
+"""
+
+from tttlm.ops.ssm.selective_scan import selective_scan
+from tttlm.ops.ssm.ssd import ssd
+
+__all__ = ["selective_scan", "ssd"]
