@@ -1,7 +1,9 @@
 """Which row comes when: sources mixed by weight, each reshuffled every epoch, any position found in constant time."""
 
 import hashlib
+import struct
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -48,11 +50,30 @@ def shares(weights: Sequence[float], total: int) -> np.ndarray:
 
 
 def shuffled(index: int, size: int, seed: str) -> int:
-    """Where a seeded permutation of `range(size)` takes `index`; nothing is stored."""
-    from grain.experimental import index_shuffle
+    """Where a seeded permutation of `range(size)` takes `index`, without storing it.
 
-    return index_shuffle(index, max_index=size - 1, seed=_number(seed), rounds=4)
+    A Feistel network permutes the next power of four; what falls outside `size` is permuted again until it does not.
+    (grain's `index_shuffle` does the same over at least 2^16 places, which takes milliseconds where rows are few.)
+    """
+    half = max(1, ((size - 1).bit_length() + 1) // 2)
+    mask = (1 << half) - 1
+    keys = _round_keys(seed)
+    while True:
+        left, right = index >> half, index & mask
+        for key in keys:
+            left, right = right, left ^ (_mixed(right ^ key) & mask)
+        index = left << half | right
+        if index < size:
+            return index
 
 
-def _number(seed: str) -> int:
-    return int.from_bytes(hashlib.blake2b(seed.encode(), digest_size=4).digest(), "little")
+@lru_cache(maxsize=256)
+def _round_keys(seed: str) -> tuple[int, ...]:
+    return struct.unpack("<6Q", hashlib.blake2b(seed.encode(), digest_size=48).digest())
+
+
+def _mixed(x: int) -> int:
+    """The finaliser of splitmix64: every bit of the input reaches every bit of the output."""
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+    x = (x ^ x >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+    return x ^ x >> 31
