@@ -444,3 +444,24 @@ def test_transfers_are_started_before_they_are_needed():
     batches = DevicePrefetch(iter(range(9)), place=lambda b: (started.append(b), b)[1], size=3)
     assert next(batches) == 0
     assert started == [0, 1, 2]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_each_process_reads_only_its_rows(prepared, layout, monkeypatch):
+    read = store.Split.read
+    amounts = []
+    for processes in (1, 4):
+        loader = opened(prepared, layout, batch_size=8, process_count=processes)
+        tokens = 0
+
+        def counted(split, start, stop):
+            nonlocal tokens
+            tokens += stop - start
+            return read(split, start, stop)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store.Split, "read", counted)
+            for step in range(10):
+                loader[step]
+        amounts.append(tokens)
+    assert 0 < amounts[1] < 0.5 * amounts[0]
