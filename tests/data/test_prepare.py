@@ -471,6 +471,13 @@ def test_a_folder_made_from_something_else_is_refused_and_left_alone(tmp_path, t
     assert contents(tmp_path / "data") == before
 
 
+def test_a_folder_without_a_finished_shard_may_be_begun_anew(tmp_path, text_folder, sentencepiece_file):
+    with pytest.raises(InputError, match=r"at most .* smaller vocab_size"):
+        prepare(small_config(text_folder, "train", vocab_size=50_000), tmp_path / "data")
+    prepare(small_config(text_folder, "train", vocab_size=400), tmp_path / "data")
+    assert store.read_manifest(tmp_path / "data")["tokenizer"]["vocab_size"] == 400
+
+
 def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path, text_folder, sentencepiece_file):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "thesis.tex").write_text("years of work")

@@ -46,11 +46,12 @@ def main(arguments: Sequence[str]) -> None:
     if given.check:
         _check(given.check)
         return
+    config = PrepareConfig(**{field.name: getattr(given, field.name) for field in fields(PrepareConfig)})
+    config.validate()
     if not given.output:
         raise InputError("say where the tokens go: --output FOLDER")
     from tttlm.data.preparation import prepare
 
-    config = PrepareConfig(**{field.name: getattr(given, field.name) for field in fields(PrepareConfig)})
     try:
         prepare(config, given.output)
     except KeyboardInterrupt:

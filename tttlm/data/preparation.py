@@ -114,13 +114,15 @@ def _begin(config: PrepareConfig, folder: Path, source: Source, given: Tokenizer
         "settings": settings,
     }
     path = folder / store.BEGUN
-    if path.exists():
-        before = store.read_json(path)["identity"]
-        if before != identity:
+    before = store.read_json(path)["identity"] if path.exists() else None
+    if before not in (None, identity):
+        if (folder / store.part_name(0)).exists():
             raise InputError(
                 f"{folder} was begun with another {_difference(before, identity)}; choose another folder or delete it"
             )
-    else:
+        (folder / TRAINED).unlink(missing_ok=True)  # no shard was finished: nothing is lost by beginning anew
+        before = None
+    if before is None:
         store.write_json(path, {"identity": identity, "config": describe(config)})
     return not (folder / store.MANIFEST).exists()
 

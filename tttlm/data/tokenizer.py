@@ -7,6 +7,7 @@ is put in front or behind, nothing is truncated. BOS and EOS are added where doc
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -318,9 +319,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> SentencePieceToken
             minloglevel=2,
         )
     except RuntimeError as error:
-        said = str(error).strip().splitlines()[-1]
+        most = re.search(r"value <= (\d+)", str(error))
+        why = f"there are at most {most[1]} in it" if most else str(error).strip().splitlines()[-1]
         raise InputError(
-            f"a tokenizer of {vocab_size} pieces cannot be trained on this sample ({said}); "
+            f"a tokenizer of {vocab_size} pieces cannot be trained on this sample: {why}; "
             "ask for a smaller vocab_size or give more text"
         ) from error
     return SentencePieceTokenizer(out.getvalue())
