@@ -32,23 +32,22 @@ def cpu_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in spent)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_preparing_is_no_slower_than_the_tokenizer_alone(library, tmp_path, workers, record_property):
+def test_preparing_is_no_slower_than_the_tokenizer_alone(library, tmp_path):
     """Per core, over all processes and everything they do: at least 0.8 of the bare tokenizer, document by document."""
     tokenizer = load_tokenizer(library)
-    texts = [text for _, text in zip(range(600), standard_library(), strict=False)]
+    texts = list(standard_library())
     source = tmp_path / "texts"
     source.mkdir()
     for i, text in enumerate(texts):
         (source / f"{i:04d}.txt").write_text(text)
     size = sum(path.stat().st_size for path in source.iterdir())
-    assert size > 5e6
+    assert size > 10e6
     begin = cpu_seconds()
     for text in texts:
         np.array(tokenizer._model.encode(text), np.uint16)  # type: ignore[attr-defined]
     alone = size / (cpu_seconds() - begin) / 1e6
     begin = cpu_seconds()
-    prepare(PrepareConfig(source=(str(source),), tokenizer=str(library), workers=workers), tmp_path / "data")
+    prepare(PrepareConfig(source=(str(source),), tokenizer=str(library), workers=2), tmp_path / "data")
     whole = size / (cpu_seconds() - begin) / 1e6
     print(f"\nprepare {whole:.2f} MB per CPU second, the tokenizer alone {alone:.2f}: {whole / alone:.2f} of it")
     assert whole > 0.8 * alone

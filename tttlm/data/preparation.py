@@ -153,7 +153,7 @@ def _run(config: PrepareConfig, folder: Path, source: Source, given: Tokenizer |
         say(f"going on after {len(parts)} finished shard{'s' * (len(parts) > 1)}")
         source.seek(parts[-1]["position"])
     count = config.workers or available_cores()
-    if source.total is not None and source.total - source.read < 4 * _TASK_BYTES:
+    if source.total is not None and source.total - source.read < 8 * _TASK_BYTES:
         count = 1  # done before other processes have started
     job = _Job(config, folder, source, tokenizer, dtype, parts)
     with _encoders(tokenizer, dtype, count) as pool:
