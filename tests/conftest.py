@@ -17,7 +17,13 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llv
 # The shapes in the signatures of the mathematics and the layers are checked at every call.
 install_import_hook(["tttlm.ops", "tttlm.layers"], "beartype.beartype")
 
-hypothesis.settings.register_profile("default", deadline=None, max_examples=12, derandomize=True, print_blob=True)
+hypothesis.settings.register_profile(
+    "default",
+    deadline=None,
+    max_examples=12,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],  # ours change nothing between examples
+)
 hypothesis.settings.load_profile("default")
 
 SHARED = Path(__file__).parents[2] / "shared"
