@@ -30,8 +30,12 @@ def test_any_chunk_gives_the_same_loss_and_gradients(x64, chunk):
     def loss(table, hidden, chunk):
         return summed_loss(lambda h: h @ table, hidden, targets, weights, chunk)
 
-    whole = jax.value_and_grad(loss, argnums=(0, 1))(table, hidden, 0)
-    parts = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)), static_argnums=2)(table, hidden, chunk)
+    def scaled(table, hidden, chunk):
+        return 3 * loss(table, hidden, chunk) + jnp.sum(table**2)
+
+    assert float(loss(table, hidden, chunk)) == pytest.approx(float(loss(table, hidden, 0)), rel=1e-12)
+    whole = jax.value_and_grad(scaled, argnums=(0, 1))(table, hidden, 0)
+    parts = jax.jit(jax.value_and_grad(scaled, argnums=(0, 1)), static_argnums=2)(table, hidden, chunk)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12), whole, parts)
 
 
