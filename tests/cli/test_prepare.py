@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tttlm.cli.prepare import main
+from tttlm.cli.arguments import parse
+from tttlm.cli.prepare import PrepareArguments, main
 from tttlm.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -100,3 +101,10 @@ def test_help_comes_without_loading_jax() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "--invalid" in done.stdout
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "prepare").glob("*.yaml")), ids=lambda path: path.stem)
+def test_ready_configurations_can_be_used(path: Path, tmp_path: Path) -> None:
+    given = parse(PrepareArguments, ["--config", str(path), "--output", "x"], prog="prepare")
+    given.validate()
+    assert f"--config configs/prepare/{path.name} --output" in path.read_text()  # as its first lines say

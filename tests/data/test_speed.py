@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tttlm.data import DataConfig, PrepareConfig, load_tokenizer, open_data, prepare, store
+from tttlm.data import DataConfig, PrepareConfig, load_tokenizer, open_data, prepare
+from tttlm.data.packing import Packed
 from tttlm.data.sources import open_source
 
 pytestmark = pytest.mark.slow
@@ -71,9 +72,7 @@ def test_tokens_a_second_on_one_core(library, layout, wanted, length):
     assert speed > wanted
 
 
-def test_a_million_documents_are_packed_in_seconds(library, monkeypatch):
-    from tttlm.data.packing import Packed
-
+def test_a_million_documents_are_packed_in_seconds():
     class Many:
         positions = np.maximum(np.random.default_rng(0).lognormal(6.4, 1.0, 1_000_000), 2).astype(np.int64)
 
@@ -94,8 +93,8 @@ def test_books_pack_without_loss(tmp_path):
     prepare(
         PrepareConfig(source=(str(CORPUS / "corpus" / "dev"),), tokenizer=tokenizer, held_out=0.0), tmp_path / "data"
     )
-    for length in (2048, 8192, 32768):
+    for length in (2048, 8192):
         config = DataConfig(path=str(tmp_path / "data"), layout="packed")
         loader = open_data(config, split="train", batch_size=2, sequence_length=length, align=16)
-        print(f"\nrows of {length}: {loader.fill:.2%} filled")
-    assert store.read_manifest(tmp_path / "data")["splits"]["train"]["documents"] == 4
+        print(f"\nfour novels in rows of {length}: {loader.fill:.2%} filled")
+        assert loader.fill > 0.97
