@@ -12,8 +12,9 @@ def rotate_pairs(
     `positions` is `[T]` or, per row, `[B, T]`. Computed in float32 at least; returns that dtype.
     """
     cos, sin = _angles(x, positions, base)
-    even, odd = x[..., 0::2], x[..., 1::2]
-    return jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1).reshape(x.shape)
+    pairs = x.reshape(*x.shape[:-1], -1, 2)  # swapping within pairs is much faster on CPU than strided slices
+    turned = pairs * jnp.stack([cos, cos], axis=-1) + pairs[..., ::-1] * jnp.stack([-sin, sin], axis=-1)
+    return turned.reshape(x.shape)
 
 
 def rotate_halves(
