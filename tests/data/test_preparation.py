@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from tests.data.small import contents, make_text, small_config
-from tttlm.data import DatasetConfig, PrepareConfig, load_tokenizer, preparation, prepare, sources, store
-from tttlm.data.preparation import held_out
+from tttlm.data import DatasetConfig, PrepareConfig, load_tokenizer, pipeline, preparation, prepare, sources, store
+from tttlm.data.pipeline import held_out
 from tttlm.data.sources import keyed
 from tttlm.data.tokenizer import SentencePieceTokenizer
 from tttlm.errors import InputError
@@ -194,12 +194,12 @@ def test_dying_at_any_write_does_not_show_in_the_result(tmp_path, text_folder, s
 def command(config: PrepareConfig, folder: Path, before: str = "") -> list[str]:
     """A Python process that prepares; small tasks, so that little text keeps several workers busy."""
     code = f"""
-import tttlm.data.preparation as room
+from tttlm.data import pipeline, preparation
 from tttlm.data import DatasetConfig, PrepareConfig
 from tttlm.cli.arguments import run_command
-room._TASK_BYTES = 2000
+pipeline.TASK_BYTES = preparation.TASK_BYTES = 2000
 {before}
-run_command(lambda: room.prepare({config!r}, {str(folder)!r}))
+run_command(lambda: preparation.prepare({config!r}, {str(folder)!r}))
 """
     return [sys.executable, "-c", code]
 
@@ -243,7 +243,8 @@ def wait_for(condition, seconds: float = 20.0) -> None:
 
 
 def test_the_number_of_processes_does_not_show_in_the_result(tmp_path, text_folder, sentencepiece_file, monkeypatch):
-    monkeypatch.setattr(preparation, "_TASK_BYTES", 3_000)
+    monkeypatch.setattr(pipeline, "TASK_BYTES", 3_000)
+    monkeypatch.setattr(preparation, "TASK_BYTES", 3_000)
     for workers in (1, 3):
         prepare(small_config(text_folder, sentencepiece_file, workers=workers), tmp_path / str(workers))
     assert contents(tmp_path / "1") == contents(tmp_path / "3")

@@ -1,8 +1,7 @@
-"""Text to tokens on disk: reads documents in order, tokenizes them in many processes, writes shards one by one.
+"""Text to tokens on disk: the folder, its tokenizer, its manifest, and what a person is told.
 
-Everything that ends up on disk is a function of the source and the configuration: where shards end is decided by
-bytes read, so neither the number of processes nor an interruption shows in the result. A shard is put in place by
-one rename, with the position in the source behind it; after a `kill -9` the next run goes on from the last one.
+Everything that ends up on disk is a function of the source and the configuration. A shard is put in place by one
+rename, with the position in the source behind it; after a `kill -9` the next run goes on from the last one.
 """
 
 import errno
@@ -12,26 +11,19 @@ import math
 import shutil
 import sys
 import time
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from tttlm.data import store
 from tttlm.data.config import PrepareConfig
 from tttlm.data.integrity import stamp
-from tttlm.data.sources import RawDocument, Source, open_source, sample_texts
+from tttlm.data.pipeline import TASK_BYTES, Job, encoders, held_out
+from tttlm.data.sources import Source, open_source, sample_texts
 from tttlm.data.tokenizer import TRAINED, SentencePieceTokenizer, Tokenizer, load_tokenizer, train_tokenizer
-from tttlm.data.workers import Encoded, Task, Workers, available_cores, encode_task, workers
+from tttlm.data.workers import available_cores
 from tttlm.errors import InputError
-from tttlm.progress import progress_bar
 
-_TASK_BYTES = 1 << 19
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -64,11 +56,6 @@ def prepare(config: PrepareConfig, folder: str | Path, *, wait: bool = False) ->
             f"no space left for {folder} ({_size(shutil.disk_usage(folder).free)} free); finished shards are kept: "
             "make room and run the same command again"
         ) from error
-
-
-def held_out(key: int, share: float) -> bool:
-    """Whether a document is for validation: by a hash of its content, so that nothing else can move it."""
-    return key < share * 2**64
 
 
 def say(line: str) -> None:
@@ -153,10 +140,10 @@ def _run(config: PrepareConfig, folder: Path, source: Source, given: Tokenizer |
         say(f"going on after {len(parts)} finished shard{'s' * (len(parts) > 1)}")
         source.seek(parts[-1]["position"])
     count = config.workers or available_cores()
-    if source.total is not None and source.total - source.read < 8 * _TASK_BYTES:
+    if source.total is not None and source.total - source.read < 8 * TASK_BYTES:
         count = 1  # done before other processes have started
-    job = _Job(config, folder, source, tokenizer, dtype, parts)
-    with _encoders(tokenizer, dtype, count) as pool:
+    job = Job(config, folder, source, tokenizer, dtype, parts)
+    with encoders(tokenizer, dtype, count) as pool:
         job.run(pool, 2 * count + 2)
     manifest = _manifest(config, folder, tokenizer, dtype, job.parts)
     store.write_json(folder / store.MANIFEST, manifest)
@@ -184,199 +171,6 @@ def _stored_tokenizer(config: PrepareConfig, folder: Path, given: Tokenizer | No
     size = sum(len(text) for text in sample)
     say(f"trained a tokenizer of {config.vocab_size:,} pieces on {_size(size)} in {time.perf_counter() - begin:.1f} s")
     return tokenizer
-
-
-@dataclass
-class _Here:
-    """Tokenizes in this process; the stand-in for `Workers` when there is one core or little text."""
-
-    tokenizer: Tokenizer
-    dtype: str
-
-    def submit(self, task: Task) -> "Future[list[Encoded]]":
-        future: Future[list[Encoded]] = Future()
-        future.set_result(encode_task(self.tokenizer, self.dtype, task))
-        return future
-
-
-def _encoders(tokenizer: Tokenizer, dtype: str, count: int) -> AbstractContextManager["_Here | Workers"]:
-    return workers(tokenizer, dtype, count) if count > 1 else nullcontext(_Here(tokenizer, dtype))
-
-
-@dataclass
-class _Open:
-    """A document on its way through the workers."""
-
-    raw: RawDocument
-    split: str
-    bytes: int = 0
-    tokens: int = 0
-    place: int = -1  # where its tokens begin in the shard, once they do
-    valid: bool = True
-
-
-@dataclass(frozen=True)
-class _Block:
-    document: _Open
-    data: bytes
-    goes_on: bool
-
-
-@dataclass(frozen=True)
-class _EndOfDocument:
-    document: _Open
-    forced_cuts: int
-
-
-@dataclass(frozen=True)
-class _EndOfPart:
-    position: Any
-    empty: int
-
-
-_Event = _Block | _EndOfDocument | _EndOfPart
-
-
-class _Job:
-    """Reads, has tokenized, writes: what passes through is a list of events, cut into batches for the workers."""
-
-    def __init__(
-        self,
-        config: PrepareConfig,
-        folder: Path,
-        source: Source,
-        tokenizer: Tokenizer,
-        dtype: str,
-        parts: list[dict[str, Any]],
-    ) -> None:
-        self.config, self.folder, self.source, self.dtype, self.parts = config, folder, source, dtype, parts
-        self.cut_rule = tokenizer.cut_rule
-        self.bos = np.array([tokenizer.bos_id] if config.bos else [], dtype)
-        self.eos = np.array([tokenizer.eos_id] if config.eos else [], dtype)
-        self.writer: store.PartWriter | None = None
-        self.counts = dict.fromkeys(store.COUNTS, 0)
-        self.empty_written = 0
-        self.bytes_done = 0
-        self.seconds = dict.fromkeys(("reading", "tokenizing", "writing"), 0.0)
-
-    def run(self, pool: "_Here | Workers", at_once: int) -> None:
-        """Goes through the source with `at_once` batches under way, which bounds the memory."""
-        pending: deque[tuple[list[_Event], int, Future]] = deque()
-        batches = self._batches()
-        try:
-            with progress_bar(self.source.total, "preparing", unit="B", initial=self.source.read) as bar:
-                more = True
-                while more or pending:
-                    with self._clock("reading"):
-                        batch = next(batches, None)
-                    more = batch is not None
-                    if batch is not None:
-                        with self._clock("tokenizing"):
-                            task = [(event.data, event.goes_on) for event in batch if isinstance(event, _Block)]
-                            pending.append((batch, self.source.read, pool.submit(task)))
-                    if pending and (not more or len(pending) > at_once):
-                        events, read, future = pending.popleft()
-                        with self._clock("tokenizing"):
-                            encoded = future.result()
-                        with self._clock("writing"):
-                            self._write(events, encoded)
-                        bar.update(read - bar.n)
-        finally:
-            if self.writer:
-                self.writer.discard()
-
-    def _batches(self) -> Iterator[list[_Event]]:
-        batch: list[_Event] = []
-        size = 0
-        for event in self._events():
-            batch.append(event)
-            size += len(event.data) if isinstance(event, _Block) else 0
-            if size >= _TASK_BYTES:
-                yield batch
-                batch, size = [], 0
-        yield batch
-
-    def _events(self) -> Iterator[_Event]:
-        limit = int(self.config.shard_mb * 1e6)
-        position, empty, in_part = self.source.position(), 0, 0
-        for raw in self.source.documents():
-            if in_part >= limit:
-                yield _EndOfPart(position, empty)
-                in_part = 0
-            position, empty = self.source.position(), self.source.empty
-            document = _Open(raw, "validation" if held_out(raw.key, self.config.held_out) else "train")
-            goes_on, forced_cuts = False, 0
-            for block, forced in self.cut_rule.blocks(raw.chunks):
-                yield _Block(document, block, goes_on)
-                in_part += len(block)
-                goes_on = not forced
-                forced_cuts += forced
-            yield _EndOfDocument(document, forced_cuts)
-        if in_part:
-            yield _EndOfPart(self.source.position(), self.source.empty)
-
-    def _write(self, events: list[_Event], encoded: list[Encoded]) -> None:
-        results = iter(encoded)
-        for event in events:
-            if isinstance(event, _EndOfPart):
-                self._end_part(event)
-                continue
-            if self.writer is None:
-                self.writer = store.PartWriter(self.folder, len(self.parts), self.dtype)
-            document = event.document
-            if document.place < 0:
-                document.place = self.writer.place(document.split)
-                self._put(document, self.bos)
-            if isinstance(event, _Block):
-                result = next(results)
-                document.valid &= result.valid
-                document.bytes += len(event.data)
-                if document.valid or self.config.invalid_utf8 == "replace":
-                    self._put(document, result.tokens)
-                elif self.config.invalid_utf8 == "fail":
-                    raise InputError(
-                        f"{self._name(document)} is not valid UTF-8; mend it, or choose --invalid-utf8 replace or skip"
-                    )
-            else:
-                self._end_document(event)
-
-    def _put(self, document: _Open, tokens: np.ndarray) -> None:
-        assert self.writer is not None
-        self.writer.write(document.split, tokens)
-        document.tokens += len(tokens)
-
-    def _name(self, document: _Open) -> str:
-        name = self.source.names[document.raw.file]
-        return f"{name}, record {document.raw.record + 1}" if document.raw.record else name
-
-    def _end_document(self, event: _EndOfDocument) -> None:
-        assert self.writer is not None
-        document = event.document
-        if not document.valid:
-            self.counts["invalid_utf8"] += 1
-            if self.config.invalid_utf8 == "skip":
-                self.writer.cut(document.split, document.place)
-                return
-        self._put(document, self.eos)
-        self.counts["forced_cuts"] += event.forced_cuts
-        self.bytes_done += document.bytes
-        raw = document.raw
-        name = self.source.names[raw.file]
-        self.writer.end_document(document.split, document.tokens, document.bytes, raw.key, name, raw.record)
-
-    def _end_part(self, event: _EndOfPart) -> None:
-        assert self.writer is not None
-        self.counts["empty"] = event.empty - self.empty_written
-        self.empty_written = event.empty
-        self.parts.append(self.writer.commit({"position": event.position, "counts": self.counts}))
-        self.writer = None
-        self.counts = dict.fromkeys(store.COUNTS, 0)
-
-    @contextmanager
-    def _clock(self, what: str) -> Iterator[None]:
-        begin = time.perf_counter()
-        yield
-        self.seconds[what] += time.perf_counter() - begin
 
 
 def _manifest(
@@ -417,7 +211,7 @@ def _named(config: PrepareConfig) -> str:
     return ", ".join(config.source) or config.dataset.name
 
 
-def _report(folder: Path, manifest: dict[str, Any], job: _Job, made: float, count: int) -> None:
+def _report(folder: Path, manifest: dict[str, Any], job: Job, made: float, count: int) -> None:
     for split in store.SPLITS:
         sums = manifest["splits"][split]
         say(
