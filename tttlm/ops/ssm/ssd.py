@@ -98,12 +98,17 @@ def _chunked(
     @jax.checkpoint
     def step(h: Array, inputs: tuple) -> tuple[Array, Array]:
         u, log_decay, b, c, start = inputs  # [B G R P L], [B G R L], [B G L N] twice, [B L]
-        total = jnp.cumsum(log_decay, axis=-1)  # decay from before the chunk to each token
-        between = total[..., :, None] - total[..., None, :]  # from token s to token l
-        seen, carried, kept = causal, total, total[..., -1:] - total
-        if start is not None:
+        if start is None:
+            seen, total = causal, jnp.cumsum(log_decay, axis=-1)
+        else:
             document = jnp.cumsum(start, axis=-1)[:, None, None]
             seen = causal & (document[..., :, None] == document[..., None, :])
+            # Summed within each document, so that not even a rounding error of another one gets in.
+            within = seen[:, 0, 0].astype(dtype)
+            total = jnp.einsum("bls,bgrs->bgrl", within, log_decay, precision=jax.lax.Precision.HIGHEST)
+        between = total[..., :, None] - total[..., None, :]  # from token s to token l
+        carried, kept = total, total[..., -1:] - total  # from before the chunk, and to the end of it
+        if start is not None:
             carried = jnp.where(document == 0, carried, UNSEEN)
             kept = jnp.where(document == document[..., -1:], kept, UNSEEN)
         scores = jnp.einsum("bgln,bgsn->bgls", c, b, preferred_element_type=dtype)

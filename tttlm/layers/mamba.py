@@ -1,0 +1,146 @@
+"""Mamba: a sequence layer whose state is a vector, decayed and written to by what each token selects."""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.typing import Dtype, Initializer
+from jaxtyping import Array, Float, Int
+
+from tttlm.layers.conv import CausalConv
+from tttlm.ops.documents import document_in_progress, documents
+from tttlm.ops.ssm import selective_scan
+
+# Uniform in +-1/sqrt(inputs), as PyTorch's Linear and so the released models begin.
+default_kernel_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def step_bias_init(
+    key: Array, shape: tuple[int, ...], dtype: Dtype, *, smallest: float = 1e-3, largest: float = 0.1
+) -> Float[Array, "..."]:
+    """Biases whose softplus, the step size, is log-uniform between `smallest` and `largest`."""
+    low, high = math.log(smallest), math.log(largest)
+    step = jnp.maximum(jnp.exp(jax.random.uniform(key, shape, jnp.float32, low, high)), 1e-4)
+    return (step + jnp.log(-jnp.expm1(-step))).astype(dtype)  # the inverse of softplus
+
+
+class MambaState(NamedTuple):
+    """The state of a Mamba layer.
+
+    Attributes:
+        ssm: the `N` states of every channel; float32 (float64 when computed in it).
+        tail: the last inputs of the convolution.
+        document: id of the document in progress.
+    """
+
+    ssm: Float[Array, "B N E"]
+    tail: Float[Array, "B P E"]
+    document: Int[Array, "B"]
+
+
+class Mamba(nnx.Module):
+    """Mamba (arXiv 2312.00752, section 3.4), in the layout and with the initial weights of its released models.
+
+    >>> layer = Mamba(64, rngs=nnx.Rngs(0))
+    >>> layer(jnp.ones((2, 50, 64))).shape
+    (2, 50, 64)
+
+    Args:
+        width: model width `D`.
+        state_width: states `N` of every channel.
+        expand: `E / D`, channels for every feature of the model.
+        conv_width: taps of the convolution.
+        dt_rank: width `R` of the bottleneck before the step sizes; None for `ceil(D / 16)`.
+        use_bias: of the projections in and out.
+        conv_bias: of the convolution.
+        chunk_size: of `tttlm.ops.ssm.selective_scan`.
+        dtype: what projections and convolution are computed in; None promotes input and parameters. Step sizes,
+            decays and states are float32 at least.
+        param_dtype: of all parameters.
+        kernel_init: of all projections but that of the step sizes.
+        out_kernel_init: of the projection out; None for `kernel_init`. The released models divide it by
+            `sqrt(layers)`.
+        implementation: of `tttlm.ops.ssm.selective_scan`.
+        rngs: for the parameters.
+
+    A token costs projections of `D x 2E`, `E x (R + 2N)`, `R x E` and `E x D`, and `3 E N` multiply-adds for decay,
+    input and output of the states.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        state_width: int = 16,
+        expand: int = 2,
+        conv_width: int = 4,
+        dt_rank: int | None = None,
+        use_bias: bool = False,
+        conv_bias: bool = True,
+        chunk_size: int | None = None,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        kernel_init: Initializer = default_kernel_init,
+        out_kernel_init: Initializer | None = None,
+        implementation: str | None = None,
+        rngs: nnx.Rngs,
+    ):
+        inner = expand * width
+        self.state_width = state_width
+        self.dt_rank = math.ceil(width / 16) if dt_rank is None else dt_rank
+        self.chunk_size, self.implementation = chunk_size, implementation
+        self.dtype, self.param_dtype = dtype, param_dtype
+
+        linear = partial(nnx.Linear, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.in_proj = linear(width, 2 * inner, use_bias=use_bias, kernel_init=kernel_init)
+        self.conv = CausalConv(inner, conv_width, use_bias=conv_bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.x_proj = linear(inner, self.dt_rank + 2 * state_width, use_bias=False, kernel_init=kernel_init)
+        self.dt_proj = linear(self.dt_rank, inner, use_bias=False, kernel_init=default_kernel_init)
+        # Added in float32: rounded to bfloat16 a bias around -5 would be off by more than a percent.
+        self.dt_bias = nnx.Param(step_bias_init(rngs.params(), (inner,), param_dtype))
+        rates = jnp.broadcast_to(jnp.arange(1, state_width + 1, dtype=jnp.float32), (inner, state_width))
+        self.A_log = nnx.Param(jnp.log(rates).astype(param_dtype))
+        self.D = nnx.Param(jnp.ones((inner,), param_dtype))
+        self.out_proj = linear(inner, width, use_bias=use_bias, kernel_init=out_kernel_init or kernel_init)
+
+    def __call__(self, x: Float[Array, "B T D"], segment_ids: Int[Array, "B T"] | None = None) -> Float[Array, "B T D"]:
+        """The layer on whole rows; `segment_ids` tells their documents apart (see `tttlm.ops.documents`)."""
+        return self.extend(x, self.init_state(x.shape[0]), segment_ids)[0]
+
+    def extend(
+        self, x: Float[Array, "B T D"], state: MambaState, segment_ids: Int[Array, "B T"] | None = None
+    ) -> tuple[Float[Array, "B T D"], MambaState]:
+        """Goes on from `state` and returns the next one; however a sequence is cut, the outputs are the same."""
+        docs = None if segment_ids is None else documents(segment_ids, state.document)
+        x, gate = jnp.split(self.in_proj(x), 2, axis=-1)
+        x, tail = self.conv(x, state.tail, docs)
+        x = jax.nn.silu(x)
+        dt, B, C = jnp.split(self.x_proj(x), (self.dt_rank, self.dt_rank + self.state_width), axis=-1)
+        dtype = state.ssm.dtype
+        dt = self.dt_proj(dt).astype(dtype) + self.dt_bias[...].astype(dtype)
+        y, ssm = selective_scan(
+            x,
+            jax.nn.softplus(dt),
+            -jnp.exp(self.A_log[...].astype(dtype)),
+            B,
+            C,
+            state=state.ssm,
+            docs=docs,
+            chunk_size=self.chunk_size,
+            implementation=self.implementation,
+        )
+        y = (y + self.D[...].astype(dtype) * x).astype(x.dtype)
+        y = self.out_proj(y * jax.nn.silu(gate))
+        return y, MambaState(ssm, tail, document_in_progress(state.document, docs))
+
+    def init_state(self, batch: int) -> MambaState:
+        """The state before the first token, for `batch` rows."""
+        dtype = self.dtype or self.param_dtype
+        return MambaState(
+            jnp.zeros((batch, self.state_width, self.D.shape[0]), jnp.promote_types(dtype, jnp.float32)),
+            self.conv.init_tail(batch, dtype),
+            jnp.zeros((batch,), jnp.int32),
+        )

@@ -1,0 +1,170 @@
+"""Mamba-2: Mamba with one decay for every head, so that a chunk of tokens is computed as a matrix product."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.typing import Dtype, Initializer
+from jaxtyping import Array, Float, Int
+
+from tttlm.layers.conv import CausalConv
+from tttlm.layers.mamba import default_kernel_init, step_bias_init
+from tttlm.ops.documents import document_in_progress, documents
+from tttlm.ops.ssm import ssd
+
+
+class Mamba2State(NamedTuple):
+    """The state of a Mamba-2 layer.
+
+    Attributes:
+        ssm: the state matrix of every head; float32 (float64 when computed in it).
+        tail: the last inputs of the convolution.
+        document: id of the document in progress.
+    """
+
+    ssm: Float[Array, "B H P N"]
+    tail: Float[Array, "B W C"]
+    document: Int[Array, "B"]
+
+
+class GatedRMSNorm(nnx.Module):
+    """`RMSNorm(x * silu(gate))` over each of `groups` parts of the last axis, computed in float32 at least."""
+
+    def __init__(self, width: int, *, groups: int, eps: float, param_dtype: Dtype):
+        self.scale = nnx.Param(jnp.ones((width,), param_dtype))
+        self.groups, self.eps = groups, eps
+
+    def __call__(self, x: Float[Array, "B T E"], gate: Float[Array, "B T E"]) -> Float[Array, "B T E"]:
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        y = x.astype(dtype) * jax.nn.silu(gate.astype(dtype))
+        parts = y.reshape(*y.shape[:-1], self.groups, -1)
+        parts = parts * jax.lax.rsqrt(jnp.mean(jnp.square(parts), axis=-1, keepdims=True) + self.eps)
+        return (parts.reshape(y.shape) * self.scale[...].astype(dtype)).astype(gate.dtype)
+
+
+class Mamba2(nnx.Module):
+    """Mamba-2 (arXiv 2405.21060, section 7), in the layout and with the initial weights of its released models.
+
+    >>> layer = Mamba2(64, head_width=16, state_width=32, rngs=nnx.Rngs(0))
+    >>> layer(jnp.ones((2, 50, 64))).shape
+    (2, 50, 64)
+
+    Args:
+        width: model width `D`.
+        state_width: width `N` of the input and output vectors.
+        head_width: width `P` of a head; there are `H = E / P`.
+        expand: `E / D`, channels for every feature of the model.
+        groups: `G`, how many input and output vectors the heads share.
+        norm_groups: parts that the norm before the projection out is over. One in `Mamba2ForCausalLM`; its authors'
+            code has as many as `groups`.
+        conv_width: taps of the convolution.
+        dt_limit: what step sizes are clipped to.
+        norm_eps: of the norm.
+        use_bias: of the projections in and out.
+        conv_bias: of the convolution.
+        chunk_size: of `tttlm.ops.ssm.ssd`; the outputs do not depend on it.
+        dtype: what projections and convolution are computed in; None promotes input and parameters. Step sizes,
+            decays and states are float32 at least.
+        param_dtype: of all parameters.
+        kernel_init: of the projections.
+        out_kernel_init: of the projection out; None for `kernel_init`. The released models divide it by
+            `sqrt(layers)`.
+        implementation: of `tttlm.ops.ssm.ssd`.
+        rngs: for the parameters.
+
+    Raises:
+        ValueError: when head width, groups and channels do not fit together.
+
+    With chunks of `L` tokens, a token costs projections of `D x (2E + 2GN + H)` and `E x D`, and products of `L x GN`,
+    `L x E` and twice `E x N`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        state_width: int = 128,
+        head_width: int = 64,
+        expand: int = 2,
+        groups: int = 1,
+        norm_groups: int = 1,
+        conv_width: int = 4,
+        dt_limit: tuple[float, float] = (0.0, float("inf")),
+        norm_eps: float = 1e-5,
+        use_bias: bool = False,
+        conv_bias: bool = True,
+        chunk_size: int | None = None,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        kernel_init: Initializer = default_kernel_init,
+        out_kernel_init: Initializer | None = None,
+        implementation: str | None = None,
+        rngs: nnx.Rngs,
+    ):
+        inner = expand * width
+        heads = inner // head_width
+        if inner % head_width or heads % groups or inner % norm_groups:
+            raise ValueError(
+                f"head_width and norm_groups must divide the {inner} channels, and groups the heads; "
+                f"got head_width {head_width}, norm_groups {norm_groups}, groups {groups}"
+            )
+        self.inner, self.heads, self.groups, self.state_width = inner, heads, groups, state_width
+        self.dt_limit = dt_limit
+        self.chunk_size, self.implementation = chunk_size, implementation
+        self.dtype, self.param_dtype = dtype, param_dtype
+
+        linear = partial(nnx.Linear, use_bias=use_bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        channels = inner + 2 * groups * state_width
+        self.in_proj = linear(width, inner + channels + heads, kernel_init=kernel_init)
+        self.conv = CausalConv(
+            channels, conv_width, use_bias=conv_bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+        )
+        self.dt_bias = nnx.Param(step_bias_init(rngs.params(), (heads,), param_dtype))
+        rates = jax.random.uniform(rngs.params(), (heads,), jnp.float32, 1, 16)
+        self.A_log = nnx.Param(jnp.log(rates).astype(param_dtype))
+        self.D = nnx.Param(jnp.ones((heads,), param_dtype))
+        self.norm = GatedRMSNorm(inner, groups=norm_groups, eps=norm_eps, param_dtype=param_dtype)
+        self.out_proj = linear(inner, width, kernel_init=out_kernel_init or kernel_init)
+
+    def __call__(self, x: Float[Array, "B T D"], segment_ids: Int[Array, "B T"] | None = None) -> Float[Array, "B T D"]:
+        """The layer on whole rows; `segment_ids` tells their documents apart (see `tttlm.ops.documents`)."""
+        return self.extend(x, self.init_state(x.shape[0]), segment_ids)[0]
+
+    def extend(
+        self, x: Float[Array, "B T D"], state: Mamba2State, segment_ids: Int[Array, "B T"] | None = None
+    ) -> tuple[Float[Array, "B T D"], Mamba2State]:
+        """Goes on from `state` and returns the next one; however a sequence is cut, the outputs are the same."""
+        batch, time = x.shape[:2]
+        docs = None if segment_ids is None else documents(segment_ids, state.document)
+        gate, x, dt = jnp.split(self.in_proj(x), (self.inner, self.inner + self.conv.kernel.shape[1]), axis=-1)
+        x, tail = self.conv(x, state.tail, docs)
+        x, B, C = jnp.split(jax.nn.silu(x), (self.inner, self.inner + self.groups * self.state_width), axis=-1)
+        x = x.reshape(batch, time, self.heads, -1)
+        dtype = state.ssm.dtype
+        dt = jax.nn.softplus(dt.astype(dtype) + self.dt_bias[...].astype(dtype))
+        y, ssm = ssd(
+            x,
+            jnp.clip(dt, *self.dt_limit),
+            -jnp.exp(self.A_log[...].astype(dtype)),
+            B.reshape(batch, time, self.groups, self.state_width),
+            C.reshape(batch, time, self.groups, self.state_width),
+            state=state.ssm,
+            docs=docs,
+            chunk_size=self.chunk_size,
+            implementation=self.implementation,
+        )
+        y = y + self.D[...].astype(dtype)[:, None] * x
+        y = self.out_proj(self.norm(y.reshape(batch, time, self.inner), gate))
+        return y, Mamba2State(ssm, tail, document_in_progress(state.document, docs))
+
+    def init_state(self, batch: int) -> Mamba2State:
+        """The state before the first token, for `batch` rows."""
+        dtype = self.dtype or self.param_dtype
+        shape = (batch, self.heads, self.inner // self.heads, self.state_width)
+        return Mamba2State(
+            jnp.zeros(shape, jnp.promote_types(dtype, jnp.float32)),
+            self.conv.init_tail(batch, dtype),
+            jnp.zeros((batch,), jnp.int32),
+        )
