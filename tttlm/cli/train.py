@@ -45,7 +45,7 @@ def report(config: TrainConfig) -> None:
         print(f"gzip -9         {run.held_out_gzip(limit):.3f} bits per byte of the same text, files joined")
     print(f"loss curve      {picture}")
     tokenizer = run.tokenizer()
-    prompt = tokenizer.encode("def ")
+    prompt = tokenizer.encode("    def __init__(self, ")
     entry = [] if tokenizer.entry_id is None else [tokenizer.entry_id]
     written = sample(run.model, [*entry, *prompt], 200)
     print(f"\nthe model writes:\n\n{tokenizer.decode([*prompt, *written])}")
