@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tttlm.interop import from_pretrained, save_pretrained
-    from tttlm.layers import TTTMLP, TTTLinear
+    from tttlm.layers import TTTMLP, Attention, Mamba, Mamba2, TTTLinear
     from tttlm.model import LanguageModel, ModelConfig
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Attention": "tttlm.layers",
+    "Mamba": "tttlm.layers",
+    "Mamba2": "tttlm.layers",
     "TTTLinear": "tttlm.layers",
     "TTTMLP": "tttlm.layers",
     "LanguageModel": "tttlm.model",
@@ -21,7 +24,17 @@ _HOMES = {
     "from_pretrained": "tttlm.interop",
     "save_pretrained": "tttlm.interop",
 }
-__all__ = ["TTTMLP", "LanguageModel", "ModelConfig", "TTTLinear", "from_pretrained", "save_pretrained"]
+__all__ = [
+    "TTTMLP",
+    "Attention",
+    "LanguageModel",
+    "Mamba",
+    "Mamba2",
+    "ModelConfig",
+    "TTTLinear",
+    "from_pretrained",
+    "save_pretrained",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from tttlm.layers import TTTMLP, TTTLinear
+from tttlm.layers import TTTMLP, Attention, Mamba, Mamba2, TTTLinear
 from tttlm.model.config import ModelConfig
 
 
@@ -28,6 +28,46 @@ def build_mixer(config: ModelConfig, name: str, *, rngs: nnx.Rngs) -> nnx.Module
             gate=config.gate,
             conv_width=config.conv_width,
             rope_base=config.rope_base,
+            **common,
+        )
+    if name in ("attention", "sliding_attention"):
+        attention = config.attention
+        sliding = name == "sliding_attention"
+        return Attention(
+            config.width,
+            config.heads,
+            kv_heads=attention.kv_heads,
+            head_width=attention.head_width,
+            window=attention.window if sliding else None,
+            max_length=None if sliding else attention.max_length,
+            qk_norm=attention.qk_norm,
+            rope_base=config.rope_base,
+            implementation=attention.implementation,
+            **common,
+        )
+    # The projection back into the stream starts smaller the more blocks add to it, as in the authors' code.
+    common["out_kernel_init"] = nnx.initializers.normal(config.init_std / config.layers**0.5)
+    if name == "mamba":
+        mamba = config.mamba
+        return Mamba(
+            config.width,
+            state_width=mamba.state_width,
+            expand=mamba.expand,
+            dt_rank=mamba.dt_rank,
+            conv_width=config.conv_width,
+            **common,
+        )
+    if name == "mamba2":
+        mamba2 = config.mamba2
+        return Mamba2(
+            config.width,
+            state_width=mamba2.state_width,
+            head_width=mamba2.head_width,
+            expand=mamba2.expand,
+            groups=mamba2.groups,
+            conv_width=config.conv_width,
+            norm_eps=config.norm_eps,
+            chunk_size=mamba2.chunk_size,
             **common,
         )
     raise ValueError(f"unknown mixer {name!r}")
