@@ -1,9 +1,13 @@
 """Small texts and prepared folders for the data tests."""
 
+import io
 import random
 from pathlib import Path
 
+import sentencepiece
+
 from tttlm.data import PrepareConfig
+from tttlm.data.tokenizer import SentencePieceTokenizer
 
 WORDS = [
     *("the", "state", "of", "a", "layer", "is", "model", "whose", "update", "step", "descends", "loss", "and", "reads"),
@@ -19,9 +23,29 @@ def make_text(seed: int, words: int) -> str:
     for _ in range(words):
         pieces.append(rng.choice(WORDS))
         pieces.append(
-            rng.choices([" ", "  ", "\n", ".\n", ",\n    ", "\n\n", ". ", "; ", "\t"], [60, 2, 6, 6, 6, 3, 8, 5, 1])[0]
+            rng.choices(
+                [" ", "  ", "\n", ".\n", ",\n    ", "\n\n", ". ", "; ", "\t", "。\n"], [60, 2, 6, 6, 6, 3, 8, 5, 1, 4]
+            )[0]
         )
     return "".join(pieces)
+
+
+def sentencepiece_of(kind: str, rule: str, *, prefix: bool, trim: bool) -> SentencePieceTokenizer:
+    """A SentencePiece model of another kind than those made by `train_tokenizer`."""
+    out = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=(line for seed in range(4) for line in make_text(seed, 1_000).splitlines()),
+        model_writer=out,
+        model_type=kind,
+        vocab_size=340,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        normalization_rule_name=rule,
+        add_dummy_prefix=prefix,
+        remove_extra_whitespaces=trim,
+        minloglevel=2,
+    )
+    return SentencePieceTokenizer(out.getvalue())
 
 
 def small_config(source: Path | str, tokenizer: Path | str, /, **changes: object) -> PrepareConfig:

@@ -17,8 +17,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.data.small import contents, make_text, small_config
-from tttlm.data import DatasetConfig, PrepareConfig, load_tokenizer, pipeline, preparation, prepare, sources, store
+from tests.data.small import contents, make_text, sentencepiece_of, small_config
+from tttlm.data import (
+    DatasetConfig,
+    PrepareConfig,
+    cutting,
+    load_tokenizer,
+    pipeline,
+    preparation,
+    prepare,
+    sources,
+    store,
+)
 from tttlm.data.pipeline import held_out
 from tttlm.data.sources import keyed
 from tttlm.data.tokenizer import SentencePieceTokenizer
@@ -105,6 +115,17 @@ def test_every_kind_of_file_gives_the_tokens_of_its_texts(
     prepare(small_config("", sentencepiece_file, source=source), tmp_path / "data")
     assert stored(tmp_path / "data") == expected(texts, sentencepiece_model)
     assert len(store.read_parts(tmp_path / "data")) > 3
+
+
+def test_a_document_written_in_blocks_has_the_tokens_of_the_whole(tmp_path, texts, monkeypatch):
+    """With a tokenizer that puts a space in front of every text it is given."""
+    model = sentencepiece_of("bpe", "identity", prefix=True, trim=False)
+    (tmp_path / "small.model").write_bytes(model.file_bytes)
+    (tmp_path / "source").mkdir()
+    write_text(tmp_path / "source", texts)
+    monkeypatch.setattr(cutting, "BLOCK_BYTES", 200)
+    prepare(small_config(tmp_path / "source", tmp_path / "small.model", held_out=0.0), tmp_path / "data")
+    assert stored(tmp_path / "data")["train"] == [[*model._model.encode(text), model.eos_id] for text in texts]
 
 
 @pytest.mark.parametrize("streaming", [True, False])
@@ -341,14 +362,15 @@ def with_damage(tmp_path) -> Path:
     folder = tmp_path / "source"
     folder.mkdir()
     (folder / "a.txt").write_bytes(b"plain text here\n")
-    (folder / "b.txt").write_bytes(b"caf\xe9 in Latin-1 " * 100)
+    (folder / "b.txt").write_bytes(b"first quite plain, " * 100 + b"then caf\xe9 in Latin-1 " * 100)
     (folder / "c.txt").write_bytes(b"")
     (folder / "d.txt").write_bytes(b"more plain text")
     return folder
 
 
 @pytest.mark.parametrize(("policy", "documents"), [("replace", 3), ("skip", 2)])
-def test_invalid_utf8_is_replaced_or_skipped_and_counted(tmp_path, with_damage, policy, documents, capsys):
+def test_invalid_utf8_is_replaced_or_skipped_and_counted(tmp_path, with_damage, policy, documents, capsys, monkeypatch):
+    monkeypatch.setattr(cutting, "BLOCK_BYTES", 200)  # so that it comes up when much of the document is written
     prepare(small_config(with_damage, "bytes", invalid_utf8=policy, held_out=0.0), tmp_path / "data")
     manifest = store.read_manifest(tmp_path / "data")
     assert manifest["counts"] == {"empty": 1, "invalid_utf8": 1, "forced_cuts": 0}

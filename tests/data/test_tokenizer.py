@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from tests.data.small import WORDS, make_text
+from tests.data.small import WORDS, make_text, sentencepiece_of
 from tttlm.data import cutting, load_tokenizer
 from tttlm.data.tokenizer import (
     HuggingFaceTokenizer,
@@ -30,7 +30,7 @@ texts_with_space = st.lists(
     st.one_of(
         st.sampled_from(WORDS),
         st.sampled_from(
-            [" ", "  ", "\n", ".\n", "\n\n", "\t", "\r\n", " \n", "▁", "e\u0301", "\u200b", "\u3000", "\0", "¨"]
+            [" ", "  ", "\n", ".\n", "。\n", "\n\n", "\t", "\r\n", " \n", "▁", "e\u0301", "\u200b", "\u3000", "\0", "¨"]
         ),
     ),
     max_size=60,
@@ -75,27 +75,6 @@ def metaspace() -> bytes:
         [tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")]
     )
     return tokenizer.to_str().encode()
-
-
-def sentencepiece_of(kind: str, rule: str, *, prefix: bool, trim: bool) -> SentencePieceTokenizer:
-    import io
-
-    import sentencepiece
-
-    out = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=(line for seed in range(4) for line in make_text(seed, 1_000).splitlines()),
-        model_writer=out,
-        model_type=kind,
-        vocab_size=340,
-        hard_vocab_limit=False,
-        byte_fallback=True,
-        normalization_rule_name=rule,
-        add_dummy_prefix=prefix,
-        remove_extra_whitespaces=trim,
-        minloglevel=2,
-    )
-    return SentencePieceTokenizer(out.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -194,9 +173,11 @@ def test_a_sample_too_small_for_the_vocabulary_says_so() -> None:
 
 
 def test_control_tokens_written_out_in_a_text_are_text(tokenizers_of_every_kind) -> None:
-    for name in ("trained here", "as GPT-2"):
+    for name, text in (("trained here", "</s>"), ("as GPT-2", "<|endoftext|>")):
         if tokenizer := tokenizers_of_every_kind.get(name):
-            assert len(tokenizer.encode("</s><|endoftext|>")) > 4
+            tokens = tokenizer.encode(f"a {text} b")
+            assert tokenizer.decode(tokens) == f"a {text} b"
+            assert len(tokens) > 5
 
 
 def test_a_tokenizer_json_is_used_without_its_truncation_and_padding(tmp_path: Path) -> None:

@@ -38,8 +38,7 @@ class CutRule:
 
     def allows(self, before: str) -> bool:
         """Whether a cut may stand between `before` and a space or newline."""
-        # What cannot be seen may be normalised away or into a space; U+FFFD may stand for half a character.
-        if not before.isprintable() or before in _SPACES or before in self.joined or before == "\ufffd":
+        if before in _SPACES or before in self.joined:
             return False
         return before.isalnum() if self.only_words else True
 
