@@ -1,6 +1,8 @@
 """Batches: every token where it belongs, the same for any number of processes, found from the step alone."""
 
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -399,6 +401,25 @@ def test_data_that_is_not_there_is_prepared_where_the_configuration_says_from_wh
     other = DataConfig(path=made.path, prepare=small_config(text_folder, sentencepiece_file, held_out=0.5))
     with pytest.raises(InputError, match=r"was prepared with held_out 0.2, the configuration says 0.5"):
         open_data(other, split="train", **arguments)
+
+
+def test_processes_that_start_together_prepare_once(tmp_path, text_folder, sentencepiece_file):
+    config = DataConfig(path=str(tmp_path / "data"), prepare=small_config(text_folder, sentencepiece_file))
+    code = f"""
+from tttlm.data import DataConfig, DatasetConfig, PrepareConfig, open_data
+print(open_data({config!r}, split="train", batch_size=2, sequence_length=32).fingerprint)
+"""
+    command = [sys.executable, "-c", code]
+    together = [
+        subprocess.Popen(
+            command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=60) for process in together]
+    assert [process.returncode for process in together] == [0, 0], said
+    assert len({out for out, _ in said}) == 1
+    assert sum("train:" in error for _, error in said) == 1
 
 
 def test_another_tokenizer_than_the_one_named_is_refused(prepared, tmp_path, text_folder, sentencepiece_file):

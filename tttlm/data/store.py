@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,13 +83,16 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a") as stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
-            raise InputError(
-                f"{folder} is being prepared by another process; wait for it, or choose another folder"
-            ) from error
+            if not wait:
+                raise InputError(
+                    f"{folder} is being prepared by another process; wait for it, or choose another folder"
+                ) from error
+            print(f"waiting for the process that prepares {folder}", file=sys.stderr, flush=True)
+            fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 
 
