@@ -33,7 +33,7 @@ class Metrics:
 
     def __init__(self, folder: RunFolder, config: TrainConfig, step: int) -> None:
         keep_until(folder.metrics, step)
-        self._file = open(folder.metrics, "a", encoding="utf-8")  # noqa: SIM115 (open while the run lasts)
+        self._file = open(folder.metrics, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 (open while the run lasts)
         self._tensorboard: Any = None
         self._wandb: Any = None
         wanted = config.metrics.tensorboard
