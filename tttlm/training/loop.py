@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tttlm.data import open_data
+from tttlm.data.prefetch import DevicePrefetch
 from tttlm.errors import InputError
 from tttlm.progress import progress_bar
 from tttlm.training.checkpoints import Checkpoints
@@ -178,13 +179,13 @@ class _Run:
         """Runs until the last step or an interrupt and saves there; returns the step reached."""
         config = self.config
         step = int(self.state.step)
-        batches = self.loaders["train"].iterate(int(self.state.batch))
+        batches = DevicePrefetch(self.loaders["train"].iterate(int(self.state.batch)), self.place)
         pending: _Pending | None = None
         with progress_bar(config.steps, "compiling", unit="step", initial=step) as bar:
             clock = _Clock(config.batch_size * config.sequence_length)
             while step < config.steps and self.interrupts.requested is None:
                 with clock.waiting():
-                    batch = self.place(next(batches))
+                    batch = next(batches)
                 self.state, values = self.step(self.state, batch)
                 step += 1
                 if pending:  # the numbers of the step before, while this one runs
