@@ -78,7 +78,7 @@ def test_a_stopped_run_saves_and_goes_on_with_the_same_numbers(finished, data, t
     config = small_config(tmp_path / "run", data)
 
     def stop(batch, _):
-        if batch == 6:
+        if batch == 7:  # it is fetched while step 7, the one before it, is up
             signal.raise_signal(number)
 
     with monkeypatch.context() as patch:
@@ -148,7 +148,11 @@ def test_what_cannot_work_is_refused_before_anything_is_written(data, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_layer(data, tmp_path):
-    config = small_config(tmp_path / "run", data, **{"optimizer.learning_rate": 1e30, "checkpoint.every": 1})
+    config = small_config(
+        tmp_path / "run",
+        data,
+        **{"optimizer.learning_rate": 1e30, "checkpoint.every": 1, "model.mixers": ("ttt_linear",)},
+    )
     outcome = loop.train(config)
     assert (outcome.reason, outcome.status) == ("fault", 1)
     assert outcome.message.startswith(f"step {outcome.step + 1}: loss ")
@@ -188,7 +192,7 @@ def test_rolling_back_goes_on_from_the_checkpoint_with_the_batches_after_the_fau
     assert loop.train(config).reason == "finished"
     assert [line["step"] for line in numbers(config) if "loss" in line] == list(range(1, 13))
     assert seen[: seen.index(7) + 1] == [0, 1, 2, 3, 4, 5, 6, 7]
-    assert seen[-8:] == [7, 8, 9, 10, 11, 12, 13, 14]  # steps 5 to 12
+    assert seen[-9:] == [7, 8, 9, 10, 11, 12, 13, 14, 15]  # steps 5 to 12, and one fetched ahead
 
 
 def test_a_damaged_newest_checkpoint_is_announced_and_the_one_before_is_used(finished, data, tmp_path, capsys):
