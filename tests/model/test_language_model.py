@@ -9,13 +9,20 @@ import pytest
 from flax import nnx
 
 from tttlm.errors import InputError
-from tttlm.model import PRESETS, LanguageModel, ModelConfig, TTTConfig
+from tttlm.model import PRESETS, AttentionConfig, LanguageModel, Mamba2Config, ModelConfig, TTTConfig
 
 SMALL = ModelConfig(vocab_size=31, width=16, layers=2, heads=2, feed_forward=24, ttt=TTTConfig(mini_batch_size=4))
 MODELS = {
     "mamba backbone": SMALL,
     "transformer backbone": dataclasses.replace(SMALL, backbone="transformer", mixers=("ttt_mlp",)),
-    "hybrid, untied": dataclasses.replace(SMALL, mixers=("ttt_linear", "ttt_mlp"), layers=4, tie_embeddings=False),
+    "hybrid, untied": dataclasses.replace(
+        SMALL,
+        mixers=("ttt_linear", "sliding_attention", "mamba", "mamba2"),
+        layers=4,
+        tie_embeddings=False,
+        attention=AttentionConfig(window=6),
+        mamba2=Mamba2Config(state_width=8, head_width=8),
+    ),
 }
 # Documents start on mini-batch boundaries; 0 is padding.
 SEGMENTS = jnp.asarray([[1] * 6 + [0] * 2 + [2] * 8 + [3] * 4, [1] * 20])
@@ -95,12 +102,15 @@ def test_the_inner_learning_rate_can_be_turned_down():
     assert not np.allclose(a, b, atol=1e-6)
 
 
-@pytest.mark.parametrize("mixer", ["ttt_linear", "ttt_mlp"])
+@pytest.mark.parametrize("mixer", ["ttt_linear", "ttt_mlp", "attention", "mamba", "mamba2"])
 @pytest.mark.parametrize("size", PRESETS)
 def test_presets_have_the_published_shape_and_roughly_the_published_size(size, mixer):
     config = ModelConfig.preset(size, mixer=mixer)
     millions = {"125m": 125, "350m": 350, "760m": 760, "1.3b": 1300}[size]
-    assert (config.layers, config.width, config.heads, config.feed_forward) == PRESETS[size]
+    if "mamba" in mixer:
+        assert (config.layers, config.width, config.feed_forward) == (2 * PRESETS[size][0], PRESETS[size][1], 0)
+    else:
+        assert (config.layers, config.width, config.heads, config.feed_forward) == PRESETS[size]
     assert config.parameter_count() / 1e6 == pytest.approx(millions, rel=0.15)
 
 

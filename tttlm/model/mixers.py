@@ -45,8 +45,9 @@ def build_mixer(config: ModelConfig, name: str, *, rngs: nnx.Rngs) -> nnx.Module
             implementation=attention.implementation,
             **common,
         )
-    # The projection back into the stream starts smaller the more blocks add to it, as in the authors' code.
-    common["out_kernel_init"] = nnx.initializers.normal(config.init_std / config.layers**0.5)
+    # As the authors' code starts: PyTorch's default, and the projection out smaller the more blocks add to it.
+    del common["kernel_init"]
+    common["out_kernel_init"] = nnx.initializers.variance_scaling(1 / (3 * config.layers), "fan_in", "uniform")
     if name == "mamba":
         mamba = config.mamba
         return Mamba(
