@@ -62,3 +62,10 @@ def required(values: dict[str, Any], name: str) -> Any:
     if values.get(name) is None:
         raise InputError(f"config.json has no {name!r}, which a {values.get('model_type')!r} model needs")
     return values[name]
+
+
+def expect(values: dict[str, Any], **only: Any) -> None:
+    """Refuses a value that config.json gives and that no model here has."""
+    for name, value in only.items():
+        if values.get(name, value) != value:
+            raise InputError(f"config.json: {name} must be {value!r}, got {values[name]!r}")

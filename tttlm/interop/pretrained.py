@@ -14,12 +14,12 @@ import numpy as np
 from flax import nnx
 
 from tttlm.errors import InputError
-from tttlm.interop import ttt
+from tttlm.interop import llama, mamba, mamba2, ttt
 from tttlm.interop.architecture import Entry
 from tttlm.interop.tensors import INDEX, SINGLE, Tensors, read_json, write_tensors
 from tttlm.model import LanguageModel, ModelConfig
 
-ARCHITECTURES: dict[str, ModuleType] = {module.model_type: module for module in (ttt,)}
+ARCHITECTURES: dict[str, ModuleType] = {module.model_type: module for module in (llama, mamba, mamba2, ttt)}
 # Constants that some versions of the reference code store beside the parameters.
 NO_PARAMETERS = ("*.inv_freq", "*.token_idx")
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from tttlm.errors import InputError
-from tttlm.interop.architecture import Entry, depthwise, required, reshaped, transposed
+from tttlm.interop.architecture import Entry, depthwise, expect, required, reshaped, transposed
 from tttlm.model import ModelConfig, TTTConfig
 
 model_type = "ttt"
@@ -15,8 +15,7 @@ def config(values: dict[str, Any]) -> ModelConfig:
     kind = values.get("ttt_layer_type", "linear")
     if kind not in MIXERS:
         raise InputError(f"config.json: ttt_layer_type must be one of {sorted(MIXERS)}, got {kind!r}")
-    if values.get("hidden_act", "silu") != "silu":
-        raise InputError(f"config.json: hidden_act must be 'silu', got {values['hidden_act']!r}")
+    expect(values, hidden_act="silu")
     share_qk, gate = values.get("share_qk", False), values.get("use_gate", False)
     return ModelConfig(
         vocab_size=required(values, "vocab_size"),

@@ -1,4 +1,4 @@
-"""Released TTT checkpoints give what their reference gives, and go out as they came in."""
+"""Released checkpoints give what their reference gives, and go out as they came in."""
 
 import json
 import shutil
@@ -15,7 +15,15 @@ import tttlm
 from tttlm.errors import InputError
 from tttlm.model import ModelConfig, TTTConfig
 
-TTT_FOLDERS = ["ttt_linear_transformer", "ttt_mlp_transformer", "ttt_linear_mamba", "ttt_mlp_mamba"]
+FOLDERS = [
+    "ttt_linear_transformer",
+    "ttt_mlp_transformer",
+    "ttt_linear_mamba",
+    "ttt_mlp_mamba",
+    "llama",
+    "mamba",
+    "mamba2",
+]
 
 
 def gradients_under_released_names(gradient: tttlm.LanguageModel, folder: Path) -> dict[str, np.ndarray]:
@@ -24,7 +32,7 @@ def gradients_under_released_names(gradient: tttlm.LanguageModel, folder: Path) 
     return load_file(folder / "model.safetensors")
 
 
-@pytest.mark.parametrize("name", TTT_FOLDERS)
+@pytest.mark.parametrize("name", FOLDERS)
 def test_logits_and_every_gradient_agree_with_the_reference(shared, x64, tmp_path, name):
     folder = shared / "parity" / name
     expected = load_file(folder / "expected.safetensors")
@@ -36,7 +44,7 @@ def test_logits_and_every_gradient_agree_with_the_reference(shared, x64, tmp_pat
     def run(parameters):
         def loss(parameters):
             logits = nnx.merge(graph, parameters)(tokens)
-            # The reference takes the loss of float32 logits.
+            # Most references take the loss of float32 logits.
             scores = jax.nn.log_softmax(logits[:, :-1].astype(jnp.float32))
             return -jnp.mean(jnp.take_along_axis(scores, tokens[:, 1:, None], axis=-1)), logits
 
@@ -52,7 +60,7 @@ def test_logits_and_every_gradient_agree_with_the_reference(shared, x64, tmp_pat
         np.testing.assert_allclose(ours[key], value, rtol=1e-5, atol=1e-6 * np.abs(value).max(), err_msg=key)
 
 
-@pytest.mark.parametrize("name", TTT_FOLDERS)
+@pytest.mark.parametrize("name", FOLDERS)
 def test_a_released_folder_goes_out_as_it_came_in(shared, tmp_path, name):
     folder = shared / "parity" / name
     tttlm.save_pretrained(tttlm.from_pretrained(folder), tmp_path / "out")
