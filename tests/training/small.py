@@ -26,11 +26,13 @@ def write_texts(folder: Path, count: int = 24) -> Path:
 
 
 def small_config(run: str | Path = "run", data: str | Path = "data", **changes: Any) -> TrainConfig:
-    """A run of bytes on two small TTT-Linear blocks; `changes` by dotted name."""
+    """A run of bytes on two small blocks of attention, which compile fast; `changes` by dotted name."""
     config = TrainConfig(
         run=str(run),
         data=DataConfig(path=str(data)),
-        model=ModelConfig(vocab_size=300, width=16, layers=2, heads=2, feed_forward=16, remat="none"),
+        model=ModelConfig(
+            vocab_size=300, width=16, layers=2, heads=2, feed_forward=16, mixers=("attention",), remat="none"
+        ),
         steps=12,
         batch_size=4,
         sequence_length=32,
