@@ -60,8 +60,6 @@ class CheckpointConfig:
     keep_last: int = 2
     keep_every: int = 0
     """Checkpoints at multiples of this step are kept for good; 0 keeps the last ones only."""
-    on_error: Literal["stop", "continue"] = "stop"
-    """What to do when a checkpoint cannot be written, for instance on a full disk."""
 
 
 @dataclass(frozen=True)
