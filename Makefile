@@ -11,7 +11,7 @@ train: $(VENV)/ready
 	$(PY) train.py --config configs/quickstart.yaml
 
 test: $(VENV)/ready lint
-	$(PY) -m pytest -m "not slow"
+	$(PY) -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
 test-slow: $(VENV)/ready
 	$(PY) -m pytest -m slow
