@@ -36,11 +36,6 @@ def depthwise(name: str, path: str) -> Entry:
     return Entry(name, path, lambda a: a[:, 0].T, lambda a: a.T[:, None])
 
 
-def reshaped(name: str, path: str, load: Transform, save: Transform) -> Entry:
-    """A parameter that differs by axes of size one."""
-    return Entry(name, path, load, save)
-
-
 class Architecture(Protocol):
     """One family of checkpoints."""
 

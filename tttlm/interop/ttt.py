@@ -3,7 +3,7 @@
 from typing import Any
 
 from tttlm.errors import InputError
-from tttlm.interop.architecture import Entry, depthwise, expect, required, reshaped, transposed
+from tttlm.interop.architecture import Entry, depthwise, expect, required, transposed
 from tttlm.model import ModelConfig, TTTConfig
 
 model_type = "ttt"
@@ -78,13 +78,13 @@ def table(config: ModelConfig) -> list[Entry]:
         *(transposed(f"{block}mlp.{name}.weight", f"feed_forward.{name}.kernel") for name in FEED_FORWARD),
         *(transposed(f"{layer}{name}.weight", f"mixer.{name}.kernel") for name in ("q_proj", "v_proj", "o_proj")),
         Entry(f"{layer}learnable_token_idx", "mixer.token_scale"),
-        reshaped(
+        Entry(
             f"{layer}learnable_ttt_lr_weight",
             "mixer.learning_rate.kernel",
             lambda a: a[:, 0].T,
             lambda a: a.T[:, None],
         ),
-        reshaped(f"{layer}learnable_ttt_lr_bias", "mixer.learning_rate.bias", lambda a: a[:, 0], lambda a: a[:, None]),
+        Entry(f"{layer}learnable_ttt_lr_bias", "mixer.learning_rate.bias", lambda a: a[:, 0], lambda a: a[:, None]),
         Entry(f"{layer}ttt_norm_weight", "mixer.inner_norm.scale"),
         Entry(f"{layer}ttt_norm_bias", "mixer.inner_norm.bias"),
         Entry(f"{layer}post_norm.weight", "mixer.post_norm.scale"),
@@ -92,7 +92,7 @@ def table(config: ModelConfig) -> list[Entry]:
     ]
     for i in range(2 if mixer == "ttt_mlp" else 1):
         entries.append(Entry(f"{layer}W{i + 1}", f"mixer.inner.{i}.kernel"))
-        entries.append(reshaped(f"{layer}b{i + 1}", f"mixer.inner.{i}.bias", lambda a: a[:, 0], lambda a: a[:, None]))
+        entries.append(Entry(f"{layer}b{i + 1}", f"mixer.inner.{i}.bias", lambda a: a[:, 0], lambda a: a[:, None]))
     if config.share_qk:
         for name in ("conv_q", "conv_k"):
             entries.append(depthwise(f"{layer}{name}.weight", f"mixer.{name}.kernel"))
