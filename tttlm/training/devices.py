@@ -1,0 +1,43 @@
+"""What the accelerators that models are trained on can do: memory, and the peak that a model's use is measured by."""
+
+import re
+from dataclasses import dataclass
+
+GIB = 2**30
+GB = 10**9
+
+
+@dataclass(frozen=True)
+class Device:
+    """One kind of accelerator.
+
+    Attributes:
+        name: what it is called here, as in `--plan v5e:4x8`.
+        kind: what JAX's `device_kind` begins with on it, a regular expression.
+        memory: bytes that one JAX device has.
+        peak_flops: dense bfloat16 floating-point operations a second of one JAX device.
+    """
+
+    name: str
+    kind: str
+    memory: int
+    peak_flops: float
+
+
+# TPUs: the "system architecture" pages of Cloud TPU's documentation, one for each version. NVIDIA: the data sheets of
+# the SXM modules, whose GB are taken as 10^9 bytes, the smaller reading, and whose tensor-core figures are halved
+# where they are stated with sparsity.
+DEVICES = (
+    Device("v4", r"TPU v4$", 32 * GIB, 275e12),
+    Device("v5e", r"TPU v5 ?(lite|e)", 16 * GIB, 197e12),
+    Device("v5p", r"TPU v5p?$", 95 * GIB, 459e12),
+    Device("v6e", r"TPU v6 ?(lite|e)", 32 * GIB, 918e12),
+    Device("a100", r"NVIDIA A100-SXM\S*-80GB", 80 * GB, 312e12),
+    Device("h100", r"NVIDIA H100 80GB HBM3", 80 * GB, 989e12),
+    Device("h200", r"NVIDIA H200$", 141 * GB, 989e12),
+)
+
+
+def device_of_kind(kind: str) -> Device | None:
+    """The device that JAX calls `kind`, such as "TPU v5 lite" or "NVIDIA H200"; None where its figures are unknown."""
+    return next((device for device in DEVICES if re.match(device.kind, kind)), None)
