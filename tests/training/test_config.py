@@ -31,6 +31,21 @@ def test_flags_win_over_the_file_and_the_file_over_its_base(tmp_path):
     assert config.data.mixture == {"a": 0.5, "b": 2.0}
 
 
+def test_of_several_bases_a_later_one_wins_over_an_earlier_and_the_file_over_all(tmp_path):
+    write(tmp_path / "size.yaml", "batch_size: 8\nsequence_length: 64\nmodel: {width: 32, heads: 2}\n")
+    write(tmp_path / "long.yaml", "batch_size: 2\nsequence_length: 256\nmodel: {heads: 4}\n")
+    file = write(tmp_path / "x.yaml", "base: [size.yaml, long.yaml]\nbatch_size: 1\n")
+    config = read("--config", file)
+    assert (config.batch_size, config.sequence_length, config.model.width, config.model.heads) == (1, 256, 32, 4)
+
+
+def test_a_file_that_is_its_own_base_is_one_line(tmp_path):
+    write(tmp_path / "x.yaml", "base: y.yaml")
+    write(tmp_path / "y.yaml", "base: [x.yaml]")
+    with pytest.raises(InputError, match=r"x.yaml: is its own base, by way of y.yaml"):
+        read("--config", str(tmp_path / "x.yaml"))
+
+
 def test_a_saved_configuration_reads_back_the_same(tmp_path):
     config = small_config(**{"schedule.warmup_steps": 3, "model.mixers": ("ttt_mlp",), "data.mixture": {"a": 1.0}})
     saved = yaml.safe_load(yaml.safe_dump(to_dict(config)))
@@ -50,6 +65,7 @@ def test_a_saved_configuration_reads_back_the_same(tmp_path):
         ("- 1", [], "x.yaml: expected 'key: value' lines, got a list"),
         ("steps: [", [], "x.yaml: not valid YAML at line 1"),
         ("base: none.yaml", [], "none.yaml: cannot be read: No such file or directory"),
+        ("base: {a: 1}", [], "x.yaml: 'base' names another YAML file or a list of them, got {'a': 1}"),
         ("model: {width: 30, heads: 4}", [], "heads must divide model.width"),
         ("steps: 1", ["--stepz", "2"], "train.py: unknown flag '--stepz' (did you mean '--steps'?)"),
         ("steps: 1", ["--steps", "x"], "train.py: --steps: invalid literal"),

@@ -49,9 +49,15 @@ def parse(cls: type[C], arguments: Sequence[str], *, prog: str, description: str
         raise InputError(f"{source}: {error}") from None
 
 
-def read_config(path: str | Path) -> dict[str, Any]:
-    """A YAML file as a nested dict; `base: other.yaml`, relative to the file, is read first and overridden."""
+def read_config(path: str | Path, inside: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A YAML file as a nested dict.
+
+    `base: other.yaml` or `base: [one.yaml, two.yaml]`, relative to the file, are read first: each overrides those
+    before it, and the file all of them. `inside` are the files that are being read, each the base of the one before.
+    """
     path = Path(path)
+    if path.resolve() in inside:
+        raise InputError(f"{path}: is its own base, by way of {inside[-1].name}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -65,12 +71,14 @@ def read_config(path: str | Path) -> dict[str, Any]:
         values = {}
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected 'key: value' lines, got a {type(values).__name__}")
-    base = values.pop("base", None)
-    if base is None:
-        return values
-    if not isinstance(base, str):
-        raise InputError(f"{path}: 'base' names another YAML file, got {base!r}")
-    return _merged(read_config(path.parent / base), values)
+    base = values.pop("base", [])
+    names = [base] if isinstance(base, str) else base
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{path}: 'base' names another YAML file or a list of them, got {base!r}")
+    merged: dict[str, Any] = {}
+    for name in names:
+        merged = _merged(merged, read_config(path.parent / name, (*inside, path.resolve())))
+    return _merged(merged, values)
 
 
 def run_command(command: Callable[[], int | None]) -> NoReturn:
