@@ -29,7 +29,7 @@ def shapes(tree):
 def save(folder: Path, *steps: int, **policy: int) -> Checkpoints:
     checkpoints = Checkpoints(folder, CheckpointConfig(**policy))
     for step in steps:
-        checkpoints.save(step, *state(step))
+        checkpoints.save(step, *state(step), {"seconds": step / 3})
     checkpoints.wait()
     return checkpoints
 
@@ -39,8 +39,8 @@ def newest(checkpoints: Checkpoints):
 
 
 def test_every_bit_comes_back(tmp_path):
-    step, *found = newest(save(tmp_path, 3))
-    assert step == 3
+    step, *found, totals = newest(save(tmp_path, 3))
+    assert (step, totals) == (3, {"seconds": 1.0})
     jax.tree.map(np.testing.assert_array_equal, found, list(state(3)))
 
 
@@ -87,7 +87,7 @@ def test_a_file_cut_short_or_with_a_changed_byte_is_found_out(tmp_path, capsys):
             found = newest(checkpoints)
             said = capsys.readouterr().err
             if found[0] == 2:  # a file that only repeats what another holds
-                jax.tree.map(np.testing.assert_array_equal, list(found[1:]), list(state(2)))
+                jax.tree.map(np.testing.assert_array_equal, list(found[1:3]), list(state(2)))
             else:
                 assert found[0] == 1
                 assert "2 is damaged" in said

@@ -1,6 +1,7 @@
 """A run ends with the same numbers however it was stopped on the way, and stops where something is wrong."""
 
 import signal
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tttlm.training.metrics import read_metrics
 from tttlm.training.run_folder import RunFolder
 from tttlm.training.step import Model
 
-TIMING = ("tokens_per_second", "data_wait")
+TIMING = ("tokens_per_second", "data_wait", "seconds")
 
 
 def numbers(config: TrainConfig) -> list[dict[str, Any]]:
@@ -69,6 +70,9 @@ def test_a_run_learns_writes_every_step_once_and_keeps_the_last_checkpoints(fini
     assert losses[1] == pytest.approx(np.log(300), abs=0.1)
     assert losses[12] < losses[1] - 0.3
     assert [line["step"] for line in lines if "validation_loss" in line] == [5, 10, 12]
+    assert [line["tokens_seen"] for line in lines if "loss" in line] == [4 * 32 * step for step in range(1, 13)]
+    flops = 3 * 4 * 32 * finished.model.flops_per_token(32)
+    assert [line["flops"] for line in lines if "loss" in line] == pytest.approx([flops * s for s in range(1, 13)])
     assert saved_steps(RunFolder(finished.run).checkpoints) == [8, 12]
     assert yaml.safe_load(RunFolder(finished.run).config.read_text()) == to_dict(finished)
 
@@ -109,6 +113,10 @@ def test_a_run_killed_between_checkpoints_goes_on_from_the_last_one(finished, da
         file.write('{"step": 7, "lo')  # cut short by the kill
     loop.train(config)
     assert "going on from step 4" in capsys.readouterr().err
+    seconds = [line["seconds"] for line in read_metrics(metrics) if "loss" in line]
+    assert all(a <= b for a, b in pairwise(seconds))
+    assert seconds[3] > 0  # the first process's share is not forgotten
+    assert seconds[4] == seconds[3]  # the first step of a process compiles
     assert numbers(config) == numbers(finished)
     jax.tree.map(np.testing.assert_array_equal, params(config), params(finished))
 

@@ -5,7 +5,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,16 @@ from tttlm.errors import InputError
 from tttlm.training.config import CheckpointConfig
 from tttlm.training.sharding import path_name
 
-_FORMAT = 1  # raised when what is saved changes in a way that older code cannot read
+_FORMAT = 2  # raised when what is saved changes in a way that older code cannot read
+
+
+class Found(NamedTuple):
+    """A checkpoint that was read: its step, and what was saved with it."""
+
+    step: int
+    params: Any
+    rest: Any
+    totals: dict[str, Any]
 
 
 class Checkpoints:
@@ -41,15 +50,19 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
 
-    def save(self, step: int, params: Any, rest: Any) -> None:
-        """Starts saving; returns when the arrays are copied, usually long before they are on disk."""
-        facts = {"format": _FORMAT, "params": digests(params), "rest": digests(rest)}
+    def save(self, step: int, params: Any, rest: Any, totals: dict[str, Any]) -> None:
+        """Starts saving; returns when the arrays are copied, usually long before they are on disk.
+
+        Args:
+            totals: plain values to give back with the arrays.
+        """
+        facts = {"format": _FORMAT, "params": digests(params), "rest": digests(rest), "totals": totals}
         self._orbax.save_checkpointables_async(
             step, {"params": params, "rest": rest}, force=True, overwrite=True, custom_metadata=facts
         )
 
-    def newest(self, params: Any, rest: Any) -> tuple[int, Any, Any] | None:
-        """(step, params, rest) of the newest checkpoint that is sound, or None when there is none at all.
+    def newest(self, params: Any, rest: Any) -> Found | None:
+        """The newest checkpoint that is sound, or None when there is none at all.
 
         Args:
             params, rest: `jax.ShapeDtypeStruct`s with shardings, in the structure that was saved. The mesh may be
@@ -64,7 +77,7 @@ class Checkpoints:
         for step in reversed(found):
             try:
                 with _quiet():
-                    return step, *self._load(step, params, rest)
+                    return self._load(step, params, rest)
             except Exception as error:
                 print(
                     f"checkpoint {self._folder / str(step)} is damaged ({_first_cause(error)}); "
@@ -76,7 +89,7 @@ class Checkpoints:
             raise InputError(f"{self._folder}: no checkpoint is sound; start again in another run folder")
         return None
 
-    def _load(self, step: int, params: Any, rest: Any) -> tuple[Any, Any]:
+    def _load(self, step: int, params: Any, rest: Any) -> Found:
         facts = self._orbax.checkpointables_metadata(step).custom_metadata
         if not facts or facts.get("format") != _FORMAT:
             raise ValueError("its description cannot be read")
@@ -85,7 +98,7 @@ class Checkpoints:
             wrong = [path for path, digest in digests(loaded[name]).items() if facts[name].get(path) != digest]
             if wrong:
                 raise ValueError(f"the values of {name}/{wrong[0]} are not those that were saved")
-        return loaded["params"], loaded["rest"]
+        return Found(step, loaded["params"], loaded["rest"], facts["totals"])
 
     def _set_aside(self, step: int) -> None:
         if jax.process_index() == 0:

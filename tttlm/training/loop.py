@@ -2,8 +2,6 @@
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +14,7 @@ from tttlm.data.prefetch import DevicePrefetch
 from tttlm.errors import InputError
 from tttlm.progress import progress_bar
 from tttlm.training.checkpoints import Checkpoints
+from tttlm.training.clock import Clock, Totals
 from tttlm.training.config import TrainConfig, check
 from tttlm.training.diagnosis import diagnose
 from tttlm.training.interrupts import Interrupts, catch_interrupts
@@ -138,18 +137,17 @@ class _Run:
         self.evaluation = make_evaluation(config, self.model)
         self.checkpoints = Checkpoints(folder.checkpoints, config.checkpoint)
         self.faults = 0
-        self.state = self.newest_state()
+        self.state, self.totals = self.newest()
         self.saved = int(self.state.step)
         self.metrics = Metrics(folder, config, self.saved)
 
-    def newest_state(self) -> TrainState:
-        """The state of the newest sound checkpoint, or the initial one."""
+    def newest(self) -> tuple[TrainState, Totals]:
+        """The state of the newest sound checkpoint and its totals, or the initial ones."""
         rest = self.abstract._replace(params=None)
         found = self.checkpoints.newest(self.abstract.params, rest._asdict())
         if found is None:
-            return self.init()
-        _, params, rest = found
-        return TrainState(**{**rest, "params": params})
+            return self.init(), Totals()
+        return TrainState(**{**found.rest, "params": found.params}), Totals(**found.totals)
 
     def run(self) -> Outcome:
         started = time.monotonic()
@@ -182,7 +180,7 @@ class _Run:
         batches = DevicePrefetch(self.loaders["train"].iterate(int(self.state.batch)), self.place)
         pending: _Pending | None = None
         with progress_bar(config.steps, "compiling", unit="step", initial=step) as bar:
-            clock = _Clock(config.batch_size * config.sequence_length)
+            clock = self.clock()
             while step < config.steps and self.interrupts.requested is None:
                 with clock.waiting():
                     batch = next(batches)
@@ -196,17 +194,25 @@ class _Run:
                 if evaluate or save or step == config.steps:
                     self.read(pending, clock, bar)
                     pending = None
-                if evaluate or (config.evaluate.every and step == config.steps):
-                    self.evaluate(step)
-                if save:
-                    self.save(step)
+                with clock.stopped():
+                    if evaluate or (config.evaluate.every and step == config.steps):
+                        self.evaluate(step)
+                    if save:
+                        self.save(step)
             if pending:
                 self.read(pending, clock, bar)
         if self.saved != step:
             self.save(step)
         return step
 
-    def read(self, pending: "_Pending", clock: "_Clock", bar: Any) -> None:
+    def clock(self) -> Clock:
+        config = self.config
+        tokens = config.batch_size * config.sequence_length
+        return Clock(
+            self.totals, tokens=tokens, flops=3 * tokens * config.model.flops_per_token(config.sequence_length)
+        )
+
+    def read(self, pending: "_Pending", clock: Clock, bar: Any) -> None:
         """Waits for a step's numbers, writes and shows them.
 
         Raises:
@@ -218,7 +224,7 @@ class _Run:
         values = {name: numbers[name].item() for name in ("loss", *sorted(numbers.keys() - {"loss"}))}
         if clock.first:
             bar.unpause()  # compiling is no measure of the time left
-        values |= clock.tick()
+        values |= clock.tick(values["tokens"] if good else 0)
         if not good:
             self.faults += 1
             fault = Fault(step, values, pending.batch)
@@ -243,7 +249,7 @@ class _Run:
     def save(self, step: int) -> None:
         self.metrics.flush()
         rest = self.state._replace(params=None)
-        self.checkpoints.save(step, self.state.params, rest._asdict())
+        self.checkpoints.save(step, self.state.params, rest._asdict(), self.totals.as_dict())
         self.saved = step
 
     def report(self, fault: Fault) -> str:
@@ -257,7 +263,8 @@ class _Run:
         print(f"{report}; going back to it", file=sys.stderr)
         after = self.state.batch - (self.state.step - fault.step)
         self.checkpoints.wait()
-        self.state = self.newest_state()._replace(batch=after)
+        state, self.totals = self.newest()
+        self.state = state._replace(batch=after)
         self.saved = int(self.state.step)
         self.metrics.close()
         self.metrics = Metrics(self.folder, self.config, self.saved)
@@ -271,28 +278,3 @@ class _Pending:
     step: int
     values: dict[str, jax.Array]
     batch: dict[str, jax.Array]
-
-
-class _Clock:
-    """Tokens per second and the share of time spent waiting for data, since the last tick."""
-
-    def __init__(self, tokens: int) -> None:
-        self._tokens, self._waited = tokens, 0.0
-        self._last: float | None = None  # the first step includes compiling, so it is not timed
-
-    @property
-    def first(self) -> bool:
-        return self._last is None
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        begun = time.monotonic()
-        yield
-        self._waited += time.monotonic() - begun
-
-    def tick(self) -> dict[str, float]:
-        now, last, waited = time.monotonic(), self._last, self._waited
-        self._last, self._waited = now, 0.0
-        if last is None:
-            return {}
-        return {"tokens_per_second": self._tokens / (now - last), "data_wait": waited / (now - last)}
