@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from tttlm.model import LanguageModel, ModelConfig
+from tttlm.ops.target import traced_for
 from tttlm.training.config import TrainConfig
 from tttlm.training.loss import summed_loss
 from tttlm.training.optimizer import inner_multiplier, learning_rate, make_optimizer
@@ -104,8 +105,13 @@ def make_step(
     but `skip` no later one is either, so that the state from before it is still there for the report.
     """
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, model, mesh))
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        with traced_for(mesh.devices.flat[0]):
+            return train_step(config, model, state, batch)
+
     return jax.jit(
-        partial(train_step, config, model),
+        step,
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
         donate_argnums=0,

@@ -9,15 +9,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from tttlm.ops.attention.mask import visible
+from tttlm.ops.target import target_device
 
 LONGEST_MASK = 8192  # 128 MB of bfloat16 a row
 
 
 def obstacle(q: Float[Array, "B T H K"], in_order: bool, segmented: bool) -> str | None:
     """Why the kernel cannot compute this here exactly, in one line; None when it can."""
-    device = jax.devices()[0]
-    if jax.default_backend() != "gpu" or "rocm" in device.client.platform_version.lower():
-        return f"cuDNN runs on NVIDIA GPUs, not on {jax.default_backend()}"
+    device = target_device()
+    if device.platform != "gpu" or "rocm" in device.client.platform_version.lower():
+        return f"cuDNN runs on NVIDIA GPUs, not on {device.platform}"
     capability = float(getattr(device, "compute_capability", 0))
     if capability < 8:
         return f"cuDNN attention needs compute capability 8.0; this GPU has {capability}"

@@ -1,12 +1,12 @@
 """The public function: checks what comes in and picks an implementation."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from tttlm.ops.attention import cudnn, splash
 from tttlm.ops.attention.blockwise import blockwise
 from tttlm.ops.attention.reference import reference
+from tttlm.ops.target import target_platform
 
 IMPLEMENTATIONS = {
     "reference": reference,
@@ -43,8 +43,8 @@ def attention(
         window: how many positions a query sees, its own included; None for all.
         query_positions, key_positions: places in the row, in any order; None for 0, 1, 2, ...
         query_segments, key_segments: any non-negative ids, or -1 and -2; None when every query may see every key.
-        implementation: "reference", "blockwise" (memory grows with T), "cudnn" or "splash". None picks by the default
-            backend: a kernel where one fits, else blockwise, or the reference where the scores are few.
+        implementation: "reference", "blockwise" (memory grows with T), "cudnn" or "splash". None picks by the device
+            it is traced for: a kernel where one fits, else blockwise, or the reference where the scores are few.
 
     Returns:
         what the queries read, in the dtype of `q`.
@@ -88,7 +88,7 @@ def attention(
 def _pick(q: Array, k: Array, in_order: bool, segmented: bool) -> str:
     if q.shape[1] == 1 or q.shape[1] * k.shape[1] <= FEW_SCORES:
         return "reference"
-    kernel = KERNELS.get(jax.default_backend())
+    kernel = KERNELS.get(target_platform())
     if kernel and OBSTACLES[kernel](q, in_order, segmented) is None:
         return kernel
     return "blockwise"

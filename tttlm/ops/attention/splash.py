@@ -7,14 +7,16 @@ from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from tttlm.ops.target import target_platform
+
 LANES = 128  # the kernel's smallest block
 
 
 def obstacle(q: Float[Array, "B T H K"], in_order: bool, segmented: bool) -> str | None:
     """Why the kernel cannot compute this here exactly, in one line; None when it can."""
     del segmented  # segments are no obstacle
-    if jax.default_backend() != "tpu":
-        return f"splash attention runs on TPUs, not on {jax.default_backend()}"
+    if target_platform() != "tpu":
+        return f"splash attention runs on TPUs, not on {target_platform()}"
     if q.shape[1] % LANES:
         return f"splash attention needs a multiple of {LANES} tokens, not {q.shape[1]}"
     if not in_order:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from tttlm.ops.documents import Documents
 from tttlm.ops.ssm.reference import selective_scan_reference
+from tttlm.ops.target import target_platform
 
 # Measured at 1536 channels, 16 states, 2048 tokens on two CPU cores: chunks of 16 run within the cache. Devices that
 # pay for every step of a loop want longer ones.
@@ -64,7 +65,7 @@ def selective_scan(
         return selective_scan_reference(*inputs)
     if implementation not in (None, "chunked"):
         raise ValueError(f"selective_scan implementations are chunked and reference; got {implementation!r}")
-    on_cpu = jax.default_backend() == "cpu"
+    on_cpu = target_platform() == "cpu"
     return _chunked(*inputs, min(time, chunk_size or (CPU_CHUNK if on_cpu else DEVICE_CHUNK)), on_cpu)
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from tttlm.ops.documents import Documents
 from tttlm.ops.ssm.reference import ssd_reference
+from tttlm.ops.target import target_platform
 
 CPU_CHUNK, DEVICE_CHUNK = 64, 256
 UNSEEN = -1e30  # exponent of a decay that is 0: finite, so that it never makes a NaN
@@ -66,7 +67,7 @@ def ssd(
         return ssd_reference(u, log_decay, B.astype(dtype), C.astype(dtype), start, state)
     if implementation not in (None, "chunked"):
         raise ValueError(f"ssd implementations are chunked and reference; got {implementation!r}")
-    chunk = chunk_size or (CPU_CHUNK if jax.default_backend() == "cpu" else DEVICE_CHUNK)
+    chunk = chunk_size or (CPU_CHUNK if target_platform() == "cpu" else DEVICE_CHUNK)
     u, B, C = (z.astype(product) for z in (u, B, C))
     return _chunked(u, log_decay, B, C, start, state, min(time, chunk))
 

@@ -1,0 +1,30 @@
+"""The device that a computation is traced for: what is fast on it decides between implementations."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import jax
+
+_TARGET: ContextVar[Any] = ContextVar("target", default=None)
+
+
+@contextmanager
+def traced_for(device: Any) -> Iterator[None]:
+    """What is traced within will run on `device`, a `jax.Device` of this machine or of another."""
+    token = _TARGET.set(device)
+    try:
+        yield
+    finally:
+        _TARGET.reset(token)
+
+
+def target_device() -> Any:
+    """The `jax.Device` of the innermost `traced_for`, or the default one."""
+    return _TARGET.get() or jax.devices()[0]
+
+
+def target_platform() -> str:
+    """One of "cpu", "gpu" and "tpu"."""
+    return target_device().platform
