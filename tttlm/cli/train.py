@@ -1,8 +1,11 @@
 """`train.py`: one run, from its configuration to its held-out score."""
 
+import contextlib
 import logging
+import os
 import sys
 import warnings
+from collections.abc import Iterator
 
 from tttlm.cli.arguments import parse, run_command
 from tttlm.training.config import TrainConfig
@@ -18,13 +21,25 @@ def main(arguments: list[str]) -> int:
     config = parse(TrainConfig, arguments, prog="train.py", description=DESCRIPTION)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # what matters of a checkpoint's trouble is said in a line
     warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
+    from tttlm.training.cluster import is_first, join, say
+
+    join(config.distributed)
     from tttlm.training.loop import train
 
     outcome = train(config)
-    print(outcome.message, file=sys.stderr)
+    say(outcome.message)
     if outcome.reason == "finished":
-        report(config)
+        # Every process scores, because no one may leave before the others; the first one speaks.
+        with contextlib.nullcontext() if is_first() else silence():
+            report(config)
     return outcome.status
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Nothing is printed inside."""
+    with open(os.devnull, "w") as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
+        yield
 
 
 def report(config: TrainConfig) -> None:
@@ -32,9 +47,10 @@ def report(config: TrainConfig) -> None:
     from tttlm.evaluation.generate import sample
     from tttlm.evaluation.plots import loss_curve
     from tttlm.evaluation.run import load_run
+    from tttlm.training.cluster import is_first
 
     run = load_run(config.run)
-    picture = loss_curve(run.folder.metrics, run.folder.path / "loss.png")
+    picture = loss_curve(run.folder.metrics, run.folder.path / "loss.png") if is_first() else None
     limit = config.evaluate.final_bytes
     if limit:
         score = run.score_held_out(limit=limit)

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from jaxtyping import Array, UInt
 from orbax.checkpoint import v1 as ocp
 
 from tttlm.errors import InputError
+from tttlm.training.cluster import first_of, is_first, say
 from tttlm.training.config import CheckpointConfig
 from tttlm.training.sharding import path_name
 
@@ -73,19 +73,21 @@ class Checkpoints:
         Raises:
             InputError: there are checkpoints, and every one is damaged.
         """
-        found = [checkpoint.step for checkpoint in self._orbax.checkpoints]
-        for step in reversed(found):
+        steps = [checkpoint.step for checkpoint in self._orbax.checkpoints]
+        for step in reversed(steps):
+            found: Found | None = None
+            cause = ""
             try:
                 with _quiet():
-                    return self._load(step, params, rest)
+                    found = self._load(step, params, rest)
             except Exception as error:
-                print(
-                    f"checkpoint {self._folder / str(step)} is damaged ({_first_cause(error)}); "
-                    "going on from the one before",
-                    file=sys.stderr,
-                )
-                self._set_aside(step)
-        if found:
+                cause = _first_cause(error)
+            cause = first_of(cause)
+            if found and not cause:
+                return found
+            say(f"checkpoint {self._folder / str(step)} is damaged ({cause}); going on from the one before")
+            self._set_aside(step)
+        if steps:
             raise InputError(f"{self._folder}: no checkpoint is sound; start again in another run folder")
         return None
 
@@ -101,7 +103,7 @@ class Checkpoints:
         return Found(step, loaded["params"], loaded["rest"], facts["totals"])
 
     def _set_aside(self, step: int) -> None:
-        if jax.process_index() == 0:
+        if is_first():
             names = [f"{step}.damaged", *(f"{step}.damaged.{n}" for n in range(1, 1000))]
             free = next(self._folder / name for name in names if not (self._folder / name).exists())
             (self._folder / str(step)).rename(free)
@@ -154,7 +156,7 @@ def load_params(folder: Path, abstract: Any, step: int | None = None) -> tuple[i
         wanted = "any checkpoint" if step is None else f"a checkpoint of step {step}"
         raise InputError(f"{folder} does not hold {wanted}; it holds {steps or 'none'}")
     step = steps[-1] if step is None else step
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(lambda x: x if x.sharding else x.update(sharding=here), abstract)
     try:
         with _quiet():

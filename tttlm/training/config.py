@@ -89,6 +89,21 @@ class MeshConfig:
 
 
 @dataclass(frozen=True)
+class DistributedConfig:
+    """The processes that train together: one for each host with TPUs, one for each GPU (docs/cluster.md)."""
+
+    mode: Literal["auto", "on", "off"] = "auto"
+    """auto joins the processes of SLURM, Kubernetes, Open MPI and TPU pods, and trains alone where there is none of
+    them; on fails if there is none; off trains alone."""
+    coordinator: str | None = None
+    """host:port of process 0, where nothing tells it."""
+    processes: int | None = None
+    """How many processes there are, where nothing tells it."""
+    process: int | None = None
+    """Which of them this one is, counted from 0, where nothing tells it."""
+
+
+@dataclass(frozen=True)
 class MetricsConfig:
     """Where the numbers of a run go besides `metrics.jsonl`."""
 
@@ -124,6 +139,7 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     faults: FaultsConfig = field(default_factory=FaultsConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
 
     @property
@@ -148,7 +164,17 @@ class TrainConfig:
 
 
 # A run may go on with these changed: they do not touch what is computed, or only the order of its sums.
-FREE_TO_CHANGE = ("run", "mesh.", "metrics.", "checkpoint.", "faults.", "evaluate.", "loss_chunk", "accumulate")
+FREE_TO_CHANGE = (
+    "run",
+    "mesh.",
+    "distributed.",
+    "metrics.",
+    "checkpoint.",
+    "faults.",
+    "evaluate.",
+    "loss_chunk",
+    "accumulate",
+)
 
 
 def check(config: TrainConfig) -> None:

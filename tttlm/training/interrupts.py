@@ -1,36 +1,57 @@
-"""Ctrl-C and SIGTERM ask the loop to save and stop; a second Ctrl-C stops at once."""
+"""Ctrl-C and SIGTERM ask the loop to save and stop; a second Ctrl-C stops at once.
 
+Many processes stop at the same step: JAX's preemption service, which waits for SIGTERM, agrees on it.
+"""
+
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+import jax
+from jax.experimental import multihost_utils
 
 INTERRUPTED = 130  # the exit status after Ctrl-C, as shells have it
 PREEMPTED = 75  # the exit status after SIGTERM: "try again later", so a scheduler can tell it from a failure
 
 
 class Interrupts:
-    """`requested` is the signal that arrived, or None."""
+    """What this process was asked, and what all of them agreed on."""
 
     def __init__(self) -> None:
-        self.requested: signal.Signals | None = None
+        self._requested: signal.Signals | None = None
+        self._asked = 0  # how often the loop asked: goes on where steps go back
+        self._reached = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested == number == signal.SIGINT:
+        if self._requested == number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.requested = signal.Signals(number)
+        self._requested = signal.Signals(number)
+        if number == signal.SIGINT and jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)  # tells the others
+
+    def stop(self) -> bool:
+        """Whether to save and stop here; asked before every step, with the same answer in every process."""
+        if jax.process_count() == 1:
+            return self._requested is not None
+        self._asked += 1
+        self._reached = self._reached or multihost_utils.reached_preemption_sync_point(self._asked)
+        return self._reached
 
     @property
     def status(self) -> int:
         """The exit status that tells which signal it was."""
-        return PREEMPTED if self.requested == signal.SIGTERM else INTERRUPTED
+        return INTERRUPTED if self._requested == signal.SIGINT else PREEMPTED
 
 
 @contextmanager
 def catch_interrupts() -> Iterator[Interrupts]:
     """Catches SIGINT and SIGTERM while the block runs."""
     interrupts = Interrupts()
-    before = {number: signal.signal(number, interrupts.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    # Among many processes SIGTERM is JAX's to catch.
+    caught = (signal.SIGINT, signal.SIGTERM) if jax.process_count() == 1 else (signal.SIGINT,)
+    before = {number: signal.signal(number, interrupts.handle) for number in caught}
     try:
         yield interrupts
     finally:

@@ -15,12 +15,13 @@ from tttlm.errors import InputError
 from tttlm.progress import progress_bar
 from tttlm.training.checkpoints import Checkpoints
 from tttlm.training.clock import Clock, Totals
+from tttlm.training.cluster import is_first, say, together
 from tttlm.training.config import TrainConfig, check
 from tttlm.training.diagnosis import diagnose
 from tttlm.training.interrupts import Interrupts, catch_interrupts
-from tttlm.training.metrics import Metrics, check_metrics
+from tttlm.training.metrics import check_metrics, open_metrics
 from tttlm.training.run_folder import RunFolder
-from tttlm.training.sharding import check_mesh, make_mesh, place_batch
+from tttlm.training.sharding import check_mesh, make_mesh, place_batch, row_share
 from tttlm.training.step import (
     Model,
     TrainState,
@@ -82,25 +83,24 @@ def train(config: TrainConfig) -> Outcome:
         accumulate=config.accumulate,
         sequence_length=config.sequence_length,
     )
-    loaders = open_loaders(config)
-    folder.lock()
+    loaders = together(lambda: open_loaders(config, mesh))
+    facts = {"data": loaders["train"].fingerprint, "tokenizer": loaders["train"].tokenizer.fingerprint}
     try:
-        folder.check_config(config)
-        folder.check_data({"data": loaders["train"].fingerprint, "tokenizer": loaders["train"].tokenizer.fingerprint})
-        folder.write_config(config)
+        together(lambda: folder.claim(config, facts) if is_first() else None)
+        together(folder.check_shared)
         with catch_interrupts() as interrupts:
             return _Run(config, folder, mesh, loaders, interrupts).run()
     finally:
         folder.unlock()
 
 
-def open_loaders(config: TrainConfig) -> dict[str, Any]:
-    """The loaders of both splits.
+def open_loaders(config: TrainConfig, mesh: Mesh) -> dict[str, Any]:
+    """The loaders of both splits, each giving the rows that this process's devices hold.
 
     Raises:
         InputError: the data cannot be used, or has more tokens than the model knows.
     """
-    shares = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    index, count = row_share(mesh)
     loaders = {
         split: open_data(
             config.data,
@@ -109,7 +109,8 @@ def open_loaders(config: TrainConfig) -> dict[str, Any]:
             sequence_length=config.sequence_length,
             seed=config.seed,
             align=config.align,
-            **shares,
+            process_index=index,
+            process_count=count,
         )
         for split in ("train", "validation")
     }
@@ -139,7 +140,7 @@ class _Run:
         self.faults = 0
         self.state, self.totals = self.newest()
         self.saved = int(self.state.step)
-        self.metrics = Metrics(folder, config, self.saved)
+        self.metrics = open_metrics(folder, config, self.saved)
 
     def newest(self) -> tuple[TrainState, Totals]:
         """The state of the newest sound checkpoint and its totals, or the initial ones."""
@@ -152,7 +153,7 @@ class _Run:
     def run(self) -> Outcome:
         started = time.monotonic()
         if 0 < self.saved < self.config.steps:
-            print(f"going on from step {self.saved} of {self.folder.path}", file=sys.stderr)
+            say(f"going on from step {self.saved} of {self.folder.path}")
         try:
             while True:
                 try:
@@ -179,9 +180,9 @@ class _Run:
         step = int(self.state.step)
         batches = DevicePrefetch(self.loaders["train"].iterate(int(self.state.batch)), self.place)
         pending: _Pending | None = None
-        with progress_bar(config.steps, "compiling", unit="step", initial=step) as bar:
+        with progress_bar(config.steps, "compiling", unit="step", initial=step, disable=not is_first()) as bar:
             clock = self.clock()
-            while step < config.steps and self.interrupts.requested is None:
+            while step < config.steps and not self.interrupts.stop():
                 with clock.waiting():
                     batch = next(batches)
                 self.state, values = self.step(self.state, batch)
@@ -231,7 +232,8 @@ class _Run:
             self.metrics.write(step, {"fault": fault.what, "batch": int(self.state.batch - self.state.step) + step - 1})
             if self.config.faults.policy != "skip" or self.faults > self.config.faults.allowed:
                 raise fault
-            bar.write(f"{fault}: skipped", file=sys.stderr)
+            if is_first():
+                bar.write(f"{fault}: skipped", file=sys.stderr)
         elif step % self.config.metrics.every == 0 or step == self.config.steps:
             self.metrics.write(step, values)
         bar.set_description_str("training", refresh=False)
@@ -260,14 +262,14 @@ class _Run:
 
     def roll_back(self, fault: Fault, report: str) -> None:
         """Goes back to the newest checkpoint and on with the batches after the faulty one."""
-        print(f"{report}; going back to it", file=sys.stderr)
+        say(f"{report}; going back to it")
         after = self.state.batch - (self.state.step - fault.step)
         self.checkpoints.wait()
         state, self.totals = self.newest()
         self.state = state._replace(batch=after)
         self.saved = int(self.state.step)
         self.metrics.close()
-        self.metrics = Metrics(self.folder, self.config, self.saved)
+        self.metrics = open_metrics(self.folder, self.config, self.saved)
         self.metrics.write(self.saved, {"fault": report})
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tttlm.errors import InputError
+from tttlm.training.cluster import is_first
 from tttlm.training.config import MetricsConfig, TrainConfig, to_dict
 from tttlm.training.run_folder import RunFolder, write_atomically
 
@@ -69,6 +70,27 @@ class Metrics:
             self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+class NoMetrics(Metrics):
+    """What a process has that is not the first: its numbers are the first one's."""
+
+    def __init__(self) -> None:
+        pass
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def open_metrics(folder: RunFolder, config: TrainConfig, step: int) -> Metrics:
+    """The metrics of this process (see `Metrics`)."""
+    return Metrics(folder, config, step) if is_first() else NoMetrics()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

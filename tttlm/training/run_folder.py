@@ -46,6 +46,28 @@ class RunFolder:
                 "restore that, or choose another --run"
             )
 
+    def claim(self, config: TrainConfig, facts: dict[str, Any]) -> None:
+        """Takes the folder for a run, by its first process alone; `facts` as for `check_data`.
+
+        Raises:
+            InputError: it is in use, or holds another run.
+        """
+        self.lock()
+        self.check_config(config)
+        self.check_data(facts)
+        self.write_config(config)
+
+    def check_shared(self) -> None:
+        """Refuses a folder that not every process sees, after it was claimed.
+
+        Raises:
+            InputError: it is not there.
+        """
+        if not self.config.exists():
+            raise InputError(
+                f"{self.path.absolute()} is another folder on {os.uname().nodename}: put it where all hosts share it"
+            )
+
     def lock(self) -> None:
         """Takes the folder for this process, making it if need be.
 

@@ -95,9 +95,44 @@ def path_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def row_share(mesh: Mesh) -> tuple[int, int]:
+    """(index, count): batches are read in `count` equal shares of their rows, share `index` by this process.
+
+    Processes whose devices hold the same rows, each a part of the model or of the sequence, read the same share.
+
+    Raises:
+        InputError: the rows that two processes hold are the same in part only.
+    """
+    held = _row_blocks(mesh)
+    shares = sorted(set(held.values()))
+    if len({len(share) for share in shares}) > 1 or sum(map(len, shares)) != len(set().union(*shares)):
+        raise InputError(
+            f"mesh.tensor x mesh.context = {mesh.shape['tensor'] * mesh.shape['context']} devices that share a row "
+            f"lie across the processes unevenly: let it divide, or be a multiple of, the devices of a process"
+        )
+    return shares.index(held[jax.process_index()]), len(shares)
+
+
+def _row_blocks(mesh: Mesh) -> dict[int, tuple[int, ...]]:
+    """Which of the blocks that data and fsdp cut the rows of a batch into each process holds."""
+    blocks: dict[int, set[int]] = {}
+    for place, device in np.ndenumerate(mesh.devices):
+        blocks.setdefault(device.process_index, set()).add(place[0] * mesh.shape["fsdp"] + place[1])
+    return {process: tuple(sorted(held)) for process, held in blocks.items()}
+
+
 def place_batch(mesh: Mesh) -> Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]:
-    """A function that puts this process's rows of a batch in their place on the mesh."""
+    """A function that puts this process's share of a batch (see `row_share`) in its place on the mesh."""
     sharding = batch_sharding(mesh)
-    return lambda batch: {
-        name: jax.make_array_from_process_local_data(sharding, np.asarray(rows)) for name, rows in batch.items()
-    }
+    mine, blocks = _row_blocks(mesh)[jax.process_index()], mesh.shape["data"] * mesh.shape["fsdp"]
+
+    def place(rows: np.ndarray) -> jax.Array:
+        size = len(rows) // len(mine)
+
+        def part(index: Any) -> np.ndarray:
+            start = mine.index((index[0].start or 0) // size) * size
+            return rows[start : start + size, *index[1:]]
+
+        return jax.make_array_from_callback((blocks * size, *rows.shape[1:]), sharding, part)
+
+    return lambda batch: {name: place(np.asarray(rows)) for name, rows in batch.items()}

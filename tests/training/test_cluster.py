@@ -1,0 +1,129 @@
+"""Several real processes train as one: the same losses, each its own data, one set of files, one step to stop at."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from tests.training.processes import run_together, train_all
+from tests.training.small import small_config
+from tests.training.test_loop import numbers, params
+from tttlm.training.checkpoints import saved_steps
+from tttlm.training.config import TrainConfig
+
+STEPS = 16
+
+
+def changes(run: Path, data: Path, **more: Any) -> dict[str, Any]:
+    more = {"steps": STEPS, "evaluate.every": 8, "checkpoint.every": 8} | more
+    return {"run": str(run), "data.path": str(data), **more}
+
+
+def losses(config: TrainConfig) -> list[float]:
+    lines = numbers(config)
+    return [r["loss"] for r in lines if "loss" in r] + [r["validation_loss"] for r in lines if "validation_loss" in r]
+
+
+@pytest.fixture(scope="module")
+def alone(data, tmp_path_factory) -> tuple[TrainConfig, list[int]]:
+    """A run in one process, and the rows that it read."""
+    run = changes(tmp_path_factory.mktemp("alone") / "run", data)
+    (report,) = train_all(0, [dict(run)])
+    assert report["reason"] == "finished"
+    return small_config(**run), report["read"]
+
+
+def assert_same(config: TrainConfig, alone: TrainConfig) -> None:
+    np.testing.assert_allclose(losses(config), losses(alone), rtol=1e-5)
+    assert [line["step"] for line in numbers(config)] == [line["step"] for line in numbers(alone)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), params(config), params(alone))
+
+
+@pytest.fixture(scope="module")
+def two(data, tmp_path_factory) -> Path:
+    """Three runs of two processes: rows shared out, heads shared out, and one that is stopped by SIGTERM to one."""
+    folder = tmp_path_factory.mktemp("two")
+    reports = run_together(
+        2,
+        changes(folder / "rows", data),
+        changes(folder / "heads", data, **{"mesh.fsdp": 1, "mesh.tensor": 2}),
+        changes(folder / "stopped", data, stop=4),
+    )
+    (folder / "reports.json").write_text(json.dumps(reports))
+    return folder
+
+
+def reports(two: Path, run: int) -> list[dict[str, Any]]:
+    return [report[run] for report in json.loads((two / "reports.json").read_text())]
+
+
+def test_two_processes_have_the_losses_of_one_and_read_each_its_half(two, data, alone):
+    config = small_config(**changes(two / "rows", data))
+    assert_same(config, alone[0])
+    first, second = (np.reshape(report["read"], (-1, 2))[:STEPS] for report in reports(two, 0))
+    whole = np.reshape(alone[1], (-1, 4))[:STEPS]
+    np.testing.assert_array_equal(np.concatenate([first, second], axis=1), whole)
+
+
+def test_processes_that_share_rows_read_the_same_ones(two, data, alone):
+    assert_same(small_config(**changes(two / "heads", data)), alone[0])
+    whole = alone[1][: 4 * STEPS]
+    assert [report["read"][: 4 * STEPS] for report in reports(two, 1)] == [whole, whole]
+
+
+def test_sigterm_to_one_stops_both_at_the_same_step_with_a_checkpoint_that_one_process_reads(
+    two, data, alone, tmp_path
+):
+    ended = reports(two, 2)
+    assert [(report["reason"], report["status"]) for report in ended] == [("interrupted", 75)] * 2
+    step = ended[0]["step"]
+    assert ended[1]["step"] == step < STEPS
+    assert saved_steps(two / "stopped" / "checkpoints")[-1] == step
+    shutil.copytree(two / "stopped", tmp_path / "stopped")
+    config = changes(tmp_path / "stopped", data)
+    assert train_all(0, [dict(config)])[0]["reason"] == "finished"
+    assert_same(small_config(**config), alone[0])
+
+
+@pytest.mark.slow
+def test_four_processes_go_on_from_a_checkpoint_of_two(two, data, alone, tmp_path):
+    shutil.copytree(two / "stopped", tmp_path / "stopped")
+    config = changes(tmp_path / "stopped", data, **{"mesh.fsdp": 2, "mesh.tensor": 2})
+    ended = run_together(4, config)
+    assert [report[0]["reason"] for report in ended] == ["finished"] * 4
+    assert_same(small_config(**config), alone[0])
+
+
+JOIN = """
+import time
+from tttlm.training.cluster import join
+from tttlm.training.config import DistributedConfig
+from tttlm.errors import InputError
+import jax
+begun = time.monotonic()
+try:
+    join(DistributedConfig())
+    print(jax.distributed.is_initialized(), time.monotonic() - begun)
+except InputError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("environment", [{"SLURM_NTASKS": "1"}, {"SLURM_NTASKS": "4"}])
+def test_a_run_alone_waits_for_nothing_and_one_of_many_that_finds_none_is_told_what_to_give(environment):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "OMPI", "KUBER"))}
+    done = subprocess.run([sys.executable, "-c", JOIN], env=clean | environment, capture_output=True, text=True)
+    if environment == {"SLURM_NTASKS": "4"}:  # in the batch script itself rather than in a step
+        assert "do not find each other" in done.stdout
+        assert "--distributed.coordinator HOST:PORT" in done.stdout
+    else:
+        joined, seconds = done.stdout.split()
+        assert joined == "False"
+        assert float(seconds) < 2

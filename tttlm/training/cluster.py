@@ -1,0 +1,101 @@
+"""Many processes as one: how they find each other, and what they agree on."""
+
+import os
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from tttlm.errors import InputError
+from tttlm.training.config import DistributedConfig
+
+T = TypeVar("T")
+
+# How launchers tell a process how many there are.
+COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+_MESSAGE_BYTES = 1024
+
+
+def join(config: DistributedConfig) -> None:
+    """Joins the other processes of the run, if there are any; must come before any other use of JAX.
+
+    JAX itself finds SLURM, Kubernetes, Open MPI and TPU pods; nothing is waited for where there is no cluster.
+
+    Raises:
+        InputError: the processes cannot find each other, or a part of the address is missing.
+    """
+    given: dict[str, Any] = {
+        "coordinator_address": config.coordinator or None,
+        "num_processes": config.processes,
+        "process_id": config.process,
+    }
+    explicit = any(value is not None for value in given.values())
+    if config.mode == "off" or jax.distributed.is_initialized():
+        return
+    started = next((int(os.environ[name]) for name in COUNTS if os.environ.get(name, "").isdigit()), None)
+    if config.mode == "auto" and not explicit and started == 1:
+        return  # a launcher's only task has all the devices of its machine
+    # Open MPI 5 does not say where its first process is, mpi4py does.
+    mpi = "OMPI_COMM_WORLD_SIZE" in os.environ and "OMPI_MCA_orte_hnp_uri" not in os.environ and find_spec("mpi4py")
+    method = "mpi4py" if mpi and not explicit else None
+    try:
+        jax.distributed.initialize(**given, cluster_detection_method=method)
+    except ValueError as error:
+        alone = started in (None, 1) and "JOB_COMPLETION_INDEX" not in os.environ
+        if config.mode == "auto" and not explicit and alone:
+            return  # no cluster
+        raise InputError(
+            f"the processes of this run do not find each other ({_line(error)}): give --distributed.coordinator "
+            "HOST:PORT of process 0, --distributed.processes and --distributed.process (or --distributed.mode off)"
+        ) from None
+    except Exception as error:
+        raise InputError(f"the processes of this run cannot be joined: {_line(error)}") from None
+
+
+def is_first() -> bool:
+    """Whether this process writes and speaks for all."""
+    return jax.process_index() == 0
+
+
+def say(message: str) -> None:
+    """Prints to standard error, once for all processes."""
+    if is_first():
+        print(message, file=sys.stderr)
+
+
+def together(action: Callable[[], T]) -> T:
+    """Runs `action` in every process; an `InputError` in any is raised in all, so that none waits for one that left.
+
+    Raises:
+        InputError: that of the first process that had one.
+    """
+    if jax.process_count() == 1:
+        return action()
+    result, message = None, ""
+    try:
+        result = action()
+    except InputError as error:
+        message = str(error)
+    if said := first_of(message):
+        raise InputError(said)
+    return result  # type: ignore[return-value]
+
+
+def first_of(message: str) -> str:
+    """The message of the first process that has one, in every process; "" when none has."""
+    if jax.process_count() == 1:
+        return message
+    encoded = message.encode()[:_MESSAGE_BYTES]
+    padded = np.zeros(_MESSAGE_BYTES, np.uint8)
+    padded[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+    every = np.asarray(multihost_utils.process_allgather(padded))
+    messages = (bytes(row).rstrip(b"\0").decode(errors="ignore") for row in every.reshape(-1, _MESSAGE_BYTES))
+    return next((message for message in messages if message), "")
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
