@@ -20,6 +20,17 @@ TTT_OPTIONS = {"mini_batch_size": MINI_BATCH, "inner_learning_rate": 4.0, "kerne
 
 LAYERS = {
     "ttt_linear": lambda rngs: TTTLinear(WIDTH, 2, share_qk=True, gate=True, rngs=rngs, **TTT_OPTIONS, **F64),
+    "linear_attention": lambda rngs: TTTLinear(
+        WIDTH,
+        2,
+        inner_norm=False,
+        inner_bias=False,
+        learned_start=False,
+        learned_rate=False,
+        rngs=rngs,
+        **{**TTT_OPTIONS, "mini_batch_size": TIME},
+        **F64,
+    ),
     "ttt_mlp": lambda rngs: TTTMLP(WIDTH, 2, rngs=rngs, **TTT_OPTIONS, **F64),
     "attention": lambda rngs: Attention(WIDTH, 4, kv_heads=2, max_length=TIME, rngs=rngs, **F64),
     "sliding_attention": lambda rngs: Attention(WIDTH, 4, window=WINDOW, qk_norm=True, rngs=rngs, **F64),

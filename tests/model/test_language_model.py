@@ -129,6 +129,10 @@ BAD = {
     "pattern": (lambda: ModelConfig(layers=3, mixers=("ttt_linear", "ttt_mlp")), "multiple of the 2 model.mixers"),
     "no mixer": (lambda: ModelConfig(mixers=()), "at least one mixer"),
     "size": (lambda: ModelConfig.preset("7b"), "unknown model size '7b'; there are 125m"),
+    "inner MLP of zeros": (
+        lambda: ModelConfig(mixers=("ttt_mlp",), ttt=TTTConfig(learned_start=False)),
+        "ttt_mlp needs model.ttt.learned_start",
+    ),
     "mini-batch": (lambda: ModelConfig(ttt=TTTConfig(mini_batch_size=0)), "mini_batch_size must be at least 1"),
 }
 

@@ -20,8 +20,8 @@ def in_float64(x64):
     return
 
 
-def inputs(seed: int, batch: int, time: int, heads: int, width: int, mini_batch: int, depth: int):
-    """Random arguments of `ttt_scan`; every inner layer but the last is wider than the head."""
+def inputs(seed: int, batch: int, time: int, heads: int, width: int, mini_batch: int, depth: int, bare: bool = False):
+    """Random arguments of `ttt_scan`; every inner layer but the last is wider than the head; `bare` has no norm or bias."""
     rng = np.random.default_rng(seed)
     normal = lambda *shape: jnp.asarray(rng.normal(size=shape))
     widths = [width, *[width + 3 * (i + 1) for i in range(depth - 1)], width]
@@ -30,6 +30,8 @@ def inputs(seed: int, batch: int, time: int, heads: int, width: int, mini_batch:
     rates = jnp.asarray(rng.uniform(size=(batch, time, heads))) / width
     scale = jnp.asarray(rng.uniform(0, 1, size=mini_batch))
     norm = InnerNorm(1 + 0.2 * normal(heads, width), 0.2 * normal(heads, width))
+    if bare:
+        norm, weights = None, tuple(layer._replace(bias=None) for layer in weights)
     return *tokens, rates, scale, weights, norm
 
 
@@ -83,10 +85,11 @@ def everything(implementation, args, state, segment_ids):
     depth=st.integers(1, 3),
     carried=st.booleans(),
     packed=st.booleans(),
+    bare=st.booleans(),
 )
-@settings(max_examples=7)
-def test_dual_is_the_definition(seed, time, width, mini_batch, depth, carried, packed):
-    args = inputs(seed, 2, time, 2, width, mini_batch, depth)
+@settings(max_examples=9)
+def test_dual_is_the_definition(seed, time, width, mini_batch, depth, carried, packed, bare):
+    args = inputs(seed, 2, time, 2, width, mini_batch, depth, bare)
     state = state_within(seed, args, mini_batch) if carried else None
     segment_ids = some_segments(seed, 2, time) if packed else None
     close(everything("dual", args, state, segment_ids), everything("reference", args, state, segment_ids))
@@ -96,6 +99,28 @@ def test_dual_is_the_definition(seed, time, width, mini_batch, depth, carried, p
 def test_dual_is_the_definition_at_published_head_widths(width, mini_batch, depth, time):
     args = inputs(0, 1, time, 2, width, mini_batch, depth)
     close(everything("dual", args, None, None), everything("reference", args, None, None))
+
+
+def test_without_norm_bias_and_start_it_is_linear_attention():
+    """Theorem 1, with documents: `z_t = sum_{s <= t} v_s (k_s . q_t)`, and the state is the sum of `k v^T`."""
+    time, width = 40, 8
+    q, k, v, *_ = inputs(0, 2, time, 3, width, time, 1)
+    weights = (InnerLayer(jnp.zeros((3, width, width)), None),)
+    ids = jnp.asarray([[1] * 25 + [2] * 15, [3] * 40])
+    run = lambda time, **o: ttt_scan(
+        q[:, :time], k[:, :time], v[:, :time], jnp.ones((2, time, 3)), jnp.ones(40), weights, None, **o
+    )
+    scores = jnp.einsum("bthk,bshk->bhts", q, k)
+    for segment_ids in (None, ids):
+        sees = jnp.tril(jnp.ones((time, time), bool))[None]
+        if segment_ids is not None:
+            sees = sees & (ids[:, :, None] == ids[:, None, :])
+        expected = jnp.einsum("bhts,bshk->bthk", jnp.where(sees[:, None], scores, 0), v)
+        for implementation in ("dual", "reference"):
+            out, _ = run(time, segment_ids=segment_ids, implementation=implementation)
+            close(out, expected)
+    _, state = run(39)  # the mini-batch is still open: nothing has been learned yet, all is in the gradients
+    close(state.gradients[0].kernel, -jnp.einsum("bthi,btho->bhio", k[:, :39], v[:, :39]))
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -42,6 +42,9 @@ def config(values: dict[str, Any]) -> ModelConfig:
 
 def values(config: ModelConfig) -> dict[str, Any]:
     """What config.json says of our configuration."""
+    ttt = config.ttt
+    if not (ttt.inner_norm and ttt.inner_bias and ttt.learned_start and ttt.learned_rate):
+        raise InputError("a TTT checkpoint has an inner norm and biases, and learned initial weights and rates")
     kinds = {ours: theirs for theirs, ours in MIXERS.items()}
     (mixer,) = set(config.mixers)
     return {

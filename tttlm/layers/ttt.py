@@ -37,10 +37,18 @@ class InnerLinear(nnx.Module):
     """The initial weights of one layer of the inner model, one for every head: kernel `[H, I, O]`, bias `[H, O]`."""
 
     def __init__(
-        self, heads: int, inputs: int, outputs: int, *, param_dtype: Dtype, kernel_init: Initializer, rngs: nnx.Rngs
+        self,
+        heads: int,
+        inputs: int,
+        outputs: int,
+        *,
+        use_bias: bool,
+        param_dtype: Dtype,
+        kernel_init: Initializer,
+        rngs: nnx.Rngs,
     ):
         self.kernel = nnx.Param(kernel_init(rngs.params(), (heads, inputs, outputs), param_dtype))
-        self.bias = nnx.Param(jnp.zeros((heads, outputs), param_dtype))
+        self.bias = nnx.Param(jnp.zeros((heads, outputs), param_dtype)) if use_bias else None
 
 
 class InnerLayerNorm(nnx.Module):
@@ -60,6 +68,12 @@ class TTT(nnx.Module):
         inner_hidden: widths of the inner model's hidden layers; none for a linear inner model.
         mini_batch_size: tokens `M` of one inner step.
         inner_learning_rate: base inner learning rate, multiplied for every token and head by a learned gate in (0, 1).
+        inner_norm: LayerNorm in the inner model and a residual around it; without, it is the MLP alone.
+        inner_bias: biases of the inner model.
+        learned_start: the inner model's initial weights are parameters; without, they are zero, from which only a
+            linear inner model can learn.
+        learned_rate: the gate of every token and a scale of every place are learned; without, every token's rate is
+            `inner_learning_rate / K` at every place.
         share_qk: one projection for queries and keys, told apart by a causal convolution each (Mamba backbone).
         gate: multiply the output by `gelu(g_proj(x))` (Mamba backbone).
         conv_width: taps of those convolutions.
@@ -72,7 +86,11 @@ class TTT(nnx.Module):
         rngs: for the parameters.
 
     Raises:
-        ValueError: when the heads do not divide the width, or leave an odd head width.
+        ValueError: when the heads do not divide the width or leave an odd head width, or an inner model with hidden
+            layers would start from zeros.
+
+    Linear attention without a normaliser is a linear inner model with none of the four and all of a sequence in one
+    mini-batch (theorem 1); each of them is a step of the paper's table 1 from there to TTT-Linear.
 
     Besides the projections, a token costs every head three products with each inner kernel (for its key, its query
     and the update), one more with all but the first (the gradient passed down), and two with its mini-batch.
@@ -86,6 +104,10 @@ class TTT(nnx.Module):
         inner_hidden: tuple[int, ...] = (),
         mini_batch_size: int = 16,
         inner_learning_rate: float = 1.0,
+        inner_norm: bool = True,
+        inner_bias: bool = True,
+        learned_start: bool = True,
+        learned_rate: bool = True,
         share_qk: bool = False,
         gate: bool = False,
         conv_width: int = 4,
@@ -98,6 +120,8 @@ class TTT(nnx.Module):
     ):
         if width % heads or (width // heads) % 2:
             raise ValueError(f"heads must divide the width into even head widths, got width {width} and {heads} heads")
+        if inner_hidden and not learned_start:
+            raise ValueError("an inner model with hidden layers cannot learn from zeros: it needs learned_start")
         head_width = width // heads
         self.width, self.heads, self.head_width = width, heads, head_width
         self.mini_batch_size = mini_batch_size
@@ -127,15 +151,16 @@ class TTT(nnx.Module):
         self.v_proj = linear(width)
         self.g_proj = linear(width) if gate else None
         self.o_proj = linear(width)
-        self.learning_rate = linear(heads, use_bias=True)
-        self.token_scale = nnx.Param(jnp.zeros((mini_batch_size,), param_dtype))
+        self.learning_rate = linear(heads, use_bias=True) if learned_rate else None
+        self.token_scale = nnx.Param(jnp.zeros((mini_batch_size,), param_dtype)) if learned_rate else None
 
+        self.inner_bias = inner_bias
         widths = (head_width, *inner_hidden, head_width)
         self.inner = nnx.List(
-            InnerLinear(heads, i, o, param_dtype=param_dtype, kernel_init=kernel_init, rngs=rngs)
-            for i, o in pairwise(widths)
+            InnerLinear(heads, i, o, use_bias=inner_bias, param_dtype=param_dtype, kernel_init=kernel_init, rngs=rngs)
+            for i, o in (pairwise(widths) if learned_start else ())
         )
-        self.inner_norm = InnerLayerNorm(heads, head_width, param_dtype=param_dtype)
+        self.inner_norm = InnerLayerNorm(heads, head_width, param_dtype=param_dtype) if inner_norm else None
         self.post_norm = nnx.LayerNorm(
             width, epsilon=1e-6, dtype=dtype, param_dtype=param_dtype, use_fast_variance=False, rngs=rngs
         )
@@ -195,13 +220,8 @@ class TTT(nnx.Module):
         k = rotate_pairs(split_heads(k), places, self.rope_base)
         v = split_heads(self.v_proj(x))
 
-        # eta_ts = base * max(0, 1/(t+1) + learned[t]) * sigmoid(gate(x_s)) / K
-        float_dtype = jnp.promote_types(x.dtype, jnp.float32)
-        rate = self.inner_learning_rate * multiplier / self.head_width
-        rates = rate * jax.nn.sigmoid(self.learning_rate(x).astype(float_dtype))
-        token_scale = self.token_scale[...].astype(float_dtype)
-        token_scale = jnp.maximum(0, token_scale + 1 / jnp.arange(1, self.mini_batch_size + 1, dtype=float_dtype))
-
+        rates, token_scale = self._rates(x, self.inner_learning_rate * multiplier / self.head_width)
+        norm = self.inner_norm
         y, inner = ttt_scan(
             q,
             k,
@@ -209,7 +229,7 @@ class TTT(nnx.Module):
             rates,
             token_scale,
             self._inner_weights(),
-            InnerNorm(self.inner_norm.scale[...], self.inner_norm.bias[...]),
+            None if norm is None else InnerNorm(norm.scale[...], norm.bias[...]),
             state=inner,
             segment_ids=segment_ids,
             implementation=self.implementation,
@@ -218,6 +238,16 @@ class TTT(nnx.Module):
         if self.g_proj is not None:
             y = jax.nn.gelu(self.g_proj(x)) * y
         return self.o_proj(y), TTTState(inner, tail)
+
+    def _rates(self, x, base):
+        """`eta_ts = base * max(0, 1/(t+1) + learned[t]) * sigmoid(gate(x_s))`, as its factors of `s` and of `t`."""
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        if self.learning_rate is None or self.token_scale is None:
+            rates = jnp.full((*x.shape[:2], self.heads), base, dtype)
+            return rates, jnp.ones((self.mini_batch_size,), dtype)
+        rates = base * jax.nn.sigmoid(self.learning_rate(x).astype(dtype))
+        token_scale = self.token_scale[...].astype(dtype)
+        return rates, jnp.maximum(0, token_scale + 1 / jnp.arange(1, self.mini_batch_size + 1, dtype=dtype))
 
     def _queries_and_keys(self, x, tail, docs):
         shared = self.q_proj(x)
@@ -230,7 +260,12 @@ class TTT(nnx.Module):
         return q, k, new_tail
 
     def _inner_weights(self) -> tuple[InnerLayer, ...]:
-        return tuple(InnerLayer(layer.kernel[...], layer.bias[...]) for layer in self.inner)
+        if not self.inner:
+            kernel = jnp.zeros((self.heads, self.head_width, self.head_width), self.param_dtype)
+            return (InnerLayer(kernel, kernel[:, 0] if self.inner_bias else None),)
+        return tuple(
+            InnerLayer(layer.kernel[...], None if layer.bias is None else layer.bias[...]) for layer in self.inner
+        )
 
 
 class TTTLinear(TTT):

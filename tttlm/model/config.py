@@ -18,6 +18,14 @@ class TTTConfig:
     """Tokens of one inner step."""
     inner_learning_rate: float | None = None
     """Base inner learning rate; None: 1.0 for ttt_linear, 0.1 for ttt_mlp, as in the paper."""
+    inner_norm: bool = True
+    """LayerNorm in the inner model and a residual around it."""
+    inner_bias: bool = True
+    """Biases of the inner model."""
+    learned_start: bool = True
+    """The inner model's initial weights are parameters; without, they are zero (ttt_linear only)."""
+    learned_rate: bool = True
+    """The inner learning rate of tokens and places is learned; without, it is the same for all."""
     share_qk: bool | None = None
     """One projection for queries and keys, with a convolution each; None: as the backbone has it."""
     gate: bool | None = None
@@ -121,6 +129,8 @@ class ModelConfig:
                 )
             if self.ttt.mini_batch_size < 1:
                 raise InputError(f"model.ttt.mini_batch_size must be at least 1, got {self.ttt.mini_batch_size}")
+            if "ttt_mlp" in self.mixers and not self.ttt.learned_start:
+                raise InputError("an inner MLP cannot learn from zeros: ttt_mlp needs model.ttt.learned_start")
         if any(m in ATTENTION_MIXERS for m in self.mixers):
             attention = self.attention
             if attention.head_width is None and self.width % self.heads:

@@ -35,7 +35,8 @@ def mixer_flops_per_token(config: ModelConfig, mixer: str, length: int) -> float
         inner = 6 * sum(kernels) + 2 * sum(kernels[1:]) + 2 * size * (sum(widths[:-1]) + sum(widths[1:]))
         projections = (3 if config.share_qk else 4) + (1 if config.gate else 0)
         convs = 2 * 2 * config.conv_width * width if config.share_qk else 0
-        return 2 * projections * width * width + convs + 2 * width * config.heads + config.heads * inner
+        rates = 2 * width * config.heads if config.ttt.learned_rate else 0
+        return 2 * projections * width * width + convs + rates + config.heads * inner
     if mixer in ("attention", "sliding_attention"):
         attention = config.attention
         head = attention.head_width or width // config.heads

@@ -51,7 +51,7 @@ def dual(
     learning_rates: Float[Array, "B T H"],
     token_scale: Float[Array, "M"],
     weights: Weights,
-    norm: InnerNorm,
+    norm: InnerNorm | None,
     *,
     state: InnerState,
     docs: Documents | None,
@@ -172,7 +172,7 @@ def _mini_batch(current, accumulated, weights, norm, tokens, places, scale, eps)
 def _learn(
     weights: Weights,
     accumulated: Weights | None,
-    norm: InnerNorm,
+    norm: InnerNorm | None,
     tokens: Tokens,
     visible: Bool[Array, "*B m m"],
     of_last: Bool[Array, "B m"] | None,
@@ -184,7 +184,7 @@ def _learn(
     Args:
         weights: at the start of the mini-batch, `[B, H, ...]`.
         accumulated: gradients of earlier tokens of the mini-batch times their rates; None where there are none.
-        norm: of the inner model.
+        norm: of the inner model, or None.
         tokens: `[B, H, m, ...]`.
         visible: which keys `s` a query `t` learns from.
         of_last: the tokens whose gradients are carried on; None for all.
@@ -195,16 +195,17 @@ def _learn(
         the outputs, and the summed gradients to carry on.
     """
     q, k, v, rate = tokens
-    norm = jax.tree.map(lambda a: a[:, None, :], norm)  # [H, 1, K]
+    norm = None if norm is None else InnerNorm(norm.scale[:, None, :], norm.bias[:, None, :])  # [H, 1, K]
     inputs, pre_activations, x = [], [], k
     for layer in weights:
         inputs.append(x)
-        z = x @ layer.kernel + layer.bias[..., None, :]
+        z = _linear(x, layer)
         pre_activations.append(z)
         x = activation(z)
 
     # Gradients at the starting weights, from the loss down, each token's times its learning rate.
-    g = loss_gradient(z, v - k, *norm, eps) * rate[..., None]
+    g = z - v if norm is None else loss_gradient(z, v - k, norm.scale, norm.bias, eps)
+    g = g * rate[..., None]
     gradients = [g]
     for layer, z in zip(reversed(weights[1:]), reversed(pre_activations[:-1]), strict=True):
         g = (g @ layer.kernel.mT) * activation_gradient(z)
@@ -216,20 +217,25 @@ def _learn(
     for i, layer in enumerate(weights):
         if i:
             xbar = activation(zbar)
-        zbar = xbar @ layer.kernel + layer.bias[..., None, :] - (mask * (xbar @ inputs[i].mT + 1)) @ gradients[i]
+        meeting = xbar @ inputs[i].mT + (0 if layer.bias is None else 1)
+        zbar = _linear(xbar, layer) - (mask * meeting) @ gradients[i]
         if accumulated is not None:
-            earlier = xbar @ accumulated[i].kernel + accumulated[i].bias[..., None, :]
-            zbar = zbar - scale[:, None, :, None] * earlier
-    out = q + layer_norm(zbar, *norm, eps)
+            zbar = zbar - scale[:, None, :, None] * _linear(xbar, accumulated[i])
+    out = zbar if norm is None else q + layer_norm(zbar, norm.scale, norm.bias, eps)
 
     sums = []
-    for x, g in zip(inputs, gradients, strict=True):
+    for x, g, layer in zip(inputs, gradients, weights, strict=True):
         if of_last is not None:
             g = jnp.where(of_last[:, None, :, None], g, 0)
-        sums.append(InnerLayer(x.mT @ g, jnp.sum(g, axis=-2)))
+        sums.append(InnerLayer(x.mT @ g, None if layer.bias is None else jnp.sum(g, axis=-2)))
     if accumulated is not None:
         sums = jax.tree.map(jnp.add, tuple(sums), accumulated)
     return out, tuple(sums)
+
+
+def _linear(x: Float[Array, "B H m I"], layer: InnerLayer) -> Float[Array, "B H m O"]:
+    z = x @ layer.kernel
+    return z if layer.bias is None else z + layer.bias[..., None, :]
 
 
 def _descend(weights: Weights, sums: Weights, scale: Float[Array, ""]) -> Weights:

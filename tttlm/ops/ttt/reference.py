@@ -16,10 +16,11 @@ Weights = tuple[InnerLayer, ...]
 
 def inner_model(weights: Weights, x: Float[Array, "K"]) -> Float[Array, "K"]:
     """`f(x; W)` of one head and one token, without the LayerNorm."""
-    *hidden, last = weights
-    for layer in hidden:
-        x = activation(x @ layer.kernel + layer.bias)
-    return x @ last.kernel + last.bias
+    for i, layer in enumerate(weights):
+        x = activation(x) if i else x
+        x = x @ layer.kernel
+        x = x if layer.bias is None else x + layer.bias
+    return x
 
 
 def reference(
@@ -29,7 +30,7 @@ def reference(
     learning_rates: Float[Array, "B T H"],
     token_scale: Float[Array, "M"],
     weights: Weights,
-    norm: InnerNorm,
+    norm: InnerNorm | None,
     *,
     state: InnerState,
     docs: Documents | None,
@@ -38,18 +39,18 @@ def reference(
     """See `tttlm.ops.ttt.ttt_scan`."""
     mini_batch = token_scale.shape[0]
 
-    def normalise(z: Float[Array, "K"], scale: Float[Array, "K"], bias: Float[Array, "K"]) -> Float[Array, "K"]:
-        return scale * (z - jnp.mean(z)) / jnp.sqrt(jnp.var(z) + eps) + bias
+    def read_out(w: Weights, x: Float[Array, "K"], n: InnerNorm | None) -> Float[Array, "K"]:
+        z = inner_model(w, x)
+        if n is None:
+            return z
+        return x + n.scale * (z - jnp.mean(z)) / jnp.sqrt(jnp.var(z) + eps) + n.bias
 
-    def loss(w: Weights, k: Float[Array, "K"], v: Float[Array, "K"], n: InnerNorm) -> Float[Array, ""]:
-        return 0.5 * jnp.sum((k + normalise(inner_model(w, k), *n) - v) ** 2)
-
-    def read_out(w: Weights, q: Float[Array, "K"], n: InnerNorm) -> Float[Array, "K"]:
-        return q + normalise(inner_model(w, q), *n)
+    def loss(w: Weights, k: Float[Array, "K"], v: Float[Array, "K"], n: InnerNorm | None) -> Float[Array, ""]:
+        return 0.5 * jnp.sum((read_out(w, k, n) - v) ** 2)
 
     per_head = (0, 0, 0, 0)
     gradient = jax.vmap(jax.vmap(jax.grad(loss), per_head), (0, 0, 0, None))  # over heads, over rows
-    read_out = jax.vmap(jax.vmap(read_out, per_head[:3]), (0, 0, None))
+    outputs_of = jax.vmap(jax.vmap(read_out, per_head[:3]), (0, 0, None))
 
     def token(carry, inputs):
         start, accumulated, offset = carry
@@ -64,7 +65,7 @@ def reference(
         accumulated = jax.tree.map(jnp.add, accumulated, step)
         scale = token_scale[offset]
         current = jax.tree.map(lambda w, a: w - _expand(scale, a) * a, start, accumulated)
-        out = read_out(current, q, norm)
+        out = outputs_of(current, q, norm)
 
         full = offset == mini_batch - 1
         start = _select(full, current, start)

@@ -21,7 +21,7 @@ def ttt_scan(
     learning_rates: Float[Array, "B T H"],
     token_scale: Float[Array, "M"],
     weights: tuple[InnerLayer, ...],
-    norm: InnerNorm,
+    norm: InnerNorm | None,
     *,
     state: InnerState | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
@@ -43,9 +43,11 @@ def ttt_scan(
         queries, keys, values: `q`, `k`, `v` of every token and head.
         learning_rates: inner learning rate of every token as a key.
         token_scale: factor by which the place `t` scales the step, `[M]`; its size is the mini-batch size.
-        weights: initial weights of the inner model's layers, kernels `[H, I, O]` and biases `[H, O]`; the first
-            layer's input and the last one's output are `K` wide. New documents start from them.
-        norm: scale and bias of the inner LayerNorm.
+        weights: initial weights of the inner model's layers, kernels `[H, I, O]` and biases `[H, O]` or None; the
+            first layer's input and the last one's output are `K` wide. New documents start from them.
+        norm: scale and bias of the inner LayerNorm. None for an inner model without it and without the residual
+            around it: `l = |f(k; W) - v|^2 / 2`, `output_t = f(q_t; W_t)`. With one layer, no bias, initial weights of
+            zero, rates and scales of one and `M >= T`, this is linear attention without a normaliser (theorem 1).
         state: to go on from; None starts from `weights`, in the first place of a mini-batch.
         segment_ids: documents of a row, 0 for padding (see `tttlm.ops.documents`). Mini-batches are counted from
             the start of the row whatever the documents are.
@@ -82,14 +84,15 @@ def _check(queries, keys, values, learning_rates, weights, norm) -> None:
         "keys": (keys.shape, queries.shape),
         "values": (values.shape, queries.shape),
         "learning_rates": (learning_rates.shape, (batch, time, heads)),
-        "norm.scale": (norm.scale.shape, (heads, width)),
-        "norm.bias": (norm.bias.shape, (heads, width)),
     }
+    if norm is not None:
+        expected |= {f"norm.{name}": (a.shape, (heads, width)) for name, a in norm._asdict().items()}
     inputs = width
     for i, (kernel, bias) in enumerate(weights):
         outputs = width if i == len(weights) - 1 else kernel.shape[-1]
         expected[f"weights[{i}].kernel"] = (kernel.shape, (heads, inputs, outputs))
-        expected[f"weights[{i}].bias"] = (bias.shape, (heads, outputs))
+        if bias is not None:
+            expected[f"weights[{i}].bias"] = (bias.shape, (heads, outputs))
         inputs = outputs
     for name, (came, needed) in expected.items():
         if came != needed:

@@ -11,7 +11,7 @@ class InnerLayer(NamedTuple):
     """One layer `x W + b` of every head's inner model: initial weights `[H, I, O]`, in a state `[B, H, I, O]`."""
 
     kernel: Float[Array, "*B H I O"]
-    bias: Float[Array, "*B H O"]
+    bias: Float[Array, "*B H O"] | None  # None: `x W`
 
 
 class InnerNorm(NamedTuple):
