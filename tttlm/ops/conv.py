@@ -3,8 +3,9 @@
 Written as a few shifted multiply-adds: XLA fuses them, where a grouped convolution runs many times slower on CPU.
 """
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from tttlm.ops.documents import Documents
 
@@ -36,17 +37,52 @@ def causal_conv(
         x = jnp.where(docs.real[..., None], x, 0)
         index = jnp.pad(docs.index, ((0, 0), (width - 1, 0)))
     padded = jnp.concatenate([tail.astype(x.dtype), x], axis=1)
-    y = kernel[-1] * x
-    for w in range(1, width):
-        first = width - 1 - w
-        past = padded[:, first : first + time]
-        if docs is not None:
-            same = index[:, first : first + time] == docs.index
-            past = jnp.where(same[..., None], past, 0)
-        y = y + kernel[first] * past
+    same = None
+    if docs is not None:
+        same = jnp.stack([index[:, w : w + time] == docs.index for w in range(width)])
+    y = _shifted_sum(padded, kernel, same)
     if bias is not None:
         y = y + bias
     tail = padded[:, time:]
     if docs is not None:
         tail = jnp.where((index[:, time:] == docs.last_index[:, None])[..., None], tail, 0)
     return y, tail
+
+
+@jax.custom_vjp
+def _shifted_sum(
+    padded: Float[Array, "B TP C"], kernel: Float[Array, "W C"], same: Bool[Array, "W B T"] | None
+) -> Float[Array, "B T C"]:
+    """`sum_w kernel[w] padded[t + w]` over the taps of the same document.
+
+    The gradient is written out: derived from the slices, it is a sum of padded arrays that XLA computes anew for
+    every product that reads it, at about twice the cost.
+    """
+    time = padded.shape[1] - kernel.shape[0] + 1
+    return sum(tap * _kept(padded[:, w : w + time], same, w) for w, tap in enumerate(kernel))
+
+
+def _forward(padded, kernel, same):
+    return _shifted_sum(padded, kernel, same), (padded, kernel, same)
+
+
+def _backward(saved, dy):
+    padded, kernel, same = saved
+    (width, _), time = kernel.shape, dy.shape[1]
+    for_padded, for_kernel = jnp.zeros_like(padded), []
+    wide = jnp.pad(dy, ((0, 0), (width - 1, width - 1), (0, 0)))
+    for w, tap in enumerate(kernel):
+        if same is not None:
+            wide = jnp.pad(_kept(dy, same, w), ((0, 0), (width - 1, width - 1), (0, 0)))
+        first = width - 1 - w
+        for_padded = for_padded + tap * wide[:, first : first + padded.shape[1]]
+        for_kernel.append(jnp.sum(_kept(dy, same, w) * padded[:, w : w + time], axis=(0, 1)))
+    return for_padded, jnp.stack(for_kernel), None
+
+
+_shifted_sum.defvjp(_forward, _backward)
+
+
+def _kept(a, same, w):
+    """`a` where the tap `w` is of the same document."""
+    return a if same is None else jnp.where(same[w][..., None], a, 0)

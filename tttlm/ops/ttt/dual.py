@@ -80,8 +80,10 @@ def _whole(queries, keys, values, learning_rates, token_scale, weights, norm, st
 
         def step(current, xs):
             tokens, places = xs
-            out, current, sums = _mini_batch(current, None, weights, norm, tokens, places, token_scale[None], eps)
-            return _descend(current, sums, token_scale[-1]), out
+            out, current, update = _mini_batch(
+                current, None, weights, norm, tokens, places, token_scale[None], eps, step=token_scale[-1]
+            )
+            return jax.tree.map(jnp.subtract, current, update), out
 
         tokens = Tokens(*(_to_mini_batches(a[:, :full], count, size) for a in inputs))
         places = None if index is None else _places(index[:, :full], count, size)
@@ -130,7 +132,7 @@ def _extend(queries, keys, values, learning_rates, token_scale, weights, norm, s
         tokens, places, complete = xs
         current, accumulated = carry
         out, current, sums = _mini_batch(current, accumulated, weights, norm, tokens, places, scale, eps)
-        after = _descend(current, sums, token_scale[-1])
+        after = jax.tree.map(lambda w, g: w - token_scale[-1] * g, current, sums)
         return (_select(complete, after, current), _select(complete, jax.tree.map(jnp.zeros_like, sums), sums)), out
 
     (current, accumulated), out = jax.lax.scan(
@@ -140,15 +142,16 @@ def _extend(queries, keys, values, learning_rates, token_scale, weights, norm, s
     return out, InnerState(current, accumulated, (state.offset + time) % size, state.document)
 
 
-def _mini_batch(current, accumulated, weights, norm, tokens, places, scale, eps):
-    """Outputs, the weights that the document in progress started this mini-batch with, and its summed gradients.
+def _mini_batch(current, accumulated, weights, norm, tokens, places, scale, eps, step=None):
+    """Outputs, the weights that the document in progress started this mini-batch with, and its summed gradients
+    (times `step`, where one is given).
 
     Tokens of a document that starts after the first token learn from and are read out of the initial weights. Such
     mini-batches are rare (packers start documents on a boundary), so what they cost is paid by them alone.
     """
     causal = jnp.tril(jnp.ones((tokens.q.shape[-2],) * 2, bool))
     if places is None:
-        out, sums = _learn(current, accumulated, norm, tokens, causal, None, scale, eps)
+        out, sums = _learn(current, accumulated, norm, tokens, causal, None, scale, eps, step)
         return out, current, sums
 
     index = places.document
@@ -158,11 +161,11 @@ def _mini_batch(current, accumulated, weights, norm, tokens, places, scale, eps)
     current = _select(places.fresh, weights, current)
     if accumulated is not None:
         accumulated = _select(places.fresh, blank, accumulated)
-    out, sums = _learn(current, accumulated, norm, tokens, same[:, None], of_last, scale, eps)
+    out, sums = _learn(current, accumulated, norm, tokens, same[:, None], of_last, scale, eps, step)
 
     def with_late():
         initial = jax.tree.map(lambda w, c: jnp.broadcast_to(w, c.shape), weights, current)
-        late_out, late_sums = _learn(initial, None, norm, tokens, same[:, None], of_last, scale, eps)
+        late_out, late_sums = _learn(initial, None, norm, tokens, same[:, None], of_last, scale, eps, step)
         mixed = jnp.where(late[:, None, :, None], late_out, out)
         return mixed, _select(late[:, -1], initial, current), _select(late[:, -1], late_sums, sums)
 
@@ -178,6 +181,7 @@ def _learn(
     of_last: Bool[Array, "B m"] | None,
     scale: Float[Array, "b m"],
     eps: float,
+    step: Float[Array, ""] | None = None,
 ) -> tuple[Float[Array, "B H m K"], Weights]:
     """One mini-batch that starts from `weights`, with the sums `accumulated` of its tokens before these.
 
@@ -190,6 +194,7 @@ def _learn(
         of_last: the tokens whose gradients are carried on; None for all.
         scale: `token_scale` of these tokens, for all rows or each.
         eps: of the inner LayerNorm.
+        step: what the summed gradients are multiplied by; into the gradients of the tokens, which are smaller.
 
     Returns:
         the outputs, and the summed gradients to carry on.
@@ -227,6 +232,8 @@ def _learn(
     for x, g, layer in zip(inputs, gradients, weights, strict=True):
         if of_last is not None:
             g = jnp.where(of_last[:, None, :, None], g, 0)
+        if step is not None:
+            g = step * g
         sums.append(InnerLayer(x.mT @ g, None if layer.bias is None else jnp.sum(g, axis=-2)))
     if accumulated is not None:
         sums = jax.tree.map(jnp.add, tuple(sums), accumulated)
@@ -236,11 +243,6 @@ def _learn(
 def _linear(x: Float[Array, "B H m I"], layer: InnerLayer) -> Float[Array, "B H m O"]:
     z = x @ layer.kernel
     return z if layer.bias is None else z + layer.bias[..., None, :]
-
-
-def _descend(weights: Weights, sums: Weights, scale: Float[Array, ""]) -> Weights:
-    """The weights that leave a mini-batch: its last row's."""
-    return jax.tree.map(lambda w, g: w - scale * g, weights, sums)
 
 
 def _places(index, count, size, before=0) -> Places:
