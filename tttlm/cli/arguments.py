@@ -30,7 +30,7 @@ def parse(cls: type[C], arguments: Sequence[str], *, prog: str, description: str
         InputError: an unknown key or flag, a value of the wrong type, a file that cannot be read.
     """
     fields = dict(_fields(cls))
-    config_file, flags = _split_config(arguments)
+    config_file, flags = take_option(arguments, "--config", "the name of a YAML file")
     values = read_config(config_file) if config_file else {}
     help_wanted = bool({"-h", "--help"} & set(flags))
     given = {_refuse_unknown_flag(flag, fields, prog) for flag in flags if flag.startswith("--")}
@@ -81,6 +81,27 @@ def read_config(path: str | Path, inside: tuple[Path, ...] = ()) -> dict[str, An
     return _merged(merged, values)
 
 
+def take_option(arguments: Sequence[str], flag: str, what: str) -> tuple[str | None, list[str]]:
+    """Takes `flag VALUE` or `flag=VALUE` out of the arguments: the value, None where there is none, and the rest.
+
+    Raises:
+        InputError: the flag is there without a value; it needs `what`.
+    """
+    value, rest, waiting = None, [], False
+    for argument in arguments:
+        if waiting:
+            value, waiting = argument, False
+        elif argument == flag:
+            waiting = True
+        elif argument.startswith(f"{flag}="):
+            value = argument.partition("=")[2]
+        else:
+            rest.append(argument)
+    if waiting or value == "":
+        raise InputError(f"{flag} needs {what}")
+    return value, rest
+
+
 def run_command(command: Callable[[], int | None]) -> NoReturn:
     """Leaves the process with the status that `command` returns; an `InputError` is printed as one line, status 2."""
     try:
@@ -101,23 +122,6 @@ def _fields(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield name, kind
         if dataclasses.is_dataclass(kind):
             yield from _fields(typing.cast(type, kind), name + ".")
-
-
-def _split_config(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Takes `--config FILE` out of the arguments."""
-    config, rest, waiting = None, [], False
-    for argument in arguments:
-        if waiting:
-            config, waiting = argument, False
-        elif argument == "--config":
-            waiting = True
-        elif argument.startswith("--config="):
-            config = argument.partition("=")[2]
-        else:
-            rest.append(argument)
-    if waiting or config == "":
-        raise InputError("--config needs the name of a YAML file")
-    return config, rest
 
 
 def _refuse_unknown_flag(flag: str, fields: dict[str, Any], prog: str) -> str:

@@ -7,18 +7,23 @@ import sys
 import warnings
 from collections.abc import Iterator
 
-from tttlm.cli.arguments import parse, run_command
+from tttlm.cli.arguments import parse, run_command, take_option
 from tttlm.training.config import TrainConfig
 
 DESCRIPTION = """Trains a language model, or goes on training it where it stopped.
 
 Start with:  python train.py --config configs/quickstart.yaml
---config FILE reads a YAML file of the names below; flags on the command line win over it."""
+--config FILE reads a YAML file of the names below; flags on the command line win over it.
+--plan v5e:4x8 trains nothing: it compiles the step for 32 TPUs (h200:8 for 8 GPUs) that need not be here, and says
+whether it fits them. No data is needed for that."""
 
 
 def main(arguments: list[str]) -> int:
     """Trains; at the end of the run scores it on held-out text, draws its loss curve and lets it write."""
+    topology, arguments = take_option(arguments, "--plan", "a topology, as in --plan v5e:4x8 or --plan h200:8")
     config = parse(TrainConfig, arguments, prog="train.py", description=DESCRIPTION)
+    if topology:
+        return plan(config, topology)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # what matters of a checkpoint's trouble is said in a line
     warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
     from tttlm.training.cluster import is_first, join, say
@@ -33,6 +38,18 @@ def main(arguments: list[str]) -> int:
         with contextlib.nullcontext() if is_first() else silence():
             report(config)
     return outcome.status
+
+
+def plan(config: TrainConfig, topology: str) -> int:
+    """Prints what the run would need of devices that are not here; 1 if they do not have it."""
+    from tttlm.training.plan import describe, make_plan
+    from tttlm.training.topologies import use_cpu
+
+    use_cpu()
+    print(f"compiling for {topology}: this takes a minute or two", file=sys.stderr)
+    planned = make_plan(config, topology)
+    print("\n".join(describe(planned)))
+    return 0 if planned.fits else 1
 
 
 @contextlib.contextmanager
