@@ -1,6 +1,9 @@
 """A run ends with the same numbers however it was stopped on the way, and stops where something is wrong."""
 
+import os
+import resource
 import signal
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -218,3 +221,60 @@ def test_a_damaged_newest_checkpoint_is_announced_and_the_one_before_is_used(fin
     assert "going on from step 8" in said
     assert numbers(config) == numbers(finished)
     jax.tree.map(np.testing.assert_array_equal, params(config), params(finished))
+
+
+def fill_disk(checkpoint: Path, first: int, last: int, limit: int) -> Any:
+    """From batch `first` to `last`, once `checkpoint` is there, no file can grow beyond `limit` bytes."""
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+
+    def act(number: int, batch: dict[str, np.ndarray]) -> None:
+        full = first <= number < last
+        while full and not checkpoint.exists():
+            time.sleep(0.01)
+        if number == last:
+            time.sleep(1)  # for the checkpoint that is being written to meet it
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit if full else hard, hard))
+
+    return act
+
+
+@pytest.fixture
+def room_again():
+    """Whatever happens, files can grow again after the test."""
+    yield
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+
+def test_a_full_disk_stops_the_run_with_the_earlier_checkpoints_intact(
+    finished, data, tmp_path, monkeypatch, room_again
+):
+    config = small_config(tmp_path / "run", data)
+    with monkeypatch.context() as patch:
+        on_batch(
+            patch, fill_disk(tmp_path / "run" / "checkpoints" / "4", 6, 10**6, 5000)
+        )  # enough for the metrics, not for the checkpoint of step 8
+        outcome = loop.train(config)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.getrlimit(resource.RLIMIT_FSIZE)[1],) * 2)
+    assert (outcome.reason, outcome.step, outcome.status) == ("fault", 4, 1)
+    assert "checkpoints/8 could not be written (" in outcome.message
+    assert "File too large" in outcome.message
+    assert "that of step 4 is intact: make room, and the same command goes on from step 4" in outcome.message
+    assert os.listdir(tmp_path / "run" / "checkpoints") == ["4"]  # nothing is left of what could not be finished
+    assert loop.train(config).reason == "finished"
+    assert numbers(config) == numbers(finished)
+    jax.tree.map(np.testing.assert_array_equal, params(config), params(finished))
+
+
+@pytest.mark.parametrize("limit", [5000, 1000])  # with room for the metrics, and without
+def test_a_full_disk_is_passed_over_when_told_to(finished, data, tmp_path, monkeypatch, capsys, limit, room_again):
+    config = small_config(tmp_path / "run", data, **{"checkpoint.on_failure": "continue"})
+    on_batch(monkeypatch, fill_disk(tmp_path / "run" / "checkpoints" / "4", 6, 11, limit))
+    assert loop.train(config).reason == "finished"
+    said = capsys.readouterr().err
+    assert "checkpoints/8 could not be written" in said
+    assert "that of step 4 is intact; going on without it" in said
+    assert saved_steps(tmp_path / "run" / "checkpoints") == [4, 12]
+    jax.tree.map(np.testing.assert_array_equal, params(config), params(finished))
+    lines = [line["step"] for line in numbers(config) if "loss" in line]
+    assert lines == list(range(1, 13)) if limit == 5000 else {1, 12} < set(lines) < set(range(1, 13))

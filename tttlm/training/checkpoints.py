@@ -2,6 +2,10 @@
 
 import contextlib
 import logging
+import os
+import re
+import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +17,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, UInt
 from orbax.checkpoint import v1 as ocp
 
-from tttlm.errors import InputError
+from tttlm.errors import CannotWrite, InputError
 from tttlm.training.cluster import first_of, is_first, say
 from tttlm.training.config import CheckpointConfig
 from tttlm.training.sharding import path_name
@@ -43,7 +47,7 @@ class Checkpoints:
         keep: list[Any] = [policies.LatestN(config.keep_last)]
         if config.keep_every:
             keep.append(policies.EveryNSteps(config.keep_every))
-        self._folder = folder
+        self._folder, self._saving = folder, 0
         self._orbax = ocp.training.Checkpointer(
             folder.absolute(),
             preservation_policy=policies.AnyPreservationPolicy(keep),
@@ -55,18 +59,25 @@ class Checkpoints:
 
         Args:
             totals: plain values to give back with the arrays.
+
+        Raises:
+            CannotWrite: it cannot be written; those before are intact.
         """
         facts = {"format": _FORMAT, "params": digests(params), "rest": digests(rest), "totals": totals}
-        self._orbax.save_checkpointables_async(
-            step, {"params": params, "rest": rest}, force=True, overwrite=True, custom_metadata=facts
-        )
+        self._saving = step
+        try:
+            self._orbax.save_checkpointables_async(
+                step, {"params": params, "rest": rest}, force=True, overwrite=True, custom_metadata=facts
+            )
+        except Exception as error:
+            raise self._failed(_first_cause(error)) from None
 
     def newest(self, params: Any, rest: Any) -> Found | None:
         """The newest checkpoint that is sound, or None when there is none at all.
 
         Args:
             params, rest: `jax.ShapeDtypeStruct`s with shardings, in the structure that was saved. The mesh may be
-                another than the one that saved.
+                another than the one that saved, the dtypes too.
 
         A damaged checkpoint is announced on standard error and set aside as `<step>.damaged`.
 
@@ -95,11 +106,15 @@ class Checkpoints:
         facts = self._orbax.checkpointables_metadata(step).custom_metadata
         if not facts or facts.get("format") != _FORMAT:
             raise ValueError("its description cannot be read")
-        loaded = self._orbax.load_checkpointables(step, {"params": params, "rest": rest})
-        for name in ("params", "rest"):
+        wanted = {"params": params, "rest": rest}
+        saved = {name: _as_saved(tree, facts[name]) for name, tree in wanted.items()}
+        loaded = self._orbax.load_checkpointables(step, saved)
+        for name in wanted:
             wrong = [path for path, digest in digests(loaded[name]).items() if facts[name].get(path) != digest]
             if wrong:
                 raise ValueError(f"the values of {name}/{wrong[0]} are not those that were saved")
+        if saved != wanted:
+            loaded = jax.tree.map(lambda x, like: x.astype(like.dtype), loaded, wanted)
         return Found(step, loaded["params"], loaded["rest"], facts["totals"])
 
     def _set_aside(self, step: int) -> None:
@@ -110,17 +125,56 @@ class Checkpoints:
         multihost_utils.sync_global_devices(f"checkpoint {step} set aside")
         self._orbax.reload()
 
+    @property
+    def last(self) -> int:
+        """The step of the newest checkpoint that is whole; 0 when there is none."""
+        return max(saved_steps(self._folder), default=0)
+
     def wait(self) -> None:
-        """Returns when everything is on disk; raises what went wrong while writing."""
-        self._orbax.wait()
+        """Returns when everything is on disk; to be called before the next one is saved.
+
+        Raises:
+            CannotWrite: the last checkpoint could not be written; those before are intact.
+        """
+        cause = ""
+        with _quiet():
+            try:
+                self._orbax.wait()
+            except Exception as error:
+                cause = _first_cause(error)
+        if cause := first_of(cause):
+            raise self._failed(cause)
+
+    def _failed(self, cause: str) -> CannotWrite:
+        if is_first():  # what there is of a checkpoint that could not be finished only takes room
+            for _ in range(50):  # other writers may not have given up yet
+                for left in self._folder.glob(f"{self._saving}.*tmp*"):
+                    shutil.rmtree(left, ignore_errors=True)
+                time.sleep(0.01)
+        self._orbax.reload()
+        intact = f"that of step {self.last} is intact" if self.last else "there is none before it"
+        return CannotWrite(f"checkpoint {self._folder / str(self._saving)} could not be written ({cause}); {intact}")
 
     def close(self) -> None:
+        with contextlib.suppress(CannotWrite):  # whoever cares has waited
+            self.wait()
         self._orbax.close()
 
 
-def digests(tree: Any) -> dict[str, int]:
-    """A checksum of every array by path; any single changed value changes it, and the mesh does not matter."""
-    return {path_name(path): int(digest) for path, digest in jax.tree_util.tree_leaves_with_path(_digests(tree))}
+def digests(tree: Any) -> dict[str, str]:
+    """Dtype and checksum of every array by path; any single changed value changes it, and the mesh does not matter."""
+    sums = jax.device_get(_digests(tree))
+    leaves = zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(sums), strict=True)
+    return {path_name(path): f"{x.dtype}:{digest}" for (path, x), digest in leaves}
+
+
+def _as_saved(tree: Any, facts: dict[str, str]) -> Any:
+    """The abstract arrays of `tree` with the dtypes that `facts`, which are `digests`, say they were saved in."""
+
+    def saved(path: tuple[Any, ...], x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return x.update(dtype=jnp.dtype(facts[path_name(path)].partition(":")[0]))
+
+    return jax.tree_util.tree_map_with_path(saved, tree)
 
 
 @jax.jit
@@ -185,8 +239,10 @@ def _quiet() -> Iterator[None]:
 
 
 def _first_cause(error: BaseException) -> str:
-    """The first line of the exception that the others were raised from."""
+    """The first line of the exception that the others were raised from, or what the operating system said."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
+    if system := re.search(r"(?:os_error_code='|OS error )(\d+)", str(error)):  # as TensorStore puts it
+        return os.strerror(int(system[1]))
     text = (str(error).strip() or "no reason given").splitlines()[0][:200]
     return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"

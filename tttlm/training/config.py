@@ -60,6 +60,9 @@ class CheckpointConfig:
     keep_last: int = 2
     keep_every: int = 0
     """Checkpoints at multiples of this step are kept for good; 0 keeps the last ones only."""
+    on_failure: Literal["stop", "continue"] = "stop"
+    """What to do when a checkpoint or a line of metrics cannot be written, on a full disk for instance: stop, or go on
+    without it. Earlier checkpoints stay as they are."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,10 @@ class TrainConfig:
     run: str = "runs/default"
     """The folder of the run: configuration, metrics, checkpoints."""
     model: ModelConfig = field(default_factory=ModelConfig)
+    init_from: str = ""
+    """Where the parameters start from, for fine-tuning: the folder of another run, one of its checkpoints
+    (RUN/checkpoints/STEP), or a released checkpoint in the Hugging Face layout. Nothing else is taken from it; empty
+    starts from random ones."""
     data: DataConfig = field(default_factory=DataConfig)
     steps: int = 1000
     batch_size: int = 16
@@ -163,17 +170,10 @@ class TrainConfig:
         return (0.1 if "ttt_mlp" in self.model.mixers else 1.0) if start is None else start
 
 
-# A run may go on with these changed: they do not touch what is computed, or only the order of its sums.
+# A run may go on with these changed: they do not touch what is computed, or only the order and precision of its sums.
 FREE_TO_CHANGE = (
-    "run",
-    "mesh.",
-    "distributed.",
-    "metrics.",
-    "checkpoint.",
-    "faults.",
-    "evaluate.",
-    "loss_chunk",
-    "accumulate",
+    *("run", "mesh.", "distributed.", "metrics.", "checkpoint.", "faults.", "evaluate.", "loss_chunk", "accumulate"),
+    *("model.dtype", "model.param_dtype", "model.remat"),
 )
 
 

@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,7 +13,7 @@ from jax.sharding import Mesh
 
 from tttlm.data import open_data
 from tttlm.data.prefetch import DevicePrefetch
-from tttlm.errors import InputError
+from tttlm.errors import CannotWrite, InputError
 from tttlm.progress import progress_bar
 from tttlm.training.checkpoints import Checkpoints
 from tttlm.training.clock import Clock, Totals
@@ -165,6 +167,9 @@ class _Run:
                         return Outcome("fault", fault.step - 1, 1, report, time.monotonic() - started)
                     self.roll_back(fault, report)
             self.checkpoints.wait()
+        except CannotWrite as failure:
+            message = f"{failure}: make room, and the same command goes on from step {self.checkpoints.last}"
+            return Outcome("fault", self.checkpoints.last, 1, message, time.monotonic() - started)
         finally:
             self.metrics.close()
             self.checkpoints.close()
@@ -229,13 +234,13 @@ class _Run:
         if not good:
             self.faults += 1
             fault = Fault(step, values, pending.batch)
-            self.metrics.write(step, {"fault": fault.what, "batch": int(self.state.batch - self.state.step) + step - 1})
+            self.write(step, {"fault": fault.what, "batch": int(self.state.batch - self.state.step) + step - 1})
             if self.config.faults.policy != "skip" or self.faults > self.config.faults.allowed:
                 raise fault
             if is_first():
                 bar.write(f"{fault}: skipped", file=sys.stderr)
         elif step % self.config.metrics.every == 0 or step == self.config.steps:
-            self.metrics.write(step, values)
+            self.write(step, values)
         bar.set_description_str("training", refresh=False)
         speed = values.get("tokens_per_second")
         bar.set_postfix_str(f"loss {values['loss']:.3f}" + (f", {speed:,.0f} tokens/s" if speed else ""), refresh=False)
@@ -246,31 +251,50 @@ class _Run:
         batches = (self.place(self.loaders["validation"][n]) for n in range(self.config.evaluate.batches))
         sums = jax.device_get([self.evaluation(self.state.params, batch) for batch in batches])
         loss, weight = np.sum(sums, axis=0)
-        self.metrics.write(step, {"validation_loss": float(loss / weight)})
+        self.write(step, {"validation_loss": float(loss / weight)})
 
     def save(self, step: int) -> None:
         self.metrics.flush()
         rest = self.state._replace(params=None)
-        self.checkpoints.save(step, self.state.params, rest._asdict(), self.totals.as_dict())
+        with self.written():
+            self.checkpoints.wait()
+        with self.written():
+            self.checkpoints.save(step, self.state.params, rest._asdict(), self.totals.as_dict())
         self.saved = step
+
+    @contextmanager
+    def written(self) -> Iterator[None]:
+        """Around writing what the run can do without, if it is told to."""
+        try:
+            yield
+        except CannotWrite as failure:
+            if self.config.checkpoint.on_failure == "stop":
+                raise
+            say(f"{failure}; going on without it")
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        with self.written():
+            self.metrics.write(step, values)
 
     def report(self, fault: Fault) -> str:
         """What went wrong where, found by running the batch again from the parameters before it."""
         where = diagnose(self.config, self.model, self.state.params, fault.batch, fault.step)
-        last = f"the last checkpoint is of step {self.saved}" if self.saved else "there is no checkpoint yet"
+        saved = self.checkpoints.last
+        last = f"the last checkpoint is of step {saved}" if saved else "there is no checkpoint yet"
         return f"{fault}: {where}; {last}"
 
     def roll_back(self, fault: Fault, report: str) -> None:
         """Goes back to the newest checkpoint and on with the batches after the faulty one."""
         say(f"{report}; going back to it")
         after = self.state.batch - (self.state.step - fault.step)
-        self.checkpoints.wait()
+        with self.written():
+            self.checkpoints.wait()
         state, self.totals = self.newest()
         self.state = state._replace(batch=after)
         self.saved = int(self.state.step)
         self.metrics.close()
         self.metrics = open_metrics(self.folder, self.config, self.saved)
-        self.metrics.write(self.saved, {"fault": report})
+        self.write(self.saved, {"fault": report})
 
 
 @dataclass

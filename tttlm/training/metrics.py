@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tttlm.errors import InputError
+from tttlm.errors import CannotWrite, InputError
 from tttlm.training.cluster import is_first
 from tttlm.training.config import MetricsConfig, TrainConfig, to_dict
 from tttlm.training.run_folder import RunFolder, write_atomically
@@ -34,7 +34,8 @@ class Metrics:
 
     def __init__(self, folder: RunFolder, config: TrainConfig, step: int) -> None:
         keep_until(folder.metrics, step)
-        self._file = open(folder.metrics, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 (open while the run lasts)
+        self._file = open(folder.metrics, "ab", buffering=0)  # noqa: SIM115 (open while the run lasts)
+        self._whole = True  # the last line was written to its end
         self._tensorboard: Any = None
         self._wandb: Any = None
         wanted = config.metrics.tensorboard
@@ -51,7 +52,20 @@ class Metrics:
             )
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        """Writes a line.
+
+        Raises:
+            CannotWrite: there is no room for it.
+        """
+        line = (json.dumps({"step": step, **values}) + "\n").encode()
+        line = line if self._whole else b"\n" + line
+        try:
+            self._whole = self._file.write(line) == len(line)
+            cause = "" if self._whole else "no room for the whole line"
+        except OSError as error:
+            self._whole, cause = False, error.strerror or str(error)
+        if cause:
+            raise CannotWrite(f"step {step}: {self._file.name} cannot be written ({cause})")
         numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
         if self._tensorboard is not None:
             for name, value in numbers.items():
@@ -61,7 +75,6 @@ class Metrics:
 
     def flush(self) -> None:
         """Puts what was written so far safely on disk; called before a checkpoint, so that none is ahead of it."""
-        self._file.flush()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:

@@ -55,7 +55,12 @@ class RunFolder:
         self.lock()
         self.check_config(config)
         self.check_data(facts)
-        self.write_config(config)
+        try:
+            self.write_config(config)
+        except OSError as error:
+            raise InputError(
+                f"{self.path} cannot be written: {error.strerror}: make room, or choose another --run"
+            ) from None
 
     def check_shared(self) -> None:
         """Refuses a folder that not every process sees, after it was claimed.
