@@ -9,6 +9,7 @@ from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Bool, Float, Int
 
 from tttlm.layers.norm import RMSNorm
+from tttlm.layers.partition import each_device, place, share_groups, to_stream
 from tttlm.ops.attention import attention
 from tttlm.ops.documents import Documents, document_in_progress, documents
 from tttlm.ops.rope import rotate_halves
@@ -128,16 +129,21 @@ class Attention(nnx.Module):
         segments = None
         if segment_ids is not None:
             segments = _segments(documents(segment_ids, jnp.zeros((batch,), jnp.int32)), (batch, time))
-        y = attention(
-            q,
-            k,
-            v,
-            window=self.window,
-            query_segments=segments,
-            key_segments=segments,
-            implementation=self.implementation,
-        )
-        return self.o_proj(y.reshape(batch, time, -1))
+
+        def attend(q, k, v, segments):
+            return attention(
+                q,
+                k,
+                v,
+                window=self.window,
+                query_segments=segments,
+                key_segments=segments,
+                implementation=self.implementation,
+            )
+
+        q, k, v = (place(a, "B_H") for a in (q, share_groups(k, self.heads), share_groups(v, self.heads)))
+        y = each_device(attend, ("B_H", "B_H", "B_H", "B"), "B_H")(q, k, v, segments)
+        return self.o_proj(to_stream(y.reshape(batch, time, -1)))
 
     def extend(
         self, x: Float[Array, "B T D"], state: AttentionState, segment_ids: Int[Array, "B T"] | None = None
@@ -215,7 +221,8 @@ class Attention(nnx.Module):
         self, x: Float[Array, "B T D"], places: Int[Array, "*B T"]
     ) -> tuple[Float[Array, "B T H K"], Float[Array, "B T G K"], Float[Array, "B T G K"]]:
         q, k, v = (
-            proj(x).reshape(*x.shape[:2], -1, self.head_width) for proj in (self.q_proj, self.k_proj, self.v_proj)
+            place(proj(x), "BTF").reshape(*x.shape[:2], -1, self.head_width)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)

@@ -8,6 +8,7 @@ from flax import nnx
 from flax.typing import Dtype
 from jaxtyping import Array, Float
 
+from tttlm.layers.partition import conv_along_stream, place
 from tttlm.ops.conv import causal_conv
 from tttlm.ops.documents import Documents
 
@@ -48,11 +49,20 @@ class CausalConv(nnx.Module):
         x: Float[Array, "B T C"],
         tail: Float[Array, "B P C"] | None = None,
         docs: Documents | None = None,
+        channels: slice = slice(None),
     ) -> tuple[Float[Array, "B T C"], Float[Array, "B P C"]]:
-        """The outputs and the tail to carry on; see `tttlm.ops.conv.causal_conv`."""
+        """The outputs and the tail to carry on, for `channels` of the weights; see `tttlm.ops.conv.causal_conv`."""
+        x, kernel, bias = self._promote(x)
+        return causal_conv(x, kernel[:, channels], None if bias is None else bias[channels], tail=tail, docs=docs)
+
+    def along_stream(self, x: Float[Array, "B T C"], docs: Documents | None = None) -> Float[Array, "B T C"]:
+        """The outputs for whole rows of the stream; see `tttlm.layers.partition.conv_along_stream`."""
+        return conv_along_stream(*self._promote(x), docs)
+
+    def _promote(self, x: Float[Array, "B T C"]) -> tuple[Array, Array, Array | None]:
         dtype = self.dtype or jnp.promote_types(x.dtype, self.kernel.dtype)
         bias = None if self.bias is None else self.bias[...].astype(dtype)
-        return causal_conv(x.astype(dtype), self.kernel[...].astype(dtype), bias, tail=tail, docs=docs)
+        return x.astype(dtype), place(self.kernel[...].astype(dtype), ""), bias
 
     def init_tail(self, batch: int, dtype: Dtype) -> Float[Array, "B P C"]:
         """The tail before the first token."""

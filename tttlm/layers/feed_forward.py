@@ -7,6 +7,8 @@ from flax.nnx.nn.linear import default_kernel_init
 from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Float
 
+from tttlm.layers.partition import place
+
 
 class SwiGLU(nnx.Module):
     """`down(silu(gate(x)) * up(x))` (arXiv 2002.05202), no biases.
@@ -43,4 +45,5 @@ class SwiGLU(nnx.Module):
         self.down_proj = linear(hidden, width)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = (place(proj(x), "BTF") for proj in (self.gate_proj, self.up_proj))
+        return self.down_proj(jax.nn.silu(gate) * up)

@@ -11,6 +11,7 @@ from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Float, Int
 
 from tttlm.layers.conv import CausalConv
+from tttlm.layers.partition import each_device, place, project, to_heads, to_stream
 from tttlm.ops.documents import document_in_progress, documents
 from tttlm.ops.ssm import selective_scan
 
@@ -115,24 +116,30 @@ class Mamba(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], MambaState]:
         """Goes on from `state` and returns the next one; however a sequence is cut, the outputs are the same."""
         docs = None if segment_ids is None else documents(segment_ids, state.document)
-        x, gate = jnp.split(self.in_proj(x), 2, axis=-1)
-        x, tail = self.conv(x, state.tail, docs)
+        x, gate = project(self.in_proj, x, (self.D.shape[0],) * 2)
+        x, tail = self.conv(to_heads(x), state.tail, docs)
         x = jax.nn.silu(x)
-        dt, B, C = jnp.split(self.x_proj(x), (self.dt_rank, self.dt_rank + self.state_width), axis=-1)
+        dt, B, C = jnp.split(place(self.x_proj(x), "B"), (self.dt_rank, self.dt_rank + self.state_width), axis=-1)
         dtype = state.ssm.dtype
-        dt = self.dt_proj(dt).astype(dtype) + self.dt_bias[...].astype(dtype)
-        y, ssm = selective_scan(
-            x,
-            jax.nn.softplus(dt),
-            -jnp.exp(self.A_log[...].astype(dtype)),
-            B,
-            C,
-            state=state.ssm,
-            docs=docs,
-            chunk_size=self.chunk_size,
-            implementation=self.implementation,
+        dt = place(self.dt_proj(dt), "B_H").astype(dtype) + self.dt_bias[...].astype(dtype)
+
+        def scan(x, dt, A, B, C, state, docs):
+            return selective_scan(
+                x,
+                dt,
+                A,
+                B,
+                C,
+                state=state,
+                docs=docs,
+                chunk_size=self.chunk_size,
+                implementation=self.implementation,
+            )
+
+        y, ssm = each_device(scan, ("B_H", "B_H", "H", "B", "B", "B_H", "B"), ("B_H", "B_H"))(
+            x, jax.nn.softplus(dt), -jnp.exp(self.A_log[...].astype(dtype)), B, C, state.ssm, docs
         )
-        y = (y + self.D[...].astype(dtype) * x).astype(x.dtype)
+        y = to_stream((y + self.D[...].astype(dtype) * x).astype(x.dtype))
         y = self.out_proj(y * jax.nn.silu(gate))
         return y, MambaState(ssm, tail, document_in_progress(state.document, docs))
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from tttlm.layers.conv import CausalConv
 from tttlm.layers.mamba import default_kernel_init, step_bias_init
+from tttlm.layers.partition import each_device, place, project, share_groups, to_heads, to_stream
 from tttlm.ops.documents import document_in_progress, documents
 from tttlm.ops.ssm import ssd
 
@@ -138,25 +139,40 @@ class Mamba2(nnx.Module):
         """Goes on from `state` and returns the next one; however a sequence is cut, the outputs are the same."""
         batch, time = x.shape[:2]
         docs = None if segment_ids is None else documents(segment_ids, state.document)
-        gate, x, dt = jnp.split(self.in_proj(x), (self.inner, self.inner + self.conv.kernel.shape[1]), axis=-1)
-        x, tail = self.conv(x, state.tail, docs)
-        x, B, C = jnp.split(jax.nn.silu(x), (self.inner, self.inner + self.groups * self.state_width), axis=-1)
-        x = x.reshape(batch, time, self.heads, -1)
+        inner, of_groups = self.inner, 2 * self.groups * self.state_width
+        gate, x, BC, dt = project(self.in_proj, x, (inner, inner, of_groups, self.heads))
+        x, tail_x = self.conv(to_heads(x), state.tail[..., :inner], docs, slice(inner))
+        BC, tail_BC = self.conv(place(BC, "B"), state.tail[..., inner:], docs, slice(inner, None))
+        x = jax.nn.silu(x).reshape(batch, time, self.heads, -1)
+        B, C = jnp.split(jax.nn.silu(BC).reshape(batch, time, 2 * self.groups, -1), 2, axis=2)
         dtype = state.ssm.dtype
-        dt = jax.nn.softplus(dt.astype(dtype) + self.dt_bias[...].astype(dtype))
-        y, ssm = ssd(
+        dt = jax.nn.softplus(to_heads(dt).astype(dtype) + self.dt_bias[...].astype(dtype))
+
+        def scan(x, dt, A, B, C, state, docs):
+            return ssd(
+                x,
+                dt,
+                A,
+                B,
+                C,
+                state=state,
+                docs=docs,
+                chunk_size=self.chunk_size,
+                implementation=self.implementation,
+            )
+
+        y, ssm = each_device(scan, ("B_H", "B_H", "H", "B_H", "B_H", "BH", "B"), ("B_H", "BH"))(
             x,
             jnp.clip(dt, *self.dt_limit),
             -jnp.exp(self.A_log[...].astype(dtype)),
-            B.reshape(batch, time, self.groups, self.state_width),
-            C.reshape(batch, time, self.groups, self.state_width),
-            state=state.ssm,
-            docs=docs,
-            chunk_size=self.chunk_size,
-            implementation=self.implementation,
+            share_groups(B, self.heads),
+            share_groups(C, self.heads),
+            state.ssm,
+            docs,
         )
         y = y + self.D[...].astype(dtype)[:, None] * x
-        y = self.out_proj(self.norm(y.reshape(batch, time, self.inner), gate))
+        y = self.out_proj(self.norm(to_stream(y.reshape(batch, time, inner)), gate))
+        tail = jnp.concatenate([tail_x, tail_BC], axis=-1)
         return y, Mamba2State(ssm, tail, document_in_progress(state.document, docs))
 
     def init_state(self, batch: int) -> Mamba2State:

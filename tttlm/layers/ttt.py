@@ -5,7 +5,7 @@ written for an inner MLP of any depth.
 """
 
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Float, Int
 
 from tttlm.layers.conv import CausalConv
+from tttlm.layers.partition import each_device, to_heads, to_stream
 from tttlm.ops.documents import documents
 from tttlm.ops.rope import rotate_pairs
 from tttlm.ops.ttt import InnerLayer, InnerNorm, InnerState, init_inner_state, ttt_scan
@@ -218,23 +219,32 @@ class TTT(nnx.Module):
 
         q = rotate_pairs(split_heads(q), places, self.rope_base)
         k = rotate_pairs(split_heads(k), places, self.rope_base)
-        v = split_heads(self.v_proj(x))
+        v = split_heads(to_heads(self.v_proj(x)))
 
         rates, token_scale = self._rates(x, self.inner_learning_rate * multiplier / self.head_width)
-        norm = self.inner_norm
-        y, inner = ttt_scan(
-            q,
-            k,
-            v,
-            rates,
-            token_scale,
-            self._inner_weights(),
-            None if norm is None else InnerNorm(norm.scale[...], norm.bias[...]),
-            state=inner,
-            segment_ids=segment_ids,
-            implementation=self.implementation,
+
+        def scan(q, k, v, rates, token_scale, weights, norm, state, segment_ids):
+            return ttt_scan(
+                q,
+                k,
+                v,
+                rates,
+                token_scale,
+                weights,
+                norm,
+                state=state,
+                segment_ids=segment_ids,
+                implementation=self.implementation,
+            )
+
+        dims: Any = ("BH", "BH", "B", "B")
+        of_state = InnerState(*dims)
+        ins = (*("B_H",) * 4, "_", "H", "H", of_state, "B")
+        norm = None if self.inner_norm is None else InnerNorm(self.inner_norm.scale[...], self.inner_norm.bias[...])
+        y, inner = each_device(scan, ins, ("B_H", of_state))(
+            q, k, v, to_heads(rates), token_scale, self._inner_weights(), norm, inner, segment_ids
         )
-        y = self.post_norm(y.reshape(batch, time, self.width))
+        y = self.post_norm(to_stream(y.reshape(batch, time, self.width)))
         if self.g_proj is not None:
             y = jax.nn.gelu(self.g_proj(x)) * y
         return self.o_proj(y), TTTState(inner, tail)
@@ -250,9 +260,9 @@ class TTT(nnx.Module):
         return rates, jnp.maximum(0, token_scale + 1 / jnp.arange(1, self.mini_batch_size + 1, dtype=dtype))
 
     def _queries_and_keys(self, x, tail, docs):
-        shared = self.q_proj(x)
+        shared = to_heads(self.q_proj(x))
         if self.k_proj is not None:
-            return shared, self.k_proj(x), None
+            return shared, to_heads(self.k_proj(x)), None
         assert self.conv_q is not None
         assert self.conv_k is not None
         q, new_tail = self.conv_q(shared, tail, docs)

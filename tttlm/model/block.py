@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 from tttlm.layers.conv import CausalConv
 from tttlm.layers.feed_forward import SwiGLU
 from tttlm.layers.norm import RMSNorm
+from tttlm.layers.partition import place
 from tttlm.model.config import TTT_MIXERS, ModelConfig
 from tttlm.model.mixers import build_mixer
 from tttlm.ops.documents import document_in_progress, documents
@@ -64,17 +65,21 @@ class Block(nnx.Module):
             before = None if state is None else state.conv
             carried = jnp.zeros(h.shape[:1], jnp.int32) if before is None else before.document
             docs = None if segment_ids is None else documents(segment_ids, carried)
-            y, tail = self.conv(self.conv_norm(h), None if before is None else before.tail, docs)
-            h = h + y
-            conv_state = ConvState(tail, document_in_progress(carried, docs))
+            x = self.conv_norm(h)
+            if before is None:
+                h = h + self.conv.along_stream(x, docs)
+            else:
+                y, tail = self.conv(x, before.tail, docs)
+                h, conv_state = h + y, ConvState(tail, document_in_progress(carried, docs))
+            h = place(h, "BT")
         x = self.mixer_norm(h)
         if state is None:
-            h, after = h + self.mixer(x, segment_ids, **options), None
+            h, after = place(h + self.mixer(x, segment_ids, **options), "BT"), None
         else:
             y, mixer_state = self.mixer.extend(x, state.mixer, segment_ids, **options)
             h, after = h + y, BlockState(conv_state, mixer_state)
         if self.feed_forward is not None and self.feed_forward_norm is not None:
-            h = h + self.feed_forward(self.feed_forward_norm(h))
+            h = place(h + self.feed_forward(self.feed_forward_norm(h)), "BT")
         return h, after
 
     def init_state(self, batch: int) -> BlockState:

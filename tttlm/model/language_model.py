@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from tttlm.layers.norm import RMSNorm
+from tttlm.layers.partition import lookup, place
 from tttlm.model.block import Block, BlockState
 from tttlm.model.config import ModelConfig
 
@@ -101,9 +102,13 @@ class LanguageModel(nnx.Module):
 
     def head(self, features: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Logits of features."""
-        table = (self.embed if self.lm_head is None else self.lm_head).embedding[...]
         dtype = jnp.promote_types(features.dtype, jnp.float32)
-        return jnp.einsum("...d,vd->...v", features, table.astype(features.dtype), preferred_element_type=dtype)
+        return jnp.einsum("...d,vd->...v", features, self.table.astype(features.dtype), preferred_element_type=dtype)
+
+    @property
+    def table(self) -> Float[Array, "V D"]:
+        """What the head takes the inner product of features with, one row for every token of the vocabulary."""
+        return (self.embed if self.lm_head is None else self.lm_head).embedding[...]
 
     def extend(
         self,
@@ -128,5 +133,7 @@ class LanguageModel(nnx.Module):
 
         if self.config.remat != "none" and state is None:
             step = jax.checkpoint(step, policy=REMAT_POLICIES[self.config.remat], prevent_cse=False)
-        h, state = jax.lax.scan(step, self.embed(tokens), (parameters, state))
+        if segment_ids is not None:
+            segment_ids = place(segment_ids, "B")  # every device knows where documents start in its rows
+        h, state = jax.lax.scan(step, lookup(self.embed.embedding[...], tokens, self.norm.dtype), (parameters, state))
         return self.norm(h), state

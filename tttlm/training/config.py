@@ -86,9 +86,9 @@ class MeshConfig:
     fsdp: int = -1
     """Shares of parameters and optimiser state; every share has its part of the batch as well."""
     tensor: int = 1
-    """Shares of heads, channels and feed-forward width."""
+    """Shares of heads, channels, feed-forward width and vocabulary."""
     context: int = 1
-    """Shares of the sequence."""
+    """Shares of the sequence; within a mixer of its heads or channels, as many times tensor."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class TrainConfig:
     accumulate: int = 1
     """Parts that a batch is taken in, one after the other, to save memory."""
     loss_chunk: int = 0
-    """Tokens of a row whose logits exist at a time; 0 takes the row whole."""
+    """Tokens of a row whose logits a device holds at a time; 0 takes its share of the row whole."""
     seed: int = 0
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

@@ -79,12 +79,7 @@ def train(config: TrainConfig) -> Outcome:
     folder = RunFolder(config.run)
     folder.check_config(config)
     mesh = make_mesh(config.mesh)
-    check_mesh(
-        mesh,
-        batch_size=config.batch_size,
-        accumulate=config.accumulate,
-        sequence_length=config.sequence_length,
-    )
+    check_mesh(mesh, config)
     loaders = together(lambda: open_loaders(config, mesh))
     facts = {"data": loaders["train"].fingerprint, "tokenizer": loaders["train"].tokenizer.fingerprint}
     try:
@@ -137,7 +132,7 @@ class _Run:
         self.abstract = abstract_state(config, self.model, mesh)
         self.init = make_init(config, self.model, mesh)
         self.step = make_step(config, self.model, mesh)
-        self.evaluation = make_evaluation(config, self.model)
+        self.evaluation = make_evaluation(config, self.model, mesh)
         self.checkpoints = Checkpoints(folder.checkpoints, config.checkpoint)
         self.faults = 0
         self.state, self.totals = self.newest()

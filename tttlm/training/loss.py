@@ -1,12 +1,21 @@
-"""Next-token cross-entropy that never holds the logits of a whole batch."""
+"""Next-token cross-entropy that never holds the logits of a whole batch; on a mesh each device has its own share."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from tttlm.layers.partition import (
+    each_device,
+    first_row,
+    gather_columns,
+    scatter_total,
+    shares,
+    table_dims,
+    total,
+)
 
 
 def token_losses(logits: Float[Array, "... V"], targets: Int[Array, "..."]) -> Float[Array, "..."]:
@@ -17,72 +26,108 @@ def token_losses(logits: Float[Array, "... V"], targets: Int[Array, "..."]) -> F
 
 
 def summed_loss(
-    head: Callable[[Float[Array, "B C D"]], Float[Array, "B C V"]],
     hidden: Float[Array, "B T D"],
+    table: Float[Array, "V D"],
     targets: Int[Array, "B T"],
     weights: Float[Array, "B T"] | None = None,
     chunk: int = 0,
 ) -> Float[Array, ""]:
-    """The sum of weighted token losses, in nats; differentiable once, in `hidden` and in what `head` closes over.
+    """The sum of weighted token losses, in nats; differentiable once, in `hidden` and `table`.
+
+    Logits are `hidden @ tableᵀ` of operands in the dtype of `hidden`, accumulated in float32 at least.
 
     Args:
-        head: from features to logits.
         hidden: the features of the last norm.
+        table: of the head, a row for every token of the vocabulary.
         targets: the token that each position should predict.
         weights: 0 where the target does not count; None counts every one.
-        chunk: tokens of a row whose logits exist at a time, a divisor of T. Their gradient is taken on the spot,
-            while the logits are at hand. 0 takes the row whole.
+        chunk: tokens of a row whose logits a device holds at a time, a divisor of its share of T, or more than that.
+            Their gradient is taken on the spot, while the logits are at hand. 0 takes the share whole.
+
+    Raises:
+        ValueError: the chunks do not divide a device's share of a row.
     """
     if weights is None:
         weights = jnp.ones(targets.shape, jnp.float32)
-    length = targets.shape[1]
-    if chunk in (0, length):
-        return jnp.sum(weights * token_losses(head(hidden), targets))
+    length = targets.shape[1] // shares("T")
+    chunk = min(chunk or length, length)
     if length % chunk:
         raise ValueError(f"the loss is taken in chunks of {chunk} tokens, which do not divide a row of {length}")
-    function, table = jax.closure_convert(head, hidden[:, :chunk])
-    pieces = tuple(jnp.stack(jnp.split(x, length // chunk, axis=1)) for x in (hidden, targets, weights))
-    return _chunked(function, table, *pieces)
+    return _loss(chunk, hidden, table, targets, weights)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _chunked(
-    head: Callable[..., Array],
-    table: list[Array],
-    hidden: Float[Array, "N B C D"],
-    targets: Int[Array, "N B C"],
-    weights: Float[Array, "N B C"],
-) -> Float[Array, ""]:
-    def add(total: Array, piece: tuple[Array, ...]) -> tuple[Array, None]:
-        return total + _chunk_loss(head, table, *piece), None
+def _loss(chunk: int, hidden: Array, table: Array, targets: Array, weights: Array) -> Float[Array, ""]:
+    dims = table_dims(table)
 
-    return jax.lax.scan(add, _zero(hidden), (hidden, targets, weights))[0]
+    def share(hidden: Array, table: Array, *labels: Array) -> Array:
+        table = gather_columns(table, dims)
+
+        def add(loss: Array, piece: tuple[Array, ...]) -> tuple[Array, None]:
+            return loss + _piece_loss(table, dims, *piece)[0], None
+
+        pieces = tuple(_split(x, chunk) for x in (hidden, *labels))
+        return total(jax.lax.scan(add, _zero(hidden), pieces)[0], "BT")
+
+    return each_device(share, ("BT", dims, "BT", "BT"), "")(hidden, table.astype(hidden.dtype), targets, weights)
 
 
-def _chunk_loss(head: Callable[..., Array], table: list[Array], hidden: Array, targets: Array, weights: Array) -> Array:
-    return jnp.sum(weights * token_losses(head(hidden, *table), targets))
+def _forward(chunk: int, hidden: Array, table: Array, targets: Array, weights: Array) -> Any:
+    """The loss and, as the loss is a sum, its gradient for a cotangent of 1."""
+    dims, dtype = table_dims(table), _zero(hidden).dtype
+
+    def share(hidden: Array, table: Array, *labels: Array) -> tuple[Array, Array, Array]:
+        table = gather_columns(table, dims)
+
+        def add(sums: tuple[Array, Array], piece: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
+            loss, d_logits = _piece_loss(table, dims, *piece)
+            d_logits = d_logits.astype(hidden.dtype)
+            d_table = jnp.einsum("bcv,bcd->vd", d_logits, piece[0], preferred_element_type=dtype)
+            d_hidden = jnp.einsum("bcv,vd->bcd", d_logits, table, preferred_element_type=dtype)
+            return (sums[0] + loss, sums[1] + d_table), total(d_hidden, dims[0]).astype(hidden.dtype)
+
+        pieces = tuple(_split(x, chunk) for x in (hidden, *labels))
+        zeros = (_zero(hidden), jnp.zeros(table.shape, dtype))
+        (loss, d_table), d_hidden = jax.lax.scan(add, zeros, pieces)
+        d_hidden = jnp.moveaxis(d_hidden, 0, 1).reshape(hidden.shape)
+        return total(loss, "BT"), d_hidden, scatter_total(d_table, dims)  # over devices once, when all pieces are done
+
+    loss, d_hidden, d_table = each_device(share, ("BT", dims, "BT", "BT"), ("", "BT", dims))(
+        hidden, table.astype(hidden.dtype), targets, weights
+    )
+    return loss, (d_hidden, d_table.astype(table.dtype))
+
+
+def _backward(chunk: int, gradients: tuple[Array, Array], cotangent: Array) -> Any:
+    d_hidden, d_table = jax.tree.map(lambda x: (cotangent * x).astype(x.dtype), gradients)
+    return d_hidden, d_table, None, None
+
+
+_loss.defvjp(_forward, _backward)
+
+
+def _piece_loss(
+    table: Float[Array, "v D"],
+    dims: str,
+    hidden: Float[Array, "B C D"],
+    targets: Int[Array, "B C"],
+    weights: Float[Array, "B C"],
+) -> tuple[Float[Array, ""], Float[Array, "B C v"]]:
+    """The loss of a piece and its gradient with respect to the logits of the tokens that `table` holds."""
+    logits = jnp.einsum("bcd,vd->bcv", hidden, table, preferred_element_type=_zero(hidden).dtype)
+    hit = targets[..., None] - first_row(table, dims) == jnp.arange(table.shape[0])
+    top = total(jnp.max(logits, axis=-1, keepdims=True), dims[0], jax.lax.pmax)
+    exponentials = jnp.exp(logits - top)
+    partition = total(jnp.sum(exponentials, axis=-1, keepdims=True), dims[0])
+    chosen = total(jnp.sum(jnp.where(hit, logits, 0), axis=-1), dims[0])
+    losses = (top + jnp.log(partition))[..., 0] - chosen
+    return jnp.sum(weights * losses), weights[..., None] * (exponentials / partition - hit)
+
+
+def _split(x: Array, chunk: int) -> Array:
+    """`[B, T, ...]` to `[N, B, C, ...]`."""
+    return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
 
 
 def _zero(hidden: Array) -> Array:
     return jnp.zeros((), jnp.promote_types(hidden.dtype, jnp.float32))
-
-
-def _forward(head: Callable[..., Array], table: list[Array], hidden: Array, targets: Array, weights: Array) -> Any:
-    """The loss and, as the loss is a sum, its gradient for a cotangent of 1."""
-
-    def add(totals: Any, piece: tuple[Array, ...]) -> tuple[Any, Array]:
-        loss, (for_table, for_hidden) = jax.value_and_grad(_chunk_loss, argnums=(1, 2))(head, table, *piece)
-        return jax.tree.map(lambda total, x: total + x.astype(total.dtype), totals, (loss, for_table)), for_hidden
-
-    zeros = [jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)) for x in table]
-    (loss, for_table), for_hidden = jax.lax.scan(add, (_zero(hidden), zeros), (hidden, targets, weights))
-    for_table = [total.astype(x.dtype) for total, x in zip(for_table, table, strict=True)]
-    return loss, (for_table, for_hidden)
-
-
-def _backward(head: Callable[..., Array], gradients: Any, cotangent: Array) -> Any:
-    for_table, for_hidden = jax.tree.map(lambda x: (cotangent * x).astype(x.dtype), gradients)
-    return for_table, for_hidden, None, None
-
-
-_chunked.defvjp(_forward, _backward)

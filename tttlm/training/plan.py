@@ -70,7 +70,7 @@ def make_plan(config: TrainConfig, topology: str) -> Plan:
     check(config)
     device, devices = topology_devices(topology)
     mesh = make_mesh(config.mesh, devices)
-    check_mesh(mesh, batch_size=config.batch_size, accumulate=config.accumulate, sequence_length=config.sequence_length)
+    check_mesh(mesh, config)
     return compiled_plan(config, mesh, topology, device)
 
 

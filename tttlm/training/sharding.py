@@ -10,21 +10,23 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tttlm.errors import InputError
-from tttlm.training.config import MeshConfig
+from tttlm.layers.partition import BATCH, MESH_AXES
+from tttlm.model import ModelConfig
+from tttlm.training.config import MeshConfig, TrainConfig
 
-AXES = ("data", "fsdp", "tensor", "context")
-BATCH = ("data", "fsdp")  # the axes that share the rows of a batch
-
-# The first rule whose pattern is found in the path says over which axis each trailing dimension is shared; leading
-# dimensions that a rule does not name (the stack of blocks) stay whole. What no rule finds is whole everywhere.
-RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+# The first rule whose pattern is found in the path says over which axes each dimension is shared; the axis of stacked
+# blocks is not counted and stays whole. What no rule finds is whole everywhere: the scales of norms.
+STACKED = re.compile(r"(^|/)stack/")
+RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"embedding$", ("tensor", "fsdp")),  # V D
-    (r"inner/\d+/kernel$", ("tensor", "fsdp", None)),  # H I O
-    (r"inner/\d+/bias$|inner_norm/(scale|bias)$", ("tensor", None)),  # H K
-    (r"learning_rate/bias$", ("tensor",)),  # H
-    (r"conv\w*/kernel$", (None, "tensor")),  # W D
-    (r"conv\w*/bias$", ("tensor",)),  # D
-    (r"(o_proj|out_proj|down_proj|down)/kernel$", ("tensor", "fsdp")),
+    (r"inner/\d+/kernel$", ("tensor", "fsdp", "")),  # H I O
+    (r"inner/\d+/bias$|inner_norm/(scale|bias)$", ("tensor", "fsdp")),  # H K
+    (r"(learning_rate|post_norm|conv\w*)/bias$|post_norm/scale$", ("tensor",)),  # H, D
+    (r"A_log$", ("tensor fsdp", "")),  # E N, or H
+    (r"(/D|dt_bias|mixer/norm/scale)$", ("tensor",)),  # E, H
+    (r"conv\w*/kernel$", ("", "tensor fsdp")),  # W D
+    (r"in_proj/kernel$", ("fsdp tensor", "")),  # D and several outputs in a row, each of which tensor shares
+    (r"(o_proj|out_proj|down_proj|x_proj)/kernel$", ("tensor", "fsdp")),
     (r"kernel$", ("fsdp", "tensor")),
 )
 
@@ -36,41 +38,87 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         InputError: the axes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = [getattr(config, axis) for axis in AXES]
+    sizes = [getattr(config, axis) for axis in MESH_AXES]
     known = int(np.prod([size for size in sizes if size != -1]))
-    wanted = ", ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
+    wanted = ", ".join(f"{axis} {size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
     if len(devices) % known or (-1 not in sizes and known != len(devices)):
         raise InputError(f"a mesh of {wanted} does not fit {len(devices)} devices: change `mesh`")
     sizes = [len(devices) // known if size == -1 else size for size in sizes]
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
 
 
-def check_mesh(mesh: Mesh, *, batch_size: int, accumulate: int, sequence_length: int) -> None:
-    """Refuses a batch that the mesh cannot share evenly.
+def check_mesh(mesh: Mesh, config: TrainConfig) -> None:
+    """Refuses a run that the mesh cannot share evenly.
 
     Raises:
-        InputError: rows or tokens do not divide by the devices that share them.
+        InputError: rows, tokens, heads or channels do not divide by the devices that share them.
     """
-    shares = mesh.shape["data"] * mesh.shape["fsdp"]
-    rows = batch_size // accumulate
+    model, size = config.model, mesh.shape
+    shares = size["data"] * size["fsdp"]
+    rows = config.batch_size // config.accumulate
     if rows % shares:
         raise InputError(
             f"batch_size / accumulate = {rows} rows is not divisible by the {shares} devices of mesh.data x mesh.fsdp"
         )
-    if sequence_length % mesh.shape["context"]:
+    tokens, rest = divmod(config.sequence_length, size["context"])
+    if rest:
         raise InputError(
-            f"sequence_length = {sequence_length} is not divisible by mesh.context = {mesh.shape['context']}"
+            f"sequence_length = {config.sequence_length} is not divisible by mesh.context = {size['context']}"
         )
+    if config.loss_chunk and tokens % min(tokens, config.loss_chunk):
+        raise InputError(
+            f"loss_chunk = {config.loss_chunk} does not divide the {tokens} tokens of a row that a device holds "
+            f"under mesh.context = {size['context']}"
+        )
+    if tokens < model.conv_width - 1 and any(model.conv_before(mixer) for mixer in model.mixers):
+        raise InputError(
+            f"a device holds {tokens} tokens of a row under mesh.context = {size['context']}, "
+            f"fewer than the {model.conv_width - 1} that a convolution of model.conv_width looks back: lower it"
+        )
+    shares = size["tensor"] * size["context"]
+    for mixer in model.mixers:
+        what, count = shared_by_mixer(model, mixer)
+        if count % shares:
+            raise InputError(
+                f"the {count} {what} of {mixer} are not divisible by mesh.tensor x mesh.context = "
+                f"{size['tensor']} x {size['context']}: change `mesh`"
+            )
+
+
+def shared_by_mixer(model: ModelConfig, mixer: str) -> tuple[str, int]:
+    """What the devices of tensor and context share within a mixer, and how many of them there are."""
+    if mixer == "mamba":
+        return "channels", model.mamba.expand * model.width
+    if mixer == "mamba2":
+        return "heads", model.mamba2.expand * model.width // model.mamba2.head_width
+    return "heads", model.heads
 
 
 def parameter_spec(path: str, shape: Sequence[int], mesh: Mesh) -> P:
-    """How a parameter of this path and shape is shared; an axis that does not divide its dimension is left out."""
-    axes = next((axes for pattern, axes in RULES if re.search(pattern, path)), ())
-    spec: list[str | None] = [None] * len(shape)
-    for place, axis in zip(range(len(shape) - 1, -1, -1), reversed(axes), strict=False):
-        if axis is not None and mesh.shape[axis] > 1 and shape[place] % mesh.shape[axis] == 0:
-            spec[place] = axis
-    return P(*spec)
+    """How a parameter of this path and shape is shared.
+
+    Where `tensor` does not divide its dimension it is left out; `fsdp`, which only stores, goes to the largest
+    dimension that it divides. Vectors are never shared over `fsdp`: gathering them takes longer than they are worth.
+    """
+    rule = next((axes for pattern, axes in RULES if re.search(pattern, path)), ())
+    first = 1 if STACKED.search(path) else 0
+    sizes = list(shape)  # of the share of a device
+    spec: list[tuple[str, ...]] = [()] * len(shape)
+
+    def share(place: int, axis: str) -> bool:
+        if sizes[place] % mesh.shape[axis]:
+            return False
+        sizes[place] //= mesh.shape[axis]
+        spec[place] += (axis,)
+        return True
+
+    for place, axes in zip(range(first, len(shape)), rule, strict=False):
+        for axis in axes.split():
+            if mesh.shape[axis] == 1 or (axis == "fsdp" and len(shape) - first == 1):
+                continue
+            if not share(place, axis) and axis == "fsdp":
+                any(share(other, axis) for other in sorted(range(first, len(shape)), key=lambda n: -sizes[n]))
+    return P(*(axes[0] if len(axes) == 1 else axes or None for axes in spec))
 
 
 def tree_shardings(tree: Any, mesh: Mesh) -> Any:

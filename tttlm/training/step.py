@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from tttlm.layers.partition import on_mesh
 from tttlm.model import LanguageModel, ModelConfig
 from tttlm.ops.target import traced_for
 from tttlm.training.config import TrainConfig
@@ -107,7 +108,7 @@ def make_step(
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, model, mesh))
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        with traced_for(mesh.devices.flat[0]):
+        with traced_for(mesh.devices.flat[0]), on_mesh(mesh):
             return train_step(config, model, state, batch)
 
     return jax.jit(
@@ -185,7 +186,7 @@ def batch_loss(
     hidden = bound.features(
         batch["inputs"], segment_ids=batch.get("segment_ids"), inner_learning_rate_multiplier=multiplier
     )
-    return summed_loss(bound.head, hidden, batch["targets"], batch.get("weights"), config.loss_chunk)
+    return summed_loss(hidden, bound.table, batch["targets"], batch.get("weights"), config.loss_chunk)
 
 
 def total_weight(batch: Batch) -> Float[Array, ""]:
@@ -194,11 +195,12 @@ def total_weight(batch: Batch) -> Float[Array, ""]:
 
 
 def make_evaluation(
-    config: TrainConfig, model: Model
+    config: TrainConfig, model: Model, mesh: Mesh
 ) -> Callable[[Any, Batch], tuple[Float[Array, ""], Float[Array, ""]]]:
     """The compiled held-out loss of a batch: (summed loss in nats, weight of the targets)."""
 
     def evaluate(params: Any, batch: Batch) -> tuple[Array, Array]:
-        return batch_loss(config, model, params, batch, 1.0), total_weight(batch)
+        with on_mesh(mesh):
+            return batch_loss(config, model, params, batch, 1.0), total_weight(batch)
 
     return jax.jit(evaluate)

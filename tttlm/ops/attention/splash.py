@@ -63,7 +63,7 @@ def splash(
     mesh = jax.sharding.get_abstract_mesh()
     axes: list[str] = []
     for name in mesh.axis_names:
-        if q.shape[0] % math.prod(mesh.shape[axis] for axis in [*axes, name]) == 0:
+        if name not in mesh.manual_axes and q.shape[0] % math.prod(mesh.shape[axis] for axis in [*axes, name]) == 0:
             axes.append(name)
     if axes:
         spec = PartitionSpec(tuple(axes))
