@@ -205,11 +205,7 @@ def load_params(folder: Path, abstract: Any, step: int | None = None) -> tuple[i
     Raises:
         InputError: there is no such checkpoint.
     """
-    steps = saved_steps(folder)
-    if not steps or (step is not None and step not in steps):
-        wanted = "any checkpoint" if step is None else f"a checkpoint of step {step}"
-        raise InputError(f"{folder} does not hold {wanted}; it holds {steps or 'none'}")
-    step = steps[-1] if step is None else step
+    step = pick_step(folder, step)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(lambda x: x if x.sharding else x.update(sharding=here), abstract)
     try:
@@ -218,6 +214,19 @@ def load_params(folder: Path, abstract: Any, step: int | None = None) -> tuple[i
     except Exception as error:
         raise InputError(f"checkpoint {folder / str(step)} cannot be read: {_first_cause(error)}") from error
     return step, loaded["params"]
+
+
+def pick_step(folder: Path, step: int | None) -> int:
+    """`step`, or the newest that is there.
+
+    Raises:
+        InputError: there is no such checkpoint.
+    """
+    steps = saved_steps(folder)
+    if not steps or (step is not None and step not in steps):
+        wanted = "any checkpoint" if step is None else f"a checkpoint of step {step}"
+        raise InputError(f"{folder} does not hold {wanted}; it holds {steps or 'none'}")
+    return steps[-1] if step is None else step
 
 
 def saved_steps(folder: Path) -> list[int]:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from tttlm.data import open_data
 from tttlm.data.prefetch import DevicePrefetch
 from tttlm.errors import CannotWrite, InputError
 from tttlm.progress import progress_bar
-from tttlm.training.checkpoints import Checkpoints
+from tttlm.training.checkpoints import Checkpoints, saved_steps
 from tttlm.training.clock import Clock, Totals
 from tttlm.training.cluster import is_first, say, together
 from tttlm.training.config import TrainConfig, check
@@ -24,6 +24,7 @@ from tttlm.training.interrupts import Interrupts, catch_interrupts
 from tttlm.training.metrics import check_metrics, open_metrics
 from tttlm.training.run_folder import RunFolder
 from tttlm.training.sharding import check_mesh, make_mesh, place_batch, row_share
+from tttlm.training.starting import initial_params
 from tttlm.training.step import (
     Model,
     TrainState,
@@ -82,11 +83,14 @@ def train(config: TrainConfig) -> Outcome:
     check_mesh(mesh, config)
     loaders = together(lambda: open_loaders(config, mesh))
     facts = {"data": loaders["train"].fingerprint, "tokenizer": loaders["train"].tokenizer.fingerprint}
+    start = None
+    if config.init_from and not saved_steps(folder.checkpoints):
+        start = together(lambda: initial_params(config, facts["tokenizer"]))
     try:
         together(lambda: folder.claim(config, facts) if is_first() else None)
         together(folder.check_shared)
         with catch_interrupts() as interrupts:
-            return _Run(config, folder, mesh, loaders, interrupts).run()
+            return _Run(config, folder, mesh, loaders, interrupts, start).run()
     finally:
         folder.unlock()
 
@@ -124,13 +128,20 @@ class _Run:
     """One run in this process: the compiled parts, the state, and where everything goes."""
 
     def __init__(
-        self, config: TrainConfig, folder: RunFolder, mesh: Mesh, loaders: dict[str, Any], interrupts: Interrupts
+        self,
+        config: TrainConfig,
+        folder: RunFolder,
+        mesh: Mesh,
+        loaders: dict[str, Any],
+        interrupts: Interrupts,
+        start: Callable[[Any], Any] | None,
     ) -> None:
+        """`start`: see `initial_params`; None starts from random ones."""
         self.config, self.folder, self.loaders, self.interrupts = config, folder, loaders, interrupts
         self.model = Model(config.model)
         self.place = place_batch(mesh)
         self.abstract = abstract_state(config, self.model, mesh)
-        self.init = make_init(config, self.model, mesh)
+        self.init, self.start = make_init(config, self.model, mesh), start
         self.step = make_step(config, self.model, mesh)
         self.evaluation = make_evaluation(config, self.model, mesh)
         self.checkpoints = Checkpoints(folder.checkpoints, config.checkpoint)
@@ -144,7 +155,8 @@ class _Run:
         rest = self.abstract._replace(params=None)
         found = self.checkpoints.newest(self.abstract.params, rest._asdict())
         if found is None:
-            return self.init(), Totals()
+            state = self.init()
+            return state if self.start is None else state._replace(params=self.start(self.abstract.params)), Totals()
         return TrainState(**{**found.rest, "params": found.params}), Totals(**found.totals)
 
     def run(self) -> Outcome:
