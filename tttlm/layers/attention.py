@@ -12,6 +12,7 @@ from tttlm.layers.norm import RMSNorm
 from tttlm.layers.partition import each_device, place, share_groups, to_stream
 from tttlm.ops.attention import attention
 from tttlm.ops.documents import Documents, document_in_progress, documents
+from tttlm.ops.projection import projection
 from tttlm.ops.rope import rotate_halves
 
 default_kernel_init = nnx.initializers.normal(0.02)  # of the released Llama models
@@ -110,6 +111,7 @@ class Attention(nnx.Module):
                 dtype=dtype,
                 param_dtype=param_dtype,
                 kernel_init=kernel_init,
+                dot_general=projection,
                 rngs=rngs,
             )
 

@@ -8,6 +8,7 @@ from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Float
 
 from tttlm.layers.partition import place
+from tttlm.ops.projection import projection
 
 
 class SwiGLU(nnx.Module):
@@ -37,6 +38,7 @@ class SwiGLU(nnx.Module):
                 dtype=dtype,
                 param_dtype=param_dtype,
                 kernel_init=kernel_init,
+                dot_general=projection,
                 rngs=rngs,
             )
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from tttlm.layers.conv import CausalConv
 from tttlm.layers.partition import each_device, place, project, to_heads, to_stream
 from tttlm.ops.documents import document_in_progress, documents
+from tttlm.ops.projection import projection
 from tttlm.ops.ssm import selective_scan
 
 # Uniform in +-1/sqrt(inputs), as PyTorch's Linear and so the released models begin.
@@ -95,7 +96,7 @@ class Mamba(nnx.Module):
         self.chunk_size, self.implementation = chunk_size, implementation
         self.dtype, self.param_dtype = dtype, param_dtype
 
-        linear = partial(nnx.Linear, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        linear = partial(nnx.Linear, dtype=dtype, param_dtype=param_dtype, dot_general=projection, rngs=rngs)
         self.in_proj = linear(width, 2 * inner, use_bias=use_bias, kernel_init=kernel_init)
         self.conv = CausalConv(inner, conv_width, use_bias=conv_bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.x_proj = linear(inner, self.dt_rank + 2 * state_width, use_bias=False, kernel_init=kernel_init)

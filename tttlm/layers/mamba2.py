@@ -13,6 +13,7 @@ from tttlm.layers.conv import CausalConv
 from tttlm.layers.mamba import default_kernel_init, step_bias_init
 from tttlm.layers.partition import each_device, place, project, share_groups, to_heads, to_stream
 from tttlm.ops.documents import document_in_progress, documents
+from tttlm.ops.projection import projection
 from tttlm.ops.ssm import ssd
 
 
@@ -116,7 +117,9 @@ class Mamba2(nnx.Module):
         self.chunk_size, self.implementation = chunk_size, implementation
         self.dtype, self.param_dtype = dtype, param_dtype
 
-        linear = partial(nnx.Linear, use_bias=use_bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        linear = partial(
+            nnx.Linear, use_bias=use_bias, dtype=dtype, param_dtype=param_dtype, dot_general=projection, rngs=rngs
+        )
         channels = inner + 2 * groups * state_width
         self.in_proj = linear(width, inner + channels + heads, kernel_init=kernel_init)
         self.conv = CausalConv(

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from tttlm.layers.conv import CausalConv
 from tttlm.layers.partition import each_device, to_heads, to_stream
 from tttlm.ops.documents import documents
+from tttlm.ops.projection import projection
 from tttlm.ops.rope import rotate_pairs
 from tttlm.ops.ttt import InnerLayer, InnerNorm, InnerState, init_inner_state, ttt_scan
 
@@ -139,6 +140,7 @@ class TTT(nnx.Module):
                 dtype=dtype,
                 param_dtype=param_dtype,
                 kernel_init=kernel_init,
+                dot_general=projection,
                 rngs=rngs,
             )
 
