@@ -18,7 +18,15 @@ from tttlm.layers.partition import each_device, to_heads, to_stream
 from tttlm.ops.documents import documents
 from tttlm.ops.projection import projection
 from tttlm.ops.rope import rotate_pairs
-from tttlm.ops.ttt import InnerLayer, InnerNorm, InnerState, init_inner_state, ttt_scan
+from tttlm.ops.ttt import (
+    InnerLayer,
+    InnerNorm,
+    InnerState,
+    InnerStatistics,
+    init_inner_state,
+    inner_statistics,
+    ttt_scan,
+)
 
 default_kernel_init = nnx.initializers.normal(0.02)  # of the released models
 
@@ -203,7 +211,21 @@ class TTT(nnx.Module):
             tail = self.conv_q.init_tail(batch, self.dtype or self.param_dtype)
         return TTTState(init_inner_state(self._inner_weights(), batch), tail)
 
-    def _forward(self, x, state, segment_ids, multiplier):
+    def inner_statistics(
+        self,
+        x: Float[Array, "B T D"],
+        segment_ids: Int[Array, "B T"] | None = None,
+        *,
+        inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
+    ) -> InnerStatistics:
+        """How well the inner model learns from `x`, and how far it moves; arguments as for a call."""
+        (_, k, v, rates, token_scale), _ = self._inner_inputs(x, None, segment_ids, inner_learning_rate_multiplier)
+        return inner_statistics(
+            k, v, rates, token_scale, self._inner_weights(), self._inner_norm(), segment_ids=segment_ids
+        )
+
+    def _inner_inputs(self, x, state, segment_ids, multiplier):
+        """Queries, keys, values, learning rates and token scale; and the next tail of the convolutions."""
         batch, time, _ = x.shape
         inner = None if state is None else state.inner
         docs = None
@@ -222,8 +244,11 @@ class TTT(nnx.Module):
         q = rotate_pairs(split_heads(q), places, self.rope_base)
         k = rotate_pairs(split_heads(k), places, self.rope_base)
         v = split_heads(to_heads(self.v_proj(x)))
+        return (q, k, v, *self._rates(x, self.inner_learning_rate * multiplier / self.head_width)), tail
 
-        rates, token_scale = self._rates(x, self.inner_learning_rate * multiplier / self.head_width)
+    def _forward(self, x, state, segment_ids, multiplier):
+        (q, k, v, rates, token_scale), tail = self._inner_inputs(x, state, segment_ids, multiplier)
+        inner = None if state is None else state.inner
 
         def scan(q, k, v, rates, token_scale, weights, norm, state, segment_ids):
             return ttt_scan(
@@ -242,11 +267,10 @@ class TTT(nnx.Module):
         dims: Any = ("BH", "BH", "B", "B")
         of_state = InnerState(*dims)
         ins = (*("B_H",) * 4, "_", "H", "H", of_state, "B")
-        norm = None if self.inner_norm is None else InnerNorm(self.inner_norm.scale[...], self.inner_norm.bias[...])
         y, inner = each_device(scan, ins, ("B_H", of_state))(
-            q, k, v, to_heads(rates), token_scale, self._inner_weights(), norm, inner, segment_ids
+            q, k, v, to_heads(rates), token_scale, self._inner_weights(), self._inner_norm(), inner, segment_ids
         )
-        y = self.post_norm(to_stream(y.reshape(batch, time, self.width)))
+        y = self.post_norm(to_stream(y.reshape(x.shape)))
         if self.g_proj is not None:
             y = jax.nn.gelu(self.g_proj(x)) * y
         return self.o_proj(y), TTTState(inner, tail)
@@ -270,6 +294,9 @@ class TTT(nnx.Module):
         q, new_tail = self.conv_q(shared, tail, docs)
         k, _ = self.conv_k(shared, tail, docs)
         return q, k, new_tail
+
+    def _inner_norm(self) -> InnerNorm | None:
+        return None if self.inner_norm is None else InnerNorm(self.inner_norm.scale[...], self.inner_norm.bias[...])
 
     def _inner_weights(self) -> tuple[InnerLayer, ...]:
         if not self.inner:

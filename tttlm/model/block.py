@@ -13,6 +13,7 @@ from tttlm.layers.partition import place
 from tttlm.model.config import TTT_MIXERS, ModelConfig
 from tttlm.model.mixers import build_mixer
 from tttlm.ops.documents import document_in_progress, documents
+from tttlm.ops.ttt import InnerStatistics
 
 
 class ConvState(NamedTuple):
@@ -60,19 +61,7 @@ class Block(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], BlockState | None]:
         """From `state`, or without one from the first token; returns the stream and the next state."""
         options = {"inner_learning_rate_multiplier": inner_learning_rate_multiplier} if self.is_ttt else {}
-        conv_state = None
-        if self.conv is not None and self.conv_norm is not None:
-            before = None if state is None else state.conv
-            carried = jnp.zeros(h.shape[:1], jnp.int32) if before is None else before.document
-            docs = None if segment_ids is None else documents(segment_ids, carried)
-            x = self.conv_norm(h)
-            if before is None:
-                h = h + self.conv.along_stream(x, docs)
-            else:
-                y, tail = self.conv(x, before.tail, docs)
-                h, conv_state = h + y, ConvState(tail, document_in_progress(carried, docs))
-            h = place(h, "BT")
-        x = self.mixer_norm(h)
+        h, x, conv_state = self._mixer_input(h, None if state is None else state.conv, segment_ids)
         if state is None:
             h, after = place(h + self.mixer(x, segment_ids, **options), "BT"), None
         else:
@@ -81,6 +70,35 @@ class Block(nnx.Module):
         if self.feed_forward is not None and self.feed_forward_norm is not None:
             h = place(h + self.feed_forward(self.feed_forward_norm(h)), "BT")
         return h, after
+
+    def inner_statistics(
+        self,
+        h: Float[Array, "B T D"],
+        segment_ids: Int[Array, "B T"] | None,
+        inner_learning_rate_multiplier: float | Float[Array, ""],
+    ) -> InnerStatistics | None:
+        """Of the TTT layer inside, when the block reads `h`; None where there is another mixer."""
+        if not self.is_ttt:
+            return None
+        _, x, _ = self._mixer_input(h, None, segment_ids)
+        return self.mixer.inner_statistics(
+            x, segment_ids, inner_learning_rate_multiplier=inner_learning_rate_multiplier
+        )
+
+    def _mixer_input(self, h, before, segment_ids):
+        """The stream after the convolution before the block, what the mixer reads, and the convolution's next state."""
+        state = None
+        if self.conv is not None and self.conv_norm is not None:
+            carried = jnp.zeros(h.shape[:1], jnp.int32) if before is None else before.document
+            docs = None if segment_ids is None else documents(segment_ids, carried)
+            x = self.conv_norm(h)
+            if before is None:
+                h = h + self.conv.along_stream(x, docs)
+            else:
+                y, tail = self.conv(x, before.tail, docs)
+                h, state = h + y, ConvState(tail, document_in_progress(carried, docs))
+            h = place(h, "BT")
+        return h, self.mixer_norm(h), state
 
     def init_state(self, batch: int) -> BlockState:
         """The state before the first token."""

@@ -11,6 +11,7 @@ from tttlm.layers.norm import RMSNorm
 from tttlm.layers.partition import lookup, place
 from tttlm.model.block import Block, BlockState
 from tttlm.model.config import ModelConfig
+from tttlm.ops.ttt import InnerStatistics
 
 State = tuple[BlockState, ...]
 
@@ -119,6 +120,29 @@ class LanguageModel(nnx.Module):
         """Logits of tokens that go on from `state`, and the next state."""
         h, state = self._run(tokens, state, segment_ids, 1.0)
         return self.head(h), state
+
+    def inner_statistics(
+        self,
+        tokens: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"] | None = None,
+        *,
+        inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
+    ) -> tuple[InnerStatistics | None, ...]:
+        """What the inner models do while `tokens` are read: for every mixer of the pattern, leaves `[repeats, ...]`.
+
+        None for a mixer that is no TTT layer. Arguments as for a call; see `tttlm.ops.ttt.InnerStatistics`.
+        """
+        graph, parameters = nnx.split(self.stack)
+        multiplier = inner_learning_rate_multiplier
+
+        def step(h, parameters):
+            found = []
+            for block in nnx.merge(graph, parameters).blocks:
+                found.append(block.inner_statistics(h, segment_ids, multiplier))
+                h, _ = block(h, None, segment_ids, multiplier)
+            return h, tuple(found)
+
+        return jax.lax.scan(step, lookup(self.embed.embedding[...], tokens, self.norm.dtype), parameters)[1]
 
     def init_state(self, batch: int) -> State:
         """The state before the first token of `batch` rows; leaves are `[repeats, batch, ...]`."""

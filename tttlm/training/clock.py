@@ -33,10 +33,11 @@ class Clock:
         totals: of the steps before; added to.
         tokens: places of a batch, padding included.
         flops: of a step.
+        peak: floating-point operations a second that all devices are good for together; None where it is unknown.
     """
 
-    def __init__(self, totals: Totals, *, tokens: int, flops: float) -> None:
-        self._totals, self._tokens, self._flops = totals, tokens, flops
+    def __init__(self, totals: Totals, *, tokens: int, flops: float, peak: float | None) -> None:
+        self._totals, self._tokens, self._flops, self._peak = totals, tokens, flops, peak
         self._waited = 0.0
         self._last: float | None = None  # the first step includes compiling, so it is not timed
 
@@ -74,4 +75,5 @@ class Clock:
             return totals.as_dict()
         seconds = now - last
         totals.seconds += seconds
-        return {"tokens_per_second": self._tokens / seconds, "data_wait": waited / seconds, **totals.as_dict()}
+        mfu = {"mfu": self._flops / seconds / self._peak} if self._peak else {}
+        return {"tokens_per_second": self._tokens / seconds, **mfu, "data_wait": waited / seconds, **totals.as_dict()}

@@ -119,6 +119,15 @@ class MetricsConfig:
 
 
 @dataclass(frozen=True)
+class TelemetryConfig:
+    """What the layers inside do, measured on the way beside the training step."""
+
+    every: int = 0
+    """Steps between two measurements of every TTT layer: inner loss before and after the update, inner learning rate,
+    norm and drift of the inner weights. Each costs about a forward pass; 0 measures nothing."""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One training run."""
 
@@ -148,6 +157,7 @@ class TrainConfig:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
 
     @property
     def warmup_steps(self) -> int:
@@ -172,7 +182,18 @@ class TrainConfig:
 
 # A run may go on with these changed: they do not touch what is computed, or only the order and precision of its sums.
 FREE_TO_CHANGE = (
-    *("run", "mesh.", "distributed.", "metrics.", "checkpoint.", "faults.", "evaluate.", "loss_chunk", "accumulate"),
+    *(
+        "run",
+        "mesh.",
+        "distributed.",
+        "metrics.",
+        "telemetry.",
+        "checkpoint.",
+        "faults.",
+        "evaluate.",
+        "loss_chunk",
+        "accumulate",
+    ),
     *("model.dtype", "model.param_dtype", "model.remat"),
 )
 
@@ -203,7 +224,7 @@ def check(config: TrainConfig) -> None:
         _require(_get(config, name) >= 1, f"{name} must be at least 1, got {_get(config, name)}")
     not_negative = (
         *("loss_chunk", "evaluate.every", "evaluate.final_bytes", "checkpoint.keep_every", "faults.spike"),
-        *("optimizer.weight_decay", "optimizer.clip", "schedule.final", "faults.allowed", "seed"),
+        *("optimizer.weight_decay", "optimizer.clip", "schedule.final", "faults.allowed", "seed", "telemetry.every"),
     )
     for name in not_negative:
         _require(_get(config, name) >= 0, f"{name} cannot be negative, got {_get(config, name)}")

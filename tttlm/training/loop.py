@@ -19,6 +19,7 @@ from tttlm.training.checkpoints import Checkpoints, saved_steps
 from tttlm.training.clock import Clock, Totals
 from tttlm.training.cluster import is_first, say, together
 from tttlm.training.config import TrainConfig, check
+from tttlm.training.devices import device_of_kind
 from tttlm.training.diagnosis import diagnose
 from tttlm.training.interrupts import Interrupts, catch_interrupts
 from tttlm.training.metrics import check_metrics, open_metrics
@@ -33,6 +34,7 @@ from tttlm.training.step import (
     make_init,
     make_step,
 )
+from tttlm.training.telemetry import Measured, device_memory, make_telemetry, named
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,7 @@ class _Run:
         self.abstract = abstract_state(config, self.model, mesh)
         self.init, self.start = make_init(config, self.model, mesh), start
         self.step = make_step(config, self.model, mesh)
+        self.telemetry = make_telemetry(config, self.model, mesh)
         self.evaluation = make_evaluation(config, self.model, mesh)
         self.checkpoints = Checkpoints(folder.checkpoints, config.checkpoint)
         self.faults = 0
@@ -201,7 +204,9 @@ class _Run:
                 step += 1
                 if pending:  # the numbers of the step before, while this one runs
                     self.read(pending, clock, bar)
-                pending = _Pending(step, values, batch)
+                every = config.telemetry.every
+                measured = self.telemetry(self.state.params, batch, step - 1) if every and step % every == 0 else ()
+                pending = _Pending(step, values, batch, measured)
                 evaluate = config.evaluate.every and step % config.evaluate.every == 0
                 save = step % config.checkpoint.every == 0
                 if evaluate or save or step == config.steps:
@@ -221,9 +226,10 @@ class _Run:
     def clock(self) -> Clock:
         config = self.config
         tokens = config.batch_size * config.sequence_length
-        return Clock(
-            self.totals, tokens=tokens, flops=3 * tokens * config.model.flops_per_token(config.sequence_length)
-        )
+        flops = 3 * tokens * config.model.flops_per_token(config.sequence_length)
+        device = device_of_kind(jax.devices()[0].device_kind)
+        peak = device.peak_flops * jax.device_count() if device else None
+        return Clock(self.totals, tokens=tokens, flops=flops, peak=peak)
 
     def read(self, pending: "_Pending", clock: Clock, bar: Any) -> None:
         """Waits for a step's numbers, writes and shows them.
@@ -247,7 +253,7 @@ class _Run:
             if is_first():
                 bar.write(f"{fault}: skipped", file=sys.stderr)
         elif step % self.config.metrics.every == 0 or step == self.config.steps:
-            self.write(step, values)
+            self.write(step, values | device_memory() | named(jax.device_get(pending.measured)))
         bar.set_description_str("training", refresh=False)
         speed = values.get("tokens_per_second")
         bar.set_postfix_str(f"loss {values['loss']:.3f}" + (f", {speed:,.0f} tokens/s" if speed else ""), refresh=False)
@@ -311,3 +317,4 @@ class _Pending:
     step: int
     values: dict[str, jax.Array]
     batch: dict[str, jax.Array]
+    measured: Measured

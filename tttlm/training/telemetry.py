@@ -1,0 +1,63 @@
+"""What the layers inside do: a compiled function of its own, run on some batches beside the training step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int
+
+from tttlm.layers.partition import on_mesh
+from tttlm.ops.ttt import InnerStatistics
+from tttlm.training.config import TrainConfig
+from tttlm.training.optimizer import inner_multiplier
+from tttlm.training.step import Batch, Model
+
+Measured = tuple[InnerStatistics | None, ...]
+
+
+def make_telemetry(
+    config: TrainConfig, model: Model, mesh: Mesh
+) -> Callable[[Any, Batch, Int[Array, ""] | int], Measured]:
+    """The compiled measurement: (parameters, batch, step) to what `named` names.
+
+    Every TTT layer is measured as it reads the batch, or one part of it where batches are taken in parts.
+    """
+
+    def measure(params: Any, batch: Batch, step: Int[Array, ""]) -> Measured:
+        batch = jax.tree.map(lambda x: x[:: config.accumulate], batch)
+        with on_mesh(mesh):
+            return model.bind(params).inner_statistics(
+                batch["inputs"],
+                batch.get("segment_ids"),
+                inner_learning_rate_multiplier=inner_multiplier(config, step),
+            )
+
+    return jax.jit(measure, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def named(measured: Measured) -> dict[str, float]:
+    """Numbers by the names they have in the metrics, such as `layer_03/inner_loss_before`."""
+    numbers: dict[str, float] = {}
+    for place, of_place in enumerate(measured):
+        if of_place is None:
+            continue
+        for repeat in range(len(of_place.loss_before)):
+            layer = f"layer_{repeat * len(measured) + place:02d}/"
+            one = jax.tree.map(lambda x, repeat=repeat: x[repeat], of_place)
+            numbers |= {
+                f"{layer}inner_loss_before": float(one.loss_before),
+                f"{layer}inner_loss_after": float(one.loss_after),
+                f"{layer}inner_learning_rate": float(one.learning_rate),
+                f"{layer}inner_weight_norm": float(one.weight_norm),
+            }
+            quarters = len(one.drift)
+            numbers |= {f"{layer}drift_{100 * (q + 1) // quarters}": float(x) for q, x in enumerate(one.drift)}
+    return numbers
+
+
+def device_memory() -> dict[str, float]:
+    """The most memory that the fullest device of this process has needed so far, in GiB, where it is told."""
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
+    known = [peak for peak in peaks if peak is not None]
+    return {"device_memory": max(known) / 2**30} if known else {}
