@@ -21,7 +21,7 @@ def in_float64(x64):
 
 
 def inputs(seed: int, batch: int, time: int, heads: int, width: int, mini_batch: int, depth: int, bare: bool = False):
-    """Random arguments of `ttt_scan`; inner layers but the last are wider than the head; `bare`: no norm, no bias."""
+    """Random arguments of `ttt_scan`; every inner layer but the last is wider than the head; `bare`: no norm."""
     rng = np.random.default_rng(seed)
     normal = lambda *shape: jnp.asarray(rng.normal(size=shape))
     widths = [width, *[width + 3 * (i + 1) for i in range(depth - 1)], width]

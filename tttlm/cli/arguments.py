@@ -75,10 +75,19 @@ def read_config(path: str | Path, inside: tuple[Path, ...] = ()) -> dict[str, An
     names = [base] if isinstance(base, str) else base
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{path}: 'base' names another YAML file or a list of them, got {base!r}")
-    merged: dict[str, Any] = {}
+    whole: dict[str, Any] = {}
     for name in names:
-        merged = _merged(merged, read_config(path.parent / name, (*inside, path.resolve())))
-    return _merged(merged, values)
+        whole = merged(whole, read_config(path.parent / name, (*inside, path.resolve())))
+    return merged(whole, values)
+
+
+def as_flags(cls: type, values: dict[str, Any], source: str) -> list[str]:
+    """Nested values as the flags that set them in `cls`; `source` is where they come from, for an error.
+
+    Raises:
+        InputError: a name that no field has, or a value that cannot be meant.
+    """
+    return list(_as_flags(values, dict(_fields(cls)), source))
 
 
 def take_option(arguments: Sequence[str], flag: str, what: str) -> tuple[str | None, list[str]]:
@@ -167,11 +176,12 @@ def _tokens(value: Any) -> Iterator[str]:
         yield str(value)
 
 
-def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Nested dicts, those of `over` winning."""
     result = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(result.get(key), dict)
-        result[key] = _merged(result[key], value) if both else value
+        result[key] = merged(result[key], value) if both else value
     return result
 
 

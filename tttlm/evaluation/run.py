@@ -2,7 +2,7 @@
 
 import gzip
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import yaml
 from tttlm.data import Document, Tokenizer, encode_file, held_out_documents, load_tokenizer
 from tttlm.errors import InputError
 from tttlm.evaluation.loss import Chunk, Score, stream_score
-from tttlm.model import LanguageModel
+from tttlm.model import LanguageModel, ModelConfig
 from tttlm.progress import progress_bar
 from tttlm.training.checkpoints import load_params
 from tttlm.training.config import TrainConfig, from_dict
@@ -79,8 +79,11 @@ class Run:
         return 8 * len(gzip.compress(text, 9)) / len(text)
 
 
-def load_run(path: str | Path, step: int | None = None) -> Run:
+def load_run(path: str | Path, step: int | None = None, *, max_length: int | None = None) -> Run:
     """Reads the parameters of a run's newest checkpoint, or that of `step`.
+
+    Args:
+        max_length: tokens that attention is to have room for; None as in the run.
 
     Raises:
         InputError: it is no run, or has no such checkpoint.
@@ -92,9 +95,14 @@ def load_run(path: str | Path, step: int | None = None) -> Run:
         config = from_dict(TrainConfig, yaml.safe_load(folder.config.read_text(encoding="utf-8")))
     except (InputError, yaml.YAMLError, TypeError, AttributeError) as error:
         raise InputError(f"{folder.config} cannot be used: {error}".splitlines()[0]) from None
-    model = Model(config.model)
+    model = Model(config.model if max_length is None else with_room(config.model, max_length))
     step, params = load_params(folder.checkpoints, model.shapes, step)
     return Run(folder, config, step, model.bind(params))
+
+
+def with_room(config: ModelConfig, tokens: int) -> ModelConfig:
+    """The same model, its attention caches as long as that."""
+    return replace(config, attention=replace(config.attention, max_length=tokens))
 
 
 def _long_first(documents: Iterator[Document], among: int = 256) -> Iterator[Document]:

@@ -1,0 +1,191 @@
+"""One command compares models; killed in the middle it goes on, and what cannot be compared is one line."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.training.small import write_texts
+from tttlm.cli.compare import main
+from tttlm.data import PrepareConfig, held_out_documents, prepare
+from tttlm.errors import InputError
+from tttlm.evaluation.comparison_text import share_held_out
+
+ROOT = Path(__file__).parents[2]
+SMALL = """
+output: {folder}/out
+seeds: [0, 1]
+match: {{by: parameters, to: attention, vary: [feed_forward], tolerance: 0.05}}
+positions: {{length: 64, stretches: 2, documents: 4, rows: 4}}
+train:
+  data: {{prepare: {{tokenizer: bytes, held_out: 0.25, workers: 1}}}}
+  model: {{vocab_size: 300, width: 16, layers: 1, heads: 2, feed_forward: 16, remat: none}}
+  steps: 6
+  batch_size: 4
+  sequence_length: 32
+  evaluate: {{every: 3, batches: 1}}
+  checkpoint: {{every: 3}}
+  metrics: {{tensorboard: "off"}}
+models:
+  attention: {{model: {{mixers: [attention]}}}}
+  window: {{model: {{mixers: [sliding_attention], feed_forward: 40, attention: {{window: 4}}}}}}
+"""
+
+
+def arguments(*words: str | Path) -> list[str]:
+    return [sys.executable, "-m", "tttlm.cli.compare", *map(str, words)]
+
+
+def compare(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments(*words), capture_output=True, text=True, timeout=600, cwd=ROOT)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str], float]:
+    """A comparison that was killed when its first run was finished, and started again."""
+    folder = tmp_path_factory.mktemp("compare")
+    write_texts(folder / "texts")
+    write_texts(folder / "test", 3)
+    (folder / "small.yaml").write_text(SMALL.format(folder=folder))
+    words = (folder / "small.yaml", "--data", folder / "texts", "--test", folder / "test")
+    second = folder / "out" / "runs" / "window-0"
+    process = subprocess.Popen(arguments(*words), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=ROOT)
+    while process.poll() is None and not second.exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    first = (folder / "out" / "runs" / "attention-0" / "checkpoints" / "6").stat().st_mtime_ns
+    return folder, compare(*words), first
+
+
+def test_killed_in_the_middle_it_goes_on_and_repeats_nothing(compared):
+    folder, done, first = compared
+    assert done.returncode == 0, done.stderr
+    assert "attention, seed 0" not in done.stderr.split("scoring")[0]
+    assert (folder / "out" / "runs" / "attention-0" / "checkpoints" / "6").stat().st_mtime_ns == first
+    for name in ("attention", "window"):
+        assert "[" in done.stderr
+        assert f"{name}, seed 1" in done.stderr
+    again = compare(folder / "small.yaml", "--data", folder / "texts", "--test", folder / "test")
+    assert again.returncode == 0
+    assert "training" not in again.stderr
+    assert "scoring" not in again.stderr
+
+
+def test_the_report_holds_what_was_measured(compared):
+    folder, done, _ = compared
+    report = folder / "out" / "report"
+    assert done.stdout.strip() == str(report / "report.md")
+    for picture in ("curves.png", "positions.png"):
+        assert (report / picture).read_bytes().startswith(b"\x89PNG")
+        assert picture in (report / "report.md").read_text()
+    values = json.loads((report / "report.json").read_text())
+    attention, window = values["models"]
+    assert attention["difference"] is None
+    assert window["shape"]["changed"].startswith("feed_forward 40 -> ")
+    assert window["parameters"] == pytest.approx(attention["parameters"], rel=0.05)
+    # The loss again, from the scores of the runs: the mean over documents and seeds of the first 32 positions.
+    losses = {}
+    for model in values["models"]:
+        scores = [
+            json.loads((folder / "out" / "runs" / f"{model['name']}-{seed}" / "scores.json").read_text())
+            for seed in (0, 1)
+        ]
+        assert [len(score["documents"]) for score in scores] == [3, 3]
+        within = scores[0]["bins"].index(32)
+        by_document = np.mean(
+            [np.sum(np.array(s["nats"])[:, :within], 1) / np.sum(np.array(s["tokens"])[:, :within], 1) for s in scores],
+            axis=0,
+        )
+        losses[model["name"]] = by_document
+        assert model["loss"]["mean"] == pytest.approx(by_document.mean())
+        assert model["training"]["tokens"] == 6 * 4 * 32
+        assert model["training"]["flops"] == pytest.approx(3 * 6 * 4 * 32 * model["flops_per_token"])
+        assert [len(curve["loss"]) for curve in model["held_out"]] == [2, 2]
+        assert model["peak_memory"] > model["step_memory"] > 12 * model["parameters"]
+        assert f"| {model['name']} | {model['loss']['mean']:.4f} ± " in (report / "report.md").read_text()
+    assert window["difference"]["mean"] == pytest.approx((losses["window"] - losses["attention"]).mean())
+
+
+def test_finished_runs_are_taken_as_they_are(compared):
+    folder, _, _ = compared
+    runs = folder / "out" / "runs"
+    file = folder / "finished.yaml"
+    file.write_text(
+        f"output: {folder}/finished\npositions: {{length: 64, stretches: 2}}\nmodels:\n"
+        f"  a: {{run: [{runs}/attention-0, {runs}/attention-1]}}\n  b: {{run: {runs}/window-0}}\n"
+    )
+    done = compare(file)
+    assert done.returncode == 0, done.stderr
+    assert "finished run" in done.stderr
+    assert "training" not in done.stderr
+    models = json.loads((folder / "finished" / "report" / "report.json").read_text())["models"]
+    assert [model["seeds"] for model in models] == [[0, 1], [0]]
+
+
+BAD = {
+    "unknown model": (["--models.mambo.steps", "3"], "unknown model 'mambo' in '--models.mambo.steps'"),
+    "unknown name": (["--train.stps", "3"], "unknown flag '--stps' (did you mean '--steps'?)"),
+    "other batches": (["--models.window.batch_size", "8"], "read the same batches, but batch_size is 4 for attention"),
+    "match to": (["--match.to", "mamba"], "match.to names one of the models (attention, window), got 'mamba'"),
+    "no match": (
+        ["--match.vary", "layers", "--models.window.model.feed_forward", "64"],
+        "raise match.tolerance or let match.vary name more",
+    ),
+    "seeds": (["--seeds", "1", "1"], "seeds must be different numbers"),
+    "nothing to read": ([], "say which text to train on: --data FOLDER"),
+    "no text": (["--data", "no/such/folder"], "no/such/folder"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_what_cannot_be_compared_is_one_line(what, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")  # as the command sets it; put back afterwards
+    (tmp_path / "small.yaml").write_text(SMALL.format(folder=tmp_path))
+    words, says = BAD[what]
+    with pytest.raises(InputError, match=re.escape(says)) as error:
+        main([str(tmp_path / "small.yaml"), *words])
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_a_file_it_says_what_to_type():
+    done = compare()
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: name a configuration, for example: python -m tttlm.cli.compare")
+    assert done.stderr.count("\n") == 1
+
+
+def test_one_document_is_not_enough_and_two_are(tmp_path):
+    for count in (1, 2, 3):
+        texts = write_texts(tmp_path / f"texts{count}", count)
+        settings = PrepareConfig(source=(str(texts),), tokenizer="bytes", held_out=1e-9, workers=1)
+        if count == 1:
+            with pytest.raises(InputError, match=r"holds 1 document: .* it needs two"):
+                share_held_out(settings)
+            continue
+        settings = PrepareConfig(source=(str(texts),), tokenizer="bytes", held_out=share_held_out(settings), workers=1)
+        prepare(settings, tmp_path / f"data{count}")
+        assert len(list(held_out_documents(tmp_path / f"data{count}"))) == 1
+
+
+def test_ctrl_c_leaves_with_a_status_and_saves(tmp_path):
+    write_texts(tmp_path / "texts")
+    (tmp_path / "small.yaml").write_text(SMALL.format(folder=tmp_path))
+    words = (tmp_path / "small.yaml", "--data", tmp_path / "texts", "--train.steps", "100000")
+    process = subprocess.Popen(arguments(*words), stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True)
+    metrics = tmp_path / "out" / "runs" / "attention-0" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "saved at step" in said
+    assert "Traceback" not in said

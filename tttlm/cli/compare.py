@@ -1,0 +1,156 @@
+"""Models beside each other: trains each on the same batches, scores each on the same text, writes one report.
+
+python -m tttlm.cli.compare configs/compare/small.yaml --data FOLDER [--test FOLDER] [--output FOLDER]
+
+The file has what all models share (`train`, the names of train.py) and, under `models`, what differs in each; `run`
+there names a finished run, or a list of them, instead. On the command line --train.NAME VALUE changes it for all models
+and --models.MODEL.NAME VALUE for one. Stopped, the same command goes on.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tttlm.cli.arguments import as_flags, merged, parse, read_config, run_command
+from tttlm.errors import InputError
+
+PROGRAM = "python -m tttlm.cli.compare"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """A comparison; the words `train` and `score` in front are how it calls itself for the parts."""
+    words = list(arguments)
+    if words[:1] == ["train"]:
+        return _train(words[1])
+    if words[:1] == ["score"]:
+        return _score(words[1])
+    environment = dict(os.environ)
+    environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    os.environ["JAX_PLATFORMS"] = "cpu"  # this process only looks on; the devices are for its children
+    return _compare(words, environment)
+
+
+def _compare(words: list[str], environment: dict[str, str]) -> int:
+    from tttlm.evaluation.children import note_peak, run_child
+    from tttlm.evaluation.comparison import CompareConfig, decide, describe_models, train_all
+    from tttlm.evaluation.report import write_report
+    from tttlm.evaluation.results import read_results
+    from tttlm.evaluation.scores import scoring_job
+    from tttlm.training.config import TrainConfig
+
+    file = words.pop(0) if words and not words[0].startswith("-") else None
+    if {"-h", "--help"} & set(words):
+        parse(CompareConfig, ["--help"], prog=PROGRAM, description=__doc__ or "")
+    if file is None:
+        raise InputError(f"name a configuration, for example: {PROGRAM} configs/compare/small.yaml --data FOLDER")
+    values = _with_bases(read_config(file), Path(file))
+    shared, models = values.pop("train", {}), values.pop("models", {})
+    own, for_train, for_model = _sorted_flags(words, models)
+    config = parse(CompareConfig, [*as_flags(CompareConfig, values, file), *own], prog=PROGRAM)
+    to_train: dict[str, TrainConfig] = {}
+    given: dict[str, list[str]] = {}
+    for name, differences in models.items():
+        if not isinstance(differences, dict):
+            raise InputError(f"{file}: 'models.{name}' holds what differs in it, got {differences!r}")
+        if set(differences) == {"run"} and not for_model[name]:
+            runs = differences["run"]
+            given[name] = [runs] if isinstance(runs, str) else list(map(str, runs))
+            continue
+        flags = [*as_flags(TrainConfig, shared, f"{file}: train"), *for_train]
+        flags += [*as_flags(TrainConfig, differences, f"{file}: models.{name}"), *for_model[name]]
+        to_train[name] = parse(TrainConfig, flags, prog=f"{PROGRAM}: models.{name}")
+    output = Path(config.output)
+    comparison = decide(config, to_train, given, list(models))
+    environment.setdefault("JAX_COMPILATION_CACHE_DIR", str((output / "compiled").absolute()))
+    print("\n".join(describe_models(comparison)), file=sys.stderr)
+
+    def child(*parts: str) -> int:
+        status, peak = run_child(["-m", "tttlm.cli.compare", *parts], environment)
+        if status:
+            raise SystemExit(status if status > 0 else 128 - status)
+        return peak
+
+    def train(file: Path) -> None:
+        note_peak(file.with_suffix(""), child("train", str(file)))
+
+    train_all(comparison, train)
+    if job := scoring_job(comparison):
+        child("score", str(job))
+    command = " ".join([PROGRAM, file, *words])
+    print(write_report(comparison, read_results(comparison), command, output / "report"))
+    return 0
+
+
+def _sorted_flags(words: list[str], models: dict[str, Any]) -> tuple[list[str], list[str], dict[str, list[str]]]:
+    """The flags of the comparison, those of `--train.`, and those of `--models.MODEL.`, without their prefix."""
+    own: list[str] = []
+    for_train: list[str] = []
+    for_model: dict[str, list[str]] = {name: [] for name in models}
+    target = own
+    for word in words:
+        if word.startswith("--train."):
+            target, word = for_train, "--" + word.removeprefix("--train.")
+        elif word.startswith("--models."):
+            name, _, rest = word.removeprefix("--models.").partition(".")
+            if name not in models:
+                raise InputError(f"{PROGRAM}: unknown model {name!r} in {word!r}; there are {', '.join(models)}")
+            target, word = for_model[name], f"--{rest}"
+        elif word.startswith("--"):
+            target = own
+        target.append(word)
+    return own, for_train, for_model
+
+
+def _with_bases(values: dict[str, Any], file: Path) -> dict[str, Any]:
+    """`base` works within `train` and each model as it does at the top of a file."""
+
+    def expanded(part: Any) -> Any:
+        if not isinstance(part, dict) or "base" not in part:
+            return part
+        bases = [part["base"]] if isinstance(part["base"], str) else part["base"]
+        rest = {name: value for name, value in part.items() if name != "base"}
+        read: dict[str, Any] = {}
+        for base in bases:
+            read = merged(read, read_config(file.parent / base))
+        read.pop("run", None)  # the folder of a run is the comparison's to choose
+        return merged(read, rest)
+
+    for name in ("train", "models"):
+        if not isinstance(values.get(name, {}), dict):
+            raise InputError(f"{file}: '{name}' holds further keys, got {values[name]!r}")
+    models = {str(name): expanded(part) for name, part in values.get("models", {}).items()}
+    return {**values, "train": expanded(values.get("train", {})), "models": models}
+
+
+def _train(file: str) -> int:
+    """Trains the run whose configuration is in a file, and no more."""
+    import yaml
+
+    from tttlm.evaluation.children import end_with_parent
+    from tttlm.training.config import TrainConfig, from_dict
+    from tttlm.training.loop import train
+
+    end_with_parent()
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    outcome = train(from_dict(TrainConfig, yaml.safe_load(Path(file).read_text(encoding="utf-8"))))
+    if outcome.reason != "finished":
+        print(outcome.message, file=sys.stderr)
+    return outcome.status
+
+
+def _score(file: str) -> int:
+    """Scores the runs of a job."""
+    from tttlm.evaluation.children import end_with_parent
+    from tttlm.evaluation.scores import do_scoring_job
+
+    end_with_parent()
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    do_scoring_job(Path(file))
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(sys.argv[1:]))

@@ -1,0 +1,171 @@
+"""Models of one cost: finds the width, depth or feed-forward width with which a model costs what another one does."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from tttlm.errors import InputError
+from tttlm.model import ModelConfig
+from tttlm.model.config import ATTENTION_MIXERS, TTT_MIXERS
+
+FEED_FORWARD_STEP = 8  # widths in between gain nothing and are slower on most devices
+
+
+@dataclass(frozen=True)
+class MatchConfig:
+    """Which cost the models of a comparison share, and what of them may be changed to reach it."""
+
+    by: Literal["none", "parameters", "flops"] = "none"
+    """parameters, embeddings included, or FLOPs of a token at the training length, by the model's own formula."""
+    to: str = ""
+    """The model that the others are matched to."""
+    vary: tuple[Literal["width", "layers", "feed_forward"], ...] = ("width",)
+    """What may be changed. Widths keep the head width; feed_forward is kept in proportion where it is not named."""
+    tolerance: float = 0.02
+    """Largest miss, as a share of the target."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """A model that was picked.
+
+    Attributes:
+        config: the model.
+        changed: what differs from the model that was asked for, such as "width 128 -> 96"; empty for nothing.
+        cost: of the model, in parameters or FLOPs of a token.
+        miss: its cost over the target, minus 1.
+    """
+
+    config: ModelConfig
+    changed: str
+    cost: float
+    miss: float
+
+
+def cost_of(config: ModelConfig, by: str, sequence_length: int) -> float:
+    """Parameters, embeddings included, or forward FLOPs of a token of a sequence of that length."""
+    return config.parameter_count() if by == "parameters" else config.flops_per_token(sequence_length)
+
+
+def match(config: ModelConfig, target: float, settings: MatchConfig, sequence_length: int, name: str) -> Match:
+    """The model nearest in shape to `config` whose cost is `target` to within the tolerance.
+
+    Args:
+        config: the model as asked for; `name` is what it is called in an error.
+        target: parameters or FLOPs of a token.
+        settings: what the target counts, and what may be changed.
+        sequence_length: of the rows that FLOPs are counted for.
+
+    Raises:
+        InputError: there is none; says what the nearest one costs.
+    """
+    cost = _Cost(settings.by, sequence_length)
+    best: tuple[tuple[bool, float], Match] | None = None
+    for candidate in _candidates(config, target, settings.vary, cost):
+        came = cost(candidate)
+        miss = came / target - 1
+        close = abs(miss) <= settings.tolerance
+        rank = (not close, _distance(config, candidate) if close else abs(miss))
+        if best is None or rank < best[0]:
+            best = rank, Match(candidate, _changes(config, candidate), came, miss)
+    unit = "parameters" if settings.by == "parameters" else "FLOPs a token"
+    asked = f"models.{name}: no {' or '.join(settings.vary)} gives {target:,.0f} {unit}"
+    if best is None:
+        raise InputError(f"{asked}: there is nothing to vary; name another match.vary")
+    (missed, _), found = best
+    if missed:
+        raise InputError(
+            f"{asked} to within {settings.tolerance:.1%}: the nearest has {found.cost:,.0f} ({found.miss:+.1%}, "
+            f"{found.changed or 'unchanged'}); raise match.tolerance or let match.vary name more"
+        )
+    return found
+
+
+class _Cost:
+    """`cost_of`, linear in depth and in feed-forward width: counted three times for every width, then interpolated."""
+
+    def __init__(self, by: str, sequence_length: int) -> None:
+        self._by, self._length = by, sequence_length
+        self._of_width: dict[ModelConfig, tuple[float, float, float]] = {}
+
+    def __call__(self, config: ModelConfig) -> float:
+        period = len(config.mixers)
+        thin = replace(config, layers=period, feed_forward=FEED_FORWARD_STEP if config.feed_forward else 0)
+        if thin not in self._of_width:
+            count = lambda **changes: cost_of(replace(thin, **changes), self._by, self._length)
+            once = count()
+            wider = count(feed_forward=2 * FEED_FORWARD_STEP) - once if config.feed_forward else 0.0
+            self._of_width[thin] = once, count(layers=2 * period) - once, wider / FEED_FORWARD_STEP
+        once, repeat, wider = self._of_width[thin]
+        repeats = config.layers // period
+        return once + (repeats - 1) * repeat + repeats * wider * (config.feed_forward - thin.feed_forward)
+
+
+def _candidates(
+    config: ModelConfig, target: float, vary: tuple[str, ...], cost: Callable[[ModelConfig], float]
+) -> Iterator[ModelConfig]:
+    """Around the target: for every depth, the widths on both sides of it and the feed-forward width that meets it."""
+    period = len(config.mixers)
+    depths = range(period, 4 * config.layers + 1, period) if "layers" in vary else [config.layers]
+    for layers in depths:
+        deep = replace(config, layers=layers)
+        for wide in _widths(deep, target, cost) if "width" in vary else [deep]:
+            yield wide
+            if "feed_forward" in vary and config.feed_forward:
+                one, two = (cost(replace(wide, feed_forward=n * FEED_FORWARD_STEP)) for n in (1, 2))
+                steps = 1 + round((target - one) / (two - one))
+                if steps >= 1:
+                    yield replace(wide, feed_forward=steps * FEED_FORWARD_STEP)
+
+
+def _widths(config: ModelConfig, target: float, cost: Callable[[ModelConfig], float]) -> list[ModelConfig]:
+    """The two models on both sides of the target, and the next ones: cost grows with the width."""
+    unit = width_unit(config)
+    low, high = 1, max(2, 4 * config.width // unit)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if cost(with_width(config, middle * unit)) <= target else (low, middle)
+    return [with_width(config, n * unit) for n in (low - 1, low, high, high + 1) if n > 0]
+
+
+def width_unit(config: ModelConfig) -> int:
+    """Widths are multiples of this: what keeps the width of heads."""
+    units = [4]
+    own = config.attention.head_width is not None
+    if any(m in TTT_MIXERS or (m in ATTENTION_MIXERS and not own) for m in config.mixers):
+        kept = config.heads // math.gcd(config.heads, config.attention.kv_heads or config.heads)
+        units.append(config.width // config.heads * kept)
+    if "mamba2" in config.mixers:
+        channels = config.mamba2.head_width * config.mamba2.groups
+        units.append(channels // math.gcd(channels, config.mamba2.expand))
+    return math.lcm(*units)
+
+
+def with_width(config: ModelConfig, width: int) -> ModelConfig:
+    """The same model wider or narrower: heads as wide as before, feed-forward blocks in proportion."""
+    share = width / config.width
+    feed_forward = max(1, round(config.feed_forward * share / FEED_FORWARD_STEP)) * FEED_FORWARD_STEP
+    attention, heads = config.attention, config.heads
+    if attention.head_width is None and width * heads % config.width == 0:
+        heads = width * heads // config.width
+        if attention.kv_heads is not None:
+            attention = replace(attention, kv_heads=attention.kv_heads * heads // config.heads)
+    return replace(
+        config,
+        width=width,
+        heads=heads,
+        attention=attention,
+        feed_forward=feed_forward if config.feed_forward else 0,
+    )
+
+
+def _distance(a: ModelConfig, b: ModelConfig) -> float:
+    shape = lambda c: (c.width, c.layers, max(c.feed_forward, 1) / c.width)
+    return sum(abs(math.log(x / y)) for x, y in zip(shape(a), shape(b), strict=True))
+
+
+def _changes(a: ModelConfig, b: ModelConfig) -> str:
+    names = ("layers", "width", "heads", "feed_forward")
+    pairs = ((name, getattr(a, name), getattr(b, name)) for name in names)
+    return ", ".join(f"{name} {x} -> {y}" for name, x, y in pairs if x != y)
