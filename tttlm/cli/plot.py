@@ -1,0 +1,60 @@
+"""`python -m tttlm.cli.plot`: any number of the metrics of one or several runs, as a picture."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from tttlm.cli.arguments import parse, run_command
+from tttlm.errors import InputError
+
+DESCRIPTION = """Plots numbers that runs wrote while they trained.
+
+For example:  python -m tttlm.cli.plot runs/a runs/b --of loss validation_loss --against tokens
+              python -m tttlm.cli.plot runs/a --of "layer_*/inner_loss_after" "layer_00/drift_*"
+              python -m tttlm.cli.plot runs/a --names"""
+
+
+@dataclass(frozen=True)
+class PlotConfig:
+    """What is plotted."""
+
+    runs: tyro.conf.Positional[tuple[str, ...]] = ()
+    """The folders of runs."""
+    of: tuple[str, ...] = ("loss",)
+    """Names of numbers, each with a panel of its own; * and ? stand for what differs between layers."""
+    against: Literal["step", "tokens", "flops", "seconds"] = "step"
+    """What runs along the other axis."""
+    log: bool = False
+    """Draw the numbers on a logarithmic axis."""
+    png: str = ""
+    """The picture to write; empty writes plot.png into the folder of the first run."""
+    names: bool = False
+    """List the numbers there are, and plot nothing."""
+
+
+def main(arguments: list[str]) -> int:
+    config = parse(PlotConfig, arguments, prog="plot", description=DESCRIPTION)
+    if not config.runs:
+        raise InputError("name the folders of runs, for example: python -m tttlm.cli.plot runs/quickstart --of loss")
+    from tttlm.evaluation.curves import draw_curves, read_runs, summary
+
+    runs = read_runs(config.runs)
+    if config.names:
+        print("\n".join(summary([name for run in runs for name in run.names])))
+        return 0
+    png = Path(config.png or Path(config.runs[0]) / "plot.png")
+    if not png.parent.is_dir():
+        raise InputError(f"--png {png}: there is no folder {png.parent}")
+    print(draw_curves(runs, config.of, png, against=config.against, log=config.log))
+    return 0
+
+
+def run() -> None:
+    run_command(lambda: main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    run()
