@@ -1,26 +1,43 @@
 """Trains a small run on each mesh named on the command line and prints, as JSON, its losses and its compiled program.
 
 A program of its own, because the number of simulated devices is fixed when JAX starts:
-`python -m tests.training.meshes '{"model.mixers": ["mamba"]}' MESH...`, a mesh being like `data=2,tensor=4`; changes
-of the configuration go by dotted name. Rows hold several documents and padding.
+`python -m tests.training.meshes '{"model.mixers": ["mamba"]}' MESH...`, a mesh being like `data=2,tensor=4`, or with
+another field of the configuration in it, `fsdp=8,accumulate=2`. Changes for all of them go by dotted name, in JSON.
+Rows hold several documents, and padding.
 """
 
 import json
 import math
 import re
 import sys
+from dataclasses import fields
 
 import jax
 import numpy as np
 
 from tests.training.small import small_config
+from tttlm.training.collectives import KINDS
 from tttlm.training.config import MeshConfig, TrainConfig
-from tttlm.training.sharding import make_mesh, path_name, place_batch
+from tttlm.training.sharding import check_mesh, make_mesh, path_name, place_batch
 from tttlm.training.step import Model, make_init, make_step
 
-STEPS, ROWS, LENGTH = 20, 8, 32
-COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
-SHAPE = re.compile(r"\b(pred|[a-z]+\d+)\[([\d,]*)\]")
+STEPS, ROWS, LENGTH, CHUNK, WIDTH, VOCABULARY = 20, 8, 32, 4, 64, 304
+SMALL = {
+    "steps": STEPS,
+    "batch_size": ROWS,
+    "sequence_length": LENGTH,
+    "loss_chunk": CHUNK,
+    "model.vocab_size": VOCABULARY,
+    "model.width": WIDTH,
+    "model.heads": 8,
+    "model.feed_forward": 32,
+    "model.ttt.mini_batch_size": 4,
+    "model.mamba2.head_width": 16,
+    "model.mamba2.state_width": 8,
+    "model.attention.window": 7,
+    "model.remat": "block",
+}
+SHAPE = re.compile(r"\b(?:pred|[a-z]+\d+)\[([\d,]*)\]")
 
 
 def batches():
@@ -33,74 +50,62 @@ def batches():
         yield {"inputs": tokens[:, :-1], "targets": tokens[:, 1:], "segment_ids": segments, "weights": weights}
 
 
-def parse_mesh(axes: str) -> MeshConfig:
-    return MeshConfig(
-        **{"fsdp": 1, **{name: int(size) for name, size in (axis.split("=") for axis in axes.split(","))}}
-    )
+def configured(changes: dict, axes: str) -> TrainConfig:
+    values = {"fsdp": 1, **{name: int(size) for name, size in (axis.split("=") for axis in axes.split(","))}}
+    mesh = MeshConfig(**{field.name: values.pop(field.name, 1) for field in fields(MeshConfig)})
+    return small_config(**{**SMALL, "mesh": mesh, **values, **changes})
 
 
 def train(changes: dict, axes: str) -> dict[str, object]:
-    sizes = parse_mesh(axes)
-    config = small_config(
-        mesh=sizes,
-        steps=STEPS,
-        batch_size=ROWS,
-        sequence_length=LENGTH,
-        **{
-            "loss_chunk": 4,
-            "model.width": 64,
-            "model.heads": 8,
-            "model.feed_forward": 32,
-            "model.ttt.mini_batch_size": 4,
-            "model.mamba2.head_width": 16,
-            "model.mamba2.state_width": 8,
-            "model.attention.window": 7,
-            "model.remat": "block",
-            **changes,
-        },
-    )
+    config = configured(changes, axes)
+    sizes = config.mesh
     count = math.prod((sizes.data, sizes.fsdp, sizes.tensor, sizes.context))
-    mesh = make_mesh(config.mesh, jax.devices()[:count])
+    mesh = make_mesh(sizes, jax.devices()[:count])
+    check_mesh(mesh, config)
     model = Model(config.model)
     state = make_init(config, model, mesh)()
-    step, place = make_step(config, model, mesh), place_batch(mesh)
-    compiled = step.lower(state, place(next(batches()))).compile()
+    place = place_batch(mesh)
+    step = make_step(config, model, mesh).lower(state, place(next(batches()))).compile()
+    found = facts(step, state)
     losses = []
     for batch in batches():
         state, numbers = step(state, place(batch))
         losses.append(float(numbers["loss"]))
-    return {"losses": losses, **facts(config, compiled, state)}
+    return {"losses": losses, **found}
 
 
-def facts(config: TrainConfig, compiled: jax.stages.Compiled, state) -> dict[str, object]:
+def facts(step: jax.stages.Compiled, state) -> dict[str, object]:
     """What the compiled program says of itself.
 
-    shards: for every array of the state that goes in and out, by path, (elements of the whole, elements on a device).
-    collectives: [operation, elements of its largest result on a device], each once.
-    logits: elements of the largest float32 array whose last dimension is the (share of the) vocabulary.
+    in, out: the shape of every array of the state by path, and that of its share on a device.
+    collectives: kinds with the shapes of their results on a device.
+    arrays: all shapes of more than two dimensions whose last one is (a share of) the vocabulary.
+    donated: whether the state that goes out takes the place of that which goes in.
     """
 
-    def shards(shardings) -> dict[str, list[int]]:
+    def shares(shardings) -> dict[str, list]:
         leaves = zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(shardings), strict=True)
-        return {path_name(path): [x.size, math.prod(sharding.shard_shape(x.shape))] for (path, x), sharding in leaves}
+        return {path_name(path): [x.shape, sharding.shard_shape(x.shape)] for (path, x), sharding in leaves}
 
-    collectives, largest = set(), 0
-    vocabulary = {config.model.vocab_size, config.model.vocab_size // config.mesh.tensor}
-    for line in compiled.as_text().splitlines():
-        rest = line.partition(" = ")[2]
-        result = rest[: rest.find(")") if rest.startswith("(") else rest.find(" ")]
-        arrays = [(kind, [int(n) for n in dims.split(",") if n]) for kind, dims in SHAPE.findall(result)]
-        operation = next((c for c in COLLECTIVES if f" {c}(" in rest or f" {c}-start(" in rest), None)
-        if operation:
-            collectives.add((operation, max(math.prod(dims) for _, dims in arrays)))
-        for kind, dims in arrays:
-            if kind == "f32" and dims and dims[-1] in vocabulary:
-                largest = max(largest, math.prod(dims))
+    collectives, arrays = set(), set()
+    for line in step.as_text().splitlines():
+        result = line.partition(" = ")[2]
+        kind = next((kind for kind in KINDS if f" {kind}(" in result or f" {kind}-start(" in result), None)
+        operands = result.find(f" {kind}") if kind else result.find("{")
+        for dims in SHAPE.findall(result[:operands]):
+            shape = tuple(int(n) for n in dims.split(",") if n)
+            if kind:
+                collectives.add((kind, shape))
+            if len(shape) > 2 and shape[-1] > WIDTH and VOCABULARY % shape[-1] == 0:
+                arrays.add(shape)
+    into, out = step.input_shardings[0][0], step.output_shardings[0]
+    bytes_held = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(state))
     return {
-        "in": shards(compiled.input_shardings[0][0]),
-        "out": shards(compiled.output_shardings[0]),
+        "in": shares(into),
+        "out": shares(out),
         "collectives": sorted(collectives),
-        "logits": largest,
+        "arrays": sorted(arrays),
+        "donated": step.memory_analysis().alias_size_in_bytes >= bytes_held,
     }
 
 

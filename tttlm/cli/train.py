@@ -15,13 +15,20 @@ DESCRIPTION = """Trains a language model, or goes on training it where it stoppe
 Start with:  python train.py --config configs/quickstart.yaml
 --config FILE reads a YAML file of the names below; flags on the command line win over it.
 --plan v5e:4x8 trains nothing: it compiles the step for 32 TPUs (h200:8 for 8 GPUs) that need not be here, and says
-whether it fits them. No data is needed for that."""
+whether it fits them. No data is needed for that.
+--explain trains nothing: it prints how every parameter and optimiser state is shared over the devices of `mesh`."""
 
 
 def main(arguments: list[str]) -> int:
     """Trains; at the end of the run scores it on held-out text, draws its loss curve and lets it write."""
     topology, arguments = take_option(arguments, "--plan", "a topology, as in --plan v5e:4x8 or --plan h200:8")
-    config = parse(TrainConfig, arguments, prog="train.py", description=DESCRIPTION)
+    rest = [argument for argument in arguments if argument != "--explain"]
+    config = parse(TrainConfig, rest, prog="train.py", description=DESCRIPTION)
+    if len(rest) < len(arguments):
+        from tttlm.training.explain import explain
+
+        print("\n".join(explain(config)))
+        return 0
     if topology:
         return plan(config, topology)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # what matters of a checkpoint's trouble is said in a line

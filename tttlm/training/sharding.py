@@ -1,18 +1,21 @@
 """Where every array of a run lives: the mesh of devices, and rules from a parameter's path to its sharding."""
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tttlm.errors import InputError
 from tttlm.layers.partition import BATCH, MESH_AXES
 from tttlm.model import ModelConfig
 from tttlm.training.config import MeshConfig, TrainConfig
+
+_AUTO = (AxisType.Auto,) * len(MESH_AXES)
 
 # The first rule whose pattern is found in the path says over which axes each dimension is shared; the axis of stacked
 # blocks is not counted and stays whole. What no rule finds is whole everywhere: the scales of norms.
@@ -32,22 +35,36 @@ RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh over `devices` (all there are), with one axis for each of `AXES`.
+    """The mesh over `devices` (all there are), with one axis for each of `MESH_AXES`.
 
     Raises:
         InputError: the axes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
+    return jax.make_mesh(_sizes(config, len(devices)), MESH_AXES, axis_types=_AUTO, devices=devices)
+
+
+def imagined_mesh(config: MeshConfig) -> AbstractMesh:
+    """The mesh without its devices: as many as the sizes of all axes say, or with -1 among them as there are here.
+
+    Raises:
+        InputError: the axes do not divide the devices that are here.
+    """
     sizes = [getattr(config, axis) for axis in MESH_AXES]
-    known = int(np.prod([size for size in sizes if size != -1]))
-    wanted = ", ".join(f"{axis} {size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
-    if len(devices) % known or (-1 not in sizes and known != len(devices)):
-        raise InputError(f"a mesh of {wanted} does not fit {len(devices)} devices: change `mesh`")
-    sizes = [len(devices) // known if size == -1 else size for size in sizes]
-    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
+    count = len(jax.devices()) if -1 in sizes else math.prod(sizes)
+    return AbstractMesh(_sizes(config, count), MESH_AXES, axis_types=_AUTO)
 
 
-def check_mesh(mesh: Mesh, config: TrainConfig) -> None:
+def _sizes(config: MeshConfig, devices: int) -> tuple[int, ...]:
+    sizes = [getattr(config, axis) for axis in MESH_AXES]
+    known = math.prod(size for size in sizes if size != -1)
+    if devices % known or (-1 not in sizes and known != devices):
+        wanted = ", ".join(f"{axis} {size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
+        raise InputError(f"a mesh of {wanted} does not fit {devices} devices: change `mesh`")
+    return tuple(devices // known if size == -1 else size for size in sizes)
+
+
+def check_mesh(mesh: Mesh | AbstractMesh, config: TrainConfig) -> None:
     """Refuses a run that the mesh cannot share evenly.
 
     Raises:
@@ -94,7 +111,7 @@ def shared_by_mixer(model: ModelConfig, mixer: str) -> tuple[str, int]:
     return "heads", model.heads
 
 
-def parameter_spec(path: str, shape: Sequence[int], mesh: Mesh) -> P:
+def parameter_spec(path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> P:
     """How a parameter of this path and shape is shared.
 
     Where `tensor` does not divide its dimension it is left out; `fsdp`, which only stores, goes to the largest
@@ -121,7 +138,7 @@ def parameter_spec(path: str, shape: Sequence[int], mesh: Mesh) -> P:
     return P(*(axes[0] if len(axes) == 1 else axes or None for axes in spec))
 
 
-def tree_shardings(tree: Any, mesh: Mesh) -> Any:
+def tree_shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     """A sharding for every array of a training state; optimiser moments lie where their parameter lies.
 
     The moments of Adam have the parameter's path as the end of their own, so the same rules find them.

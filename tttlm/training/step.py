@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from tttlm.layers.partition import on_mesh
@@ -79,7 +79,7 @@ def init_state(config: TrainConfig, model: Model) -> TrainState:
     )
 
 
-def abstract_state(config: TrainConfig, model: Model, mesh: Mesh) -> TrainState:
+def abstract_state(config: TrainConfig, model: Model, mesh: Mesh | AbstractMesh) -> TrainState:
     """The training state as `jax.ShapeDtypeStruct`s with their shardings; nothing is computed."""
     shapes = jax.eval_shape(partial(init_state, config, model))
     return jax.tree.map(
