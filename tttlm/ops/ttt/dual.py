@@ -201,12 +201,13 @@ def _learn(
     """
     q, k, v, rate = tokens
     norm = None if norm is None else InnerNorm(norm.scale[:, None, :], norm.bias[:, None, :])  # [H, 1, K]
-    inputs, pre_activations, x = [], [], k
-    for layer in weights:
-        inputs.append(x)
-        z = _linear(x, layer)
+    # Keys and queries meet the first layer in one product, and so do their gradients.
+    z, zbar = jnp.split(_linear(jnp.concatenate([k, q], axis=-2), weights[0]), 2, axis=-2)
+    inputs, pre_activations = [k], [z]
+    for layer in weights[1:]:
+        inputs.append(activation(z))
+        z = _linear(inputs[-1], layer)
         pre_activations.append(z)
-        x = activation(z)
 
     # Gradients at the starting weights, from the loss down, each token's times its learning rate.
     g = z - v if norm is None else loss_gradient(z, v - k, norm.scale, norm.bias, eps)
@@ -218,12 +219,13 @@ def _learn(
     gradients.reverse()
 
     mask = jnp.where(visible, scale[:, None, :, None], 0)  # [B or 1, H or 1, m, m]
-    xbar = zbar = q
+    xbar = q
     for i, layer in enumerate(weights):
         if i:
             xbar = activation(zbar)
+            zbar = _linear(xbar, layer)
         meeting = xbar @ inputs[i].mT + (0 if layer.bias is None else 1)
-        zbar = _linear(xbar, layer) - (mask * meeting) @ gradients[i]
+        zbar = zbar - (mask * meeting) @ gradients[i]
         if accumulated is not None:
             zbar = zbar - scale[:, None, :, None] * _linear(xbar, accumulated[i])
     out = zbar if norm is None else q + layer_norm(zbar, norm.scale, norm.bias, eps)
