@@ -1,6 +1,8 @@
 """Released checkpoints give what their reference gives, and go out as they came in."""
 
+import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 import tttlm
 from tttlm.errors import InputError
-from tttlm.model import ModelConfig, TTTConfig
+from tttlm.model import AttentionConfig, Mamba2Config, MambaConfig, ModelConfig, TTTConfig
 
 FOLDERS = [
     "ttt_linear_transformer",
@@ -125,11 +127,18 @@ FAULTS = {
         rf"'{NORM}' has shape \[5\].*\[16\]",
     ),
     "unknown tensor": (lambda f: broken(f, lambda t: t.update(extra=np.zeros(5, np.float32))), "'extra' is no part"),
-    "truncated file": (
-        lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-100]),
-        "no whole safetensors file",
+    "no header": (
+        lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:100]),
+        "cut off within its header: it has 100 bytes",
     ),
+    "no safetensors": (lambda f: (f / "model.safetensors").write_bytes(b"{" * 400), "no whole safetensors file"),
     "unknown architecture": (lambda f: edit_config(f, model_type="bert"), "unknown model_type 'bert'.*ttt"),
+    "architecture is no name": (lambda f: edit_config(f, model_type=["ttt"]), r"unknown model_type \['ttt'\]"),
+    "width is a word": (lambda f: edit_config(f, hidden_size="16"), "hidden_size must be a whole number.*'16'"),
+    "negative size": (lambda f: edit_config(f, num_hidden_layers=-2), "num_hidden_layers must be a whole number.*-2"),
+    "epsilon is a word": (lambda f: edit_config(f, rms_norm_eps="small"), "rms_norm_eps must be a positive number"),
+    "gate is a number": (lambda f: edit_config(f, use_gate=1), "use_gate must be true or false, got 1"),
+    "heads do not fit": (lambda f: edit_config(f, num_attention_heads=3), "even head widths, got width 16 and 3"),
     "unknown inner model": (lambda f: edit_config(f, ttt_layer_type="conv"), "ttt_layer_type must be"),
     "no configuration": (lambda f: (f / "config.json").unlink(), "there is no such file"),
     "configuration is no JSON": (lambda f: (f / "config.json").write_text("{"), "not readable as JSON"),
@@ -149,6 +158,126 @@ def test_a_bad_folder_is_refused_in_one_line_that_says_what(model, tmp_path, fau
     with pytest.raises(InputError, match=message) as error:
         tttlm.from_pretrained(tmp_path / "model")
     assert "\n" not in str(error.value)
+
+
+SMALL = ModelConfig(vocab_size=37, width=16, layers=2, heads=2, feed_forward=24)
+FAMILIES = {
+    "ttt": SMALL,
+    "llama": dataclasses.replace(SMALL, mixers=("attention",), tie_embeddings=False),
+    "mamba": dataclasses.replace(SMALL, mixers=("mamba",), feed_forward=0),
+    "mamba2": dataclasses.replace(
+        SMALL, mixers=("mamba2",), feed_forward=0, mamba2=Mamba2Config(state_width=4, head_width=8)
+    ),
+}
+BIASED = {
+    "llama": {"attention": AttentionConfig(use_bias=True), "feed_forward_bias": True},
+    "mamba": {"mamba": MambaConfig(use_bias=True, conv_bias=False)},
+    "mamba2": {
+        "mamba2": Mamba2Config(state_width=4, head_width=8, use_bias=True, conv_bias=False, dt_limit=(0.01, 0.02))
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> dict[str, Path]:
+    """A folder of every family."""
+    folder = tmp_path_factory.mktemp("written")
+    for family, config in FAMILIES.items():
+        tttlm.save_pretrained(tttlm.LanguageModel(config, rngs=nnx.Rngs(0)), folder / family)
+    return {family: folder / family for family in FAMILIES}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_tensor_is_missed_and_measured_under_its_name(written, tmp_path, family):
+    """Of every family the first, the last and the largest tensor: missing, of another shape or kind, or cut off."""
+    tensors = load_file(written[family] / "model.safetensors")
+    folder = tmp_path / "model"
+    shutil.copytree(written[family], folder)
+    names = sorted(tensors)
+
+    def refused(change, message):
+        broken_tensors = dict(tensors)
+        change(broken_tensors)
+        save_file(broken_tensors, folder / "model.safetensors")
+        with pytest.raises(InputError, match=message) as error:
+            tttlm.from_pretrained(folder)
+        assert "\n" not in str(error.value)
+
+    for name in (names[0], names[-1], max(names, key=lambda name: tensors[name].size)):
+        shape, there = list(tensors[name].shape), re.escape(repr(name))
+        refused(lambda t, n=name: t.pop(n), rf"{there} is missing; expected one of shape {re.escape(str(shape))}")
+        wrong = np.zeros([*shape, 2], np.float32)
+        refused(
+            lambda t, n=name, w=wrong: t.update({n: w}),
+            rf"{there} has shape {re.escape(str([*shape, 2]))} of float32.*{re.escape(str(shape))}",
+        )
+        whole = np.zeros(shape, np.int32)
+        refused(lambda t, n=name, w=whole: t.update({n: w}), rf"{there} has shape .* of int32.*floating-point")
+    refused(lambda t: t.update(extra=np.zeros(3, np.float32)), "'extra' is no part of the model")
+    data = (written[family] / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[:-5])
+    with pytest.raises(InputError, match=rf"cut off within tensor .*has {len(data) - 5:,} bytes of {len(data):,}"):
+        tttlm.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("family", BIASED)
+def test_what_a_configuration_adds_goes_out_and_comes_in_and_matters(tmp_path, family):
+    """Biases, a convolution without one, clipped step sizes."""
+    config = dataclasses.replace(FAMILIES[family], **BIASED[family])
+    model = tttlm.LanguageModel(config, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    nnx.update(model, jax.tree.map(lambda p: p + 0.3 * rng.normal(size=p.shape).astype("f"), nnx.state(model)))
+    tttlm.save_pretrained(model, tmp_path / "model")
+    again = tttlm.from_pretrained(tmp_path / "model")
+    same_parameters(model, again)
+    tokens = jnp.arange(20)[None] % 37
+    np.testing.assert_array_equal(model(tokens), again(tokens))
+    names = set(load_file(tmp_path / "model" / "model.safetensors"))
+    assert any(name.endswith(("q_proj.bias", "in_proj.bias")) for name in names)
+    assert not any("conv1d.bias" in name for name in names)
+    if family == "mamba2":
+        edit_config(tmp_path / "model", time_step_limit=[0.0, "inf"])
+        assert not np.allclose(model(tokens), tttlm.from_pretrained(tmp_path / "model")(tokens))
+
+
+OTHER_COMPUTATIONS = {
+    "llama": [
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rotary embeddings of type 'llama3'"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rotary embeddings of type 'yarn'"),
+        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor must be 1.0"),
+        ({"hidden_act": "gelu"}, "hidden_act must be 'silu', got 'gelu'"),
+        ({"sliding_window": 64}, "sliding_window is not known here, got 64"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config is not known here"),
+        ({"attention_bias": True}, r"q_proj\.bias' is missing"),
+        ({"head_dim": 10}, "has shape .* but config.json asks for"),
+    ],
+    "mamba": [
+        ({"hidden_act": "relu"}, "hidden_act must be 'silu'"),
+        ({"intermediate_size": 48}, "intermediate_size must be 32, got 48"),
+        ({"use_bias": True}, r"in_proj\.bias' is missing"),
+        ({"use_conv_bias": False}, r"conv1d\.bias' is no part"),
+        ({"time_step_rank": "some"}, "time_step_rank must be a whole number"),
+    ],
+    "mamba2": [
+        ({"rms_norm": False}, "rms_norm must be True, got False"),
+        ({"num_heads": 3}, "num_heads must be expand"),
+        ({"time_step_limit": 3}, "time_step_limit must be two numbers, got 3"),
+        ({"time_step_limit": [0.2, 0.1]}, "dt_limit is a smallest and a largest step size"),
+        ({"attention_layers_idx": [1]}, r"attention_layers_idx is not known here, got \[1\]"),
+    ],
+    "ttt": [({"rope_scaling": {"type": "linear"}}, "rope_scaling is not known here")],
+}
+
+
+@pytest.mark.parametrize("family", OTHER_COMPUTATIONS)
+def test_a_field_that_asks_for_another_computation_is_honoured_or_refused(written, tmp_path, family):
+    for number, (changes, message) in enumerate(OTHER_COMPUTATIONS[family]):
+        folder = tmp_path / str(number)
+        shutil.copytree(written[family], folder)
+        edit_config(folder, **changes)
+        with pytest.raises(InputError, match=message) as error:
+            tttlm.from_pretrained(folder)
+        assert "\n" not in str(error.value)
 
 
 def test_a_shard_that_is_missing_is_named(model, tmp_path):

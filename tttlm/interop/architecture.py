@@ -52,15 +52,47 @@ class Architecture(Protocol):
         """All parameters."""
 
 
-def required(values: dict[str, Any], name: str) -> Any:
-    """A value that config.json must have."""
-    if values.get(name) is None:
+def integer(values: dict[str, Any], name: str, default: int | None = None) -> int:
+    """A size that config.json gives, at least 1; one without a default must be there.
+
+    Raises:
+        InputError: it is missing, or no such number.
+    """
+    value = default if values.get(name) is None else values[name]
+    if value is None:
         raise InputError(f"config.json has no {name!r}, which a {values.get('model_type')!r} model needs")
-    return values[name]
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"config.json: {name} must be a whole number of at least 1, got {value!r}")
+    return value
+
+
+def number(values: dict[str, Any], name: str, default: float) -> float:
+    """A positive number that config.json gives."""
+    value = default if values.get(name) is None else values[name]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        raise InputError(f"config.json: {name} must be a positive number, got {value!r}")
+    return value
+
+
+def flag(values: dict[str, Any], name: str, default: bool) -> bool:
+    """A yes or no that config.json gives."""
+    value = default if values.get(name) is None else values[name]
+    if not isinstance(value, bool):
+        raise InputError(f"config.json: {name} must be true or false, got {value!r}")
+    return value
 
 
 def expect(values: dict[str, Any], **only: Any) -> None:
-    """Refuses a value that config.json gives and that no model here has."""
+    """Refuses a value that config.json gives and that no model here has; null stands for the one that is had."""
     for name, value in only.items():
-        if values.get(name, value) != value:
+        if values.get(name) is not None and values[name] != value:
             raise InputError(f"config.json: {name} must be {value!r}, got {values[name]!r}")
+
+
+def refuse(values: dict[str, Any], *names: str) -> None:
+    """Refuses what config.json says of things that no model here does."""
+    for name in names:
+        if values.get(name):
+            raise InputError(
+                f"config.json: {name} is not known here, got {values[name]!r}; without it the model differs"
+            )

@@ -3,7 +3,7 @@
 from typing import Any
 
 from tttlm.errors import InputError
-from tttlm.interop.architecture import Entry, expect, required, transposed
+from tttlm.interop.architecture import Entry, expect, flag, integer, number, refuse, transposed
 from tttlm.model import AttentionConfig, ModelConfig
 
 model_type = "llama"
@@ -12,29 +12,43 @@ MIXERS = {"attention": "attention"}
 
 def config(values: dict[str, Any]) -> ModelConfig:
     """Our configuration of what config.json says."""
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise InputError(f"config.json: rotary embeddings of type {kind!r} are not known here; only the default is")
-    expect(values, hidden_act="silu", attention_bias=False, mlp_bias=False)
+    heads, width = integer(values, "num_attention_heads"), integer(values, "hidden_size")
+    expect(values, hidden_act="silu")
+    refuse(values, "sliding_window", "quantization_config")
     return ModelConfig(
-        vocab_size=required(values, "vocab_size"),
-        width=required(values, "hidden_size"),
-        layers=required(values, "num_hidden_layers"),
-        heads=required(values, "num_attention_heads"),
-        feed_forward=required(values, "intermediate_size"),
+        vocab_size=integer(values, "vocab_size"),
+        width=width,
+        layers=integer(values, "num_hidden_layers"),
+        heads=heads,
+        feed_forward=integer(values, "intermediate_size"),
+        feed_forward_bias=flag(values, "mlp_bias", False),
         mixers=("attention",),
         backbone="transformer",
-        tie_embeddings=values.get("tie_word_embeddings", False),
-        rope_base=values.get("rope_theta") or rope.get("rope_theta", 10_000.0),
-        norm_eps=values.get("rms_norm_eps", 1e-6),
-        init_std=values.get("initializer_range", 0.02),
+        tie_embeddings=flag(values, "tie_word_embeddings", False),
+        rope_base=_rope_base(values),
+        norm_eps=number(values, "rms_norm_eps", 1e-6),
+        init_std=number(values, "initializer_range", 0.02),
         attention=AttentionConfig(
-            kv_heads=values.get("num_key_value_heads"),
-            head_width=values.get("head_dim"),
-            max_length=values.get("max_position_embeddings", 2048),
+            kv_heads=integer(values, "num_key_value_heads", heads),
+            head_width=integer(values, "head_dim", max(1, width // heads)),
+            use_bias=flag(values, "attention_bias", False),
+            max_length=integer(values, "max_position_embeddings", 2048),
         ),
     )
+
+
+def _rope_base(values: dict[str, Any]) -> float:
+    """The base of plain rotary embeddings over whole heads; every other kind is refused."""
+    for name in ("rope_parameters", "rope_scaling"):
+        rope = values.get(name) or {}
+        if not isinstance(rope, dict):
+            raise InputError(f"config.json: {name} must be an object, got {rope!r}")
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind != "default":
+            raise InputError(f"config.json: rotary embeddings of type {kind!r} are not known here; only the default is")
+        for place in (rope, values):
+            expect(place, partial_rotary_factor=1.0)
+    return number(values, "rope_theta", number(values.get("rope_parameters") or {}, "rope_theta", 10_000.0))
 
 
 def values(config: ModelConfig) -> dict[str, Any]:
@@ -51,6 +65,8 @@ def values(config: ModelConfig) -> dict[str, Any]:
         "head_dim": config.attention.head_width or config.width // config.heads,
         "intermediate_size": config.feed_forward,
         "hidden_act": "silu",
+        "attention_bias": config.attention.use_bias,
+        "mlp_bias": config.feed_forward_bias,
         "max_position_embeddings": config.attention.max_length,
         "tie_word_embeddings": config.tie_embeddings,
         "rope_theta": config.rope_base,
@@ -70,8 +86,12 @@ def table(config: ModelConfig) -> list[Entry]:
     ]
     for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
         entries.append(transposed(f"{block}self_attn.{name}.weight", f"mixer.{name}.kernel"))
+        if config.attention.use_bias:
+            entries.append(Entry(f"{block}self_attn.{name}.bias", f"mixer.{name}.bias"))
     for name in ("gate_proj", "up_proj", "down_proj"):
         entries.append(transposed(f"{block}mlp.{name}.weight", f"feed_forward.{name}.kernel"))
+        if config.feed_forward_bias:
+            entries.append(Entry(f"{block}mlp.{name}.bias", f"feed_forward.{name}.bias"))
     if not config.tie_embeddings:
         entries.append(Entry("lm_head.weight", "lm_head.embedding"))
     return entries

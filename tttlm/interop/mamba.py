@@ -3,7 +3,7 @@
 from typing import Any
 
 from tttlm.errors import InputError
-from tttlm.interop.architecture import Entry, depthwise, expect, required, transposed
+from tttlm.interop.architecture import Entry, depthwise, expect, flag, integer, number, refuse, transposed
 from tttlm.model import MambaConfig, ModelConfig
 
 model_type = "mamba"
@@ -12,15 +12,16 @@ MIXERS = {"mamba": "mamba"}
 
 def config(values: dict[str, Any]) -> ModelConfig:
     """Our configuration of what config.json says."""
-    expect(values, hidden_act="silu", use_bias=False, use_conv_bias=True)
-    rank = values.get("time_step_rank")
+    auto = values.get("time_step_rank") in (None, "auto")
     return ModelConfig(
         **common_config(values),
         mixers=("mamba",),
         mamba=MambaConfig(
-            state_width=values.get("state_size", 16),
-            expand=values.get("expand", 2),
-            dt_rank=None if rank == "auto" else rank,
+            state_width=integer(values, "state_size", 16),
+            expand=integer(values, "expand", 2),
+            dt_rank=None if auto else integer(values, "time_step_rank"),
+            use_bias=flag(values, "use_bias", False),
+            conv_bias=flag(values, "use_conv_bias", True),
         ),
     )
 
@@ -34,6 +35,8 @@ def values(config: ModelConfig) -> dict[str, Any]:
         "expand": config.mamba.expand,
         "intermediate_size": config.mamba.expand * config.width,
         "time_step_rank": config.mamba.dt_rank or -(-config.width // 16),
+        "use_bias": config.mamba.use_bias,
+        "use_conv_bias": config.mamba.conv_bias,
     }
 
 
@@ -41,7 +44,7 @@ def table(config: ModelConfig) -> list[Entry]:
     """All parameters of a Mamba model."""
     layer = "backbone.layers.{i}.mixer."
     return [
-        *common_table(config),
+        *common_table(config, use_bias=config.mamba.use_bias, conv_bias=config.mamba.conv_bias),
         transposed(f"{layer}x_proj.weight", "mixer.x_proj.kernel"),
         transposed(f"{layer}dt_proj.weight", "mixer.dt_proj.kernel"),
         Entry(f"{layer}dt_proj.bias", "mixer.dt_bias"),
@@ -50,15 +53,18 @@ def table(config: ModelConfig) -> list[Entry]:
 
 def common_config(values: dict[str, Any]) -> dict[str, Any]:
     """What Mamba and Mamba-2 have in common."""
+    width = integer(values, "hidden_size")
+    expect(values, hidden_act="silu", intermediate_size=integer(values, "expand", 2) * width)
+    refuse(values, "quantization_config", "attention_layers_idx", "mlp_intermediate_size")
     return {
-        "vocab_size": required(values, "vocab_size"),
-        "width": required(values, "hidden_size"),
-        "layers": required(values, "num_hidden_layers"),
+        "vocab_size": integer(values, "vocab_size"),
+        "width": width,
+        "layers": integer(values, "num_hidden_layers"),
         "feed_forward": 0,
-        "conv_width": values.get("conv_kernel", 4),
-        "tie_embeddings": values.get("tie_word_embeddings", True),
-        "norm_eps": values.get("layer_norm_epsilon", 1e-5),
-        "init_std": values.get("initializer_range", 0.1),
+        "conv_width": integer(values, "conv_kernel", 4),
+        "tie_embeddings": flag(values, "tie_word_embeddings", True),
+        "norm_eps": number(values, "layer_norm_epsilon", 1e-5),
+        "init_std": number(values, "initializer_range", 0.1),
     }
 
 
@@ -77,24 +83,25 @@ def common_values(config: ModelConfig) -> dict[str, Any]:
         "layer_norm_epsilon": config.norm_eps,
         "initializer_range": config.init_std,
         "hidden_act": "silu",
-        "use_bias": False,
-        "use_conv_bias": True,
     }
 
 
-def common_table(config: ModelConfig) -> list[Entry]:
+def common_table(config: ModelConfig, *, use_bias: bool, conv_bias: bool) -> list[Entry]:
     """Embedding, norms, and the parameters that both mixers have."""
     layer = "backbone.layers.{i}.mixer."
-    head = [] if config.tie_embeddings else [Entry("lm_head.weight", "lm_head.embedding")]
+    others = [] if config.tie_embeddings else [Entry("lm_head.weight", "lm_head.embedding")]
+    if use_bias:
+        others += [Entry(f"{layer}{name}.bias", f"mixer.{name}.bias") for name in ("in_proj", "out_proj")]
+    if conv_bias:
+        others.append(Entry(f"{layer}conv1d.bias", "mixer.conv.bias"))
     return [
         Entry("backbone.embeddings.weight", "embed.embedding"),
         Entry("backbone.norm_f.weight", "norm.scale"),
         Entry("backbone.layers.{i}.norm.weight", "mixer_norm.scale"),
         transposed(f"{layer}in_proj.weight", "mixer.in_proj.kernel"),
         depthwise(f"{layer}conv1d.weight", "mixer.conv.kernel"),
-        Entry(f"{layer}conv1d.bias", "mixer.conv.bias"),
         Entry(f"{layer}A_log", "mixer.A_log"),
         Entry(f"{layer}D", "mixer.D"),
         transposed(f"{layer}out_proj.weight", "mixer.out_proj.kernel"),
-        *head,
+        *others,
     ]

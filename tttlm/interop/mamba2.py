@@ -3,7 +3,7 @@
 from typing import Any
 
 from tttlm.errors import InputError
-from tttlm.interop.architecture import Entry, expect
+from tttlm.interop.architecture import Entry, expect, flag, integer
 from tttlm.interop.mamba import common_config, common_table, common_values
 from tttlm.model import Mamba2Config, ModelConfig
 
@@ -13,28 +13,42 @@ MIXERS = {"mamba2": "mamba2"}
 
 def config(values: dict[str, Any]) -> ModelConfig:
     """Our configuration of what config.json says."""
-    expect(values, hidden_act="silu", use_bias=False, use_conv_bias=True, rms_norm=True)
-    low, high = (float(limit) for limit in values.get("time_step_limit", (0.0, "inf")))
-    if low != 0.0 or high != float("inf"):
-        raise InputError(f"config.json: time_step_limit must be [0, inf] here, got {[low, high]}")
+    expect(values, rms_norm=True)
     shared = common_config(values)
     mamba2 = Mamba2Config(
-        state_width=values.get("state_size", 128),
-        head_width=values.get("head_dim", 64),
-        expand=values.get("expand", 2),
-        groups=values.get("n_groups", 1),
+        state_width=integer(values, "state_size", 128),
+        head_width=integer(values, "head_dim", 64),
+        expand=integer(values, "expand", 2),
+        groups=integer(values, "n_groups", 1),
+        dt_limit=_dt_limit(values),
+        use_bias=flag(values, "use_bias", False),
+        conv_bias=flag(values, "use_conv_bias", True),
     )
     heads = mamba2.expand * shared["width"] // mamba2.head_width
-    if values.get("num_heads", heads) != heads:
+    if integer(values, "num_heads", max(1, heads)) != heads:
         raise InputError(
             f"config.json: num_heads must be expand * hidden_size / head_dim = {heads}, got {values['num_heads']}"
         )
     return ModelConfig(**shared, mixers=("mamba2",), mamba2=mamba2)
 
 
+def _dt_limit(values: dict[str, Any]) -> tuple[float, float]:
+    """Some writers spell infinity as a word, which JSON has no number for."""
+    limit = values.get("time_step_limit") or (0.0, "inf")
+    try:
+        low, high = (float(part) for part in limit)
+    except (TypeError, ValueError):
+        raise InputError(f"config.json: time_step_limit must be two numbers, got {limit!r}") from None
+    return low, high
+
+
 def values(config: ModelConfig) -> dict[str, Any]:
     """What config.json says of our configuration."""
     m = config.mamba2
+    if m.norm_groups != 1:
+        raise InputError(
+            f"the norm of a Mamba-2 checkpoint has one group, got model.mamba2.norm_groups = {m.norm_groups}"
+        )
     return {
         "architectures": ["Mamba2ForCausalLM"],
         **common_values(config),
@@ -44,6 +58,9 @@ def values(config: ModelConfig) -> dict[str, Any]:
         "n_groups": m.groups,
         "num_heads": m.expand * config.width // m.head_width,
         "rms_norm": True,
+        "time_step_limit": list(m.dt_limit),
+        "use_bias": m.use_bias,
+        "use_conv_bias": m.conv_bias,
     }
 
 
@@ -51,7 +68,7 @@ def table(config: ModelConfig) -> list[Entry]:
     """All parameters of a Mamba-2 model."""
     layer = "backbone.layers.{i}.mixer."
     return [
-        *common_table(config),
+        *common_table(config, use_bias=config.mamba2.use_bias, conv_bias=config.mamba2.conv_bias),
         Entry(f"{layer}dt_bias", "mixer.dt_bias"),
         Entry(f"{layer}norm.weight", "mixer.norm.scale"),
     ]

@@ -40,13 +40,17 @@ def from_pretrained(folder: str | Path, *, dtype: str | None = None, param_dtype
     """
     folder = Path(folder)
     values = read_json(folder / "config.json")
-    architecture = ARCHITECTURES.get(values.get("model_type", ""))
+    architecture = ARCHITECTURES.get(str(values.get("model_type")))
     if architecture is None:
         raise InputError(
             f"{folder / 'config.json'}: unknown model_type {values.get('model_type')!r}; "
             f"there are {', '.join(sorted(ARCHITECTURES))}"
         )
-    config = replace(architecture.config(values), dtype=dtype or param_dtype, param_dtype=param_dtype)
+    try:
+        config = architecture.config(values)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from None
+    config = replace(config, dtype=dtype or param_dtype, param_dtype=param_dtype)
     entries = architecture.table(config)
     tensors = Tensors(folder)
     graph, state = nnx.split(nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0))))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy, which safetensors needs)
+import jax.numpy as jnp  # also registers bfloat16 with numpy, which safetensors needs
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -28,6 +28,8 @@ class Tensors:
             names = read_json(folder / INDEX).get("weight_map")
             if not isinstance(names, dict):
                 raise InputError(f"{folder / INDEX}: it has no weight_map that says which file holds which tensor")
+            if wrong := [name for name, file in names.items() if not isinstance(file, str)]:
+                raise InputError(f"{folder / INDEX}: it names no file for tensor {wrong[0]!r}, got {names[wrong[0]]!r}")
             self._where = {name: folder / file for name, file in names.items()}
         elif (folder / SINGLE).exists():
             self._where = dict.fromkeys(self._open(folder / SINGLE).keys(), folder / SINGLE)
@@ -52,9 +54,10 @@ class Tensors:
             tensor = self._files[path].get_tensor(name)
         except (SafetensorError, OSError, ValueError) as error:
             raise InputError(f"{path}: tensor {name!r} cannot be read ({error}); fetch the file again") from None
-        if tensor.shape != shape:
+        if tensor.shape != shape or not jnp.issubdtype(tensor.dtype, jnp.floating):
             raise InputError(
-                f"{path}: tensor {name!r} has shape {list(tensor.shape)}, but config.json asks for {list(shape)}"
+                f"{path}: tensor {name!r} has shape {list(tensor.shape)} of {tensor.dtype}, but config.json asks for "
+                f"{list(shape)} of floating-point numbers"
             )
         self.unread.discard(name)
         return tensor
@@ -66,7 +69,30 @@ class Tensors:
         try:
             return safe_open(path, framework="numpy")
         except (SafetensorError, OSError) as error:
-            raise InputError(f"{path}: no whole safetensors file ({error}); fetch it again") from None
+            raise InputError(
+                f"{path}: {_what_is_cut(path) or f'no whole safetensors file ({error})'}; fetch it again"
+            ) from None
+
+
+def _what_is_cut(path: Path) -> str | None:
+    """Which tensor the end of a truncated file falls into, by its header; None when it is not that."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if 8 + length <= size else None
+        if header is None:
+            return f"cut off within its header: it has {size:,} bytes, the header alone takes {8 + length:,}"
+        tensors = {name: facts for name, facts in header.items() if name != "__metadata__"}
+        ends = {name: 8 + length + facts["data_offsets"][1] for name, facts in tensors.items()}
+        cut = min((name for name, end in ends.items() if end > size), key=lambda name: ends[name])
+        facts = tensors[cut]
+        return (
+            f"cut off within tensor {cut!r} (shape {facts['shape']} of {facts['dtype']}): it has {size:,} bytes of "
+            f"{max(ends.values()):,}"
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def write_tensors(folder: Path, tensors: Iterable[tuple[str, Callable[[], np.ndarray], int]], shard_bytes: int) -> None:

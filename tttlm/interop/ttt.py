@@ -3,7 +3,7 @@
 from typing import Any
 
 from tttlm.errors import InputError
-from tttlm.interop.architecture import Entry, depthwise, expect, required, transposed
+from tttlm.interop.architecture import Entry, depthwise, expect, flag, integer, number, refuse, transposed
 from tttlm.model import ModelConfig, TTTConfig
 
 model_type = "ttt"
@@ -16,24 +16,25 @@ def config(values: dict[str, Any]) -> ModelConfig:
     if kind not in MIXERS:
         raise InputError(f"config.json: ttt_layer_type must be one of {sorted(MIXERS)}, got {kind!r}")
     expect(values, hidden_act="silu")
-    share_qk, gate = values.get("share_qk", False), values.get("use_gate", False)
+    refuse(values, "rope_scaling", "quantization_config")
+    share_qk, gate = flag(values, "share_qk", False), flag(values, "use_gate", False)
     return ModelConfig(
-        vocab_size=required(values, "vocab_size"),
-        width=required(values, "hidden_size"),
-        layers=required(values, "num_hidden_layers"),
-        heads=required(values, "num_attention_heads"),
-        feed_forward=required(values, "intermediate_size"),
+        vocab_size=integer(values, "vocab_size"),
+        width=integer(values, "hidden_size"),
+        layers=integer(values, "num_hidden_layers"),
+        heads=integer(values, "num_attention_heads"),
+        feed_forward=integer(values, "intermediate_size"),
         mixers=(MIXERS[kind],),  # type: ignore[arg-type]
         backbone="mamba" if share_qk and gate else "transformer",
-        conv_before_block=values.get("pre_conv", False),
-        conv_width=values.get("conv_kernel", 4),
-        tie_embeddings=values.get("tie_word_embeddings", True),
-        rope_base=values.get("rope_theta", 10_000.0),
-        norm_eps=values.get("rms_norm_eps", 1e-6),
-        init_std=values.get("initializer_range", 0.02),
+        conv_before_block=flag(values, "pre_conv", False),
+        conv_width=integer(values, "conv_kernel", 4),
+        tie_embeddings=flag(values, "tie_word_embeddings", True),
+        rope_base=number(values, "rope_theta", 10_000.0),
+        norm_eps=number(values, "rms_norm_eps", 1e-6),
+        init_std=number(values, "initializer_range", 0.02),
         ttt=TTTConfig(
-            mini_batch_size=values.get("mini_batch_size", 16),
-            inner_learning_rate=values.get("ttt_base_lr", 1.0),
+            mini_batch_size=integer(values, "mini_batch_size", 16),
+            inner_learning_rate=number(values, "ttt_base_lr", 1.0),
             share_qk=share_qk,
             gate=gate,
         ),

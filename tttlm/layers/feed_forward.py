@@ -12,11 +12,12 @@ from tttlm.ops.projection import projection
 
 
 class SwiGLU(nnx.Module):
-    """`down(silu(gate(x)) * up(x))` (arXiv 2002.05202), no biases.
+    """`down(silu(gate(x)) * up(x))` (arXiv 2002.05202).
 
     Args:
         width: model width `D`.
         hidden: feed-forward width `F`.
+        use_bias: of the three projections.
         dtype, param_dtype, kernel_init, rngs: as in `nnx.Linear`.
     """
 
@@ -25,6 +26,7 @@ class SwiGLU(nnx.Module):
         width: int,
         hidden: int,
         *,
+        use_bias: bool = False,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
         kernel_init: Initializer = default_kernel_init,
@@ -34,7 +36,7 @@ class SwiGLU(nnx.Module):
             return nnx.Linear(
                 inputs,
                 outputs,
-                use_bias=False,
+                use_bias=use_bias,
                 dtype=dtype,
                 param_dtype=param_dtype,
                 kernel_init=kernel_init,

@@ -46,7 +46,14 @@ class Block(nnx.Module):
         self.feed_forward_norm = norm() if config.feed_forward else None
         init = nnx.initializers.normal(config.init_std)
         self.feed_forward = (
-            SwiGLU(config.width, config.feed_forward, kernel_init=init, rngs=rngs, **dtypes)
+            SwiGLU(
+                config.width,
+                config.feed_forward,
+                use_bias=config.feed_forward_bias,
+                kernel_init=init,
+                rngs=rngs,
+                **dtypes,
+            )
             if config.feed_forward
             else None
         )

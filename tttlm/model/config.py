@@ -44,6 +44,8 @@ class AttentionConfig:
     """Tokens that `sliding_attention` sees."""
     qk_norm: bool = False
     """RMSNorm of every query and key."""
+    use_bias: bool = False
+    """Biases of the four projections."""
     max_length: int = 8192
     """Tokens that the cache of `attention` has room for; `sliding_attention` needs none."""
     implementation: str | None = None
@@ -58,6 +60,10 @@ class MambaConfig:
     expand: int = 2
     dt_rank: int | None = None
     """Width of the bottleneck before the step sizes; None: ceil(width / 16)."""
+    use_bias: bool = False
+    """Biases of the projections in and out."""
+    conv_bias: bool = True
+    """Biases of the convolution."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,14 @@ class Mamba2Config:
     head_width: int = 64
     expand: int = 2
     groups: int = 1
+    norm_groups: int = 1
+    """Parts that the norm before the projection out is over; its authors' code has as many as `groups`."""
+    dt_limit: tuple[float, float] = (0.0, float("inf"))
+    """What step sizes are clipped to."""
+    use_bias: bool = False
+    """Biases of the projections in and out."""
+    conv_bias: bool = True
+    """Biases of the convolution."""
     chunk_size: int | None = None
     """Tokens of a chunk; None: what is fast on this device."""
 
@@ -85,6 +99,8 @@ class ModelConfig:
     """Heads of TTT and attention mixers."""
     feed_forward: int = 2048
     """Width of the feed-forward blocks; 0 for none, as in Mamba."""
+    feed_forward_bias: bool = False
+    """Biases of the feed-forward blocks."""
     mixers: tuple[MixerName, ...] = ("ttt_linear",)
     """The pattern of sequence layers, repeated over the depth; more than one makes a hybrid."""
     backbone: Literal["transformer", "mamba"] = "mamba"
@@ -145,11 +161,15 @@ class ModelConfig:
                 raise InputError(f"model.attention.window must be at least 1, got {attention.window}")
         if "mamba2" in self.mixers:
             inner, m = self.mamba2.expand * self.width, self.mamba2
-            if inner % m.head_width or (inner // m.head_width) % m.groups:
+            if min(m.head_width, m.groups, m.norm_groups, m.state_width, inner) < 1:
+                raise InputError("model.mamba2: widths, expand and numbers of groups must be at least 1")
+            if inner % m.head_width or (inner // m.head_width) % m.groups or inner % m.norm_groups:
                 raise InputError(
-                    f"model.mamba2: head_width {m.head_width} must divide expand * width ({inner}), "
-                    f"and groups {m.groups} the heads"
+                    f"model.mamba2: head_width {m.head_width} and norm_groups {m.norm_groups} must divide "
+                    f"expand * width ({inner}), and groups {m.groups} the heads"
                 )
+            if not 0 <= m.dt_limit[0] < m.dt_limit[1]:
+                raise InputError(f"model.mamba2.dt_limit is a smallest and a largest step size, got {m.dt_limit}")
 
     @property
     def repeats(self) -> int:

@@ -45,6 +45,7 @@ def build_mixer(config: ModelConfig, name: str, *, rngs: nnx.Rngs) -> nnx.Module
             window=attention.window if sliding else None,
             max_length=None if sliding else attention.max_length,
             qk_norm=attention.qk_norm,
+            use_bias=attention.use_bias,
             rope_base=config.rope_base,
             implementation=attention.implementation,
             **common,
@@ -60,6 +61,8 @@ def build_mixer(config: ModelConfig, name: str, *, rngs: nnx.Rngs) -> nnx.Module
             expand=mamba.expand,
             dt_rank=mamba.dt_rank,
             conv_width=config.conv_width,
+            use_bias=mamba.use_bias,
+            conv_bias=mamba.conv_bias,
             **common,
         )
     if name == "mamba2":
@@ -70,7 +73,11 @@ def build_mixer(config: ModelConfig, name: str, *, rngs: nnx.Rngs) -> nnx.Module
             head_width=mamba2.head_width,
             expand=mamba2.expand,
             groups=mamba2.groups,
+            norm_groups=mamba2.norm_groups,
+            dt_limit=mamba2.dt_limit,
             conv_width=config.conv_width,
+            use_bias=mamba2.use_bias,
+            conv_bias=mamba2.conv_bias,
             norm_eps=config.norm_eps,
             chunk_size=mamba2.chunk_size,
             **common,
