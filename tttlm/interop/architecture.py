@@ -93,6 +93,4 @@ def refuse(values: dict[str, Any], *names: str) -> None:
     """Refuses what config.json says of things that no model here does."""
     for name in names:
         if values.get(name):
-            raise InputError(
-                f"config.json: {name} is not known here, got {values[name]!r}; without it the model differs"
-            )
+            raise InputError(f"config.json: {name} is not known here, got {values[name]!r}")

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from tttlm.errors import InputError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+LARGEST_HEADER = 10**8  # bytes, by the format's definition
 
 
 class Tensors:
@@ -69,9 +70,8 @@ class Tensors:
         try:
             return safe_open(path, framework="numpy")
         except (SafetensorError, OSError) as error:
-            raise InputError(
-                f"{path}: {_what_is_cut(path) or f'no whole safetensors file ({error})'}; fetch it again"
-            ) from None
+            what = _what_is_cut(path) or f"no whole safetensors file ({error})"
+            raise InputError(f"{path}: {what}; fetch it again") from None
 
 
 def _what_is_cut(path: Path) -> str | None:
@@ -80,6 +80,8 @@ def _what_is_cut(path: Path) -> str | None:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
+            if length > LARGEST_HEADER:
+                return None
             header = json.loads(file.read(length)) if 8 + length <= size else None
         if header is None:
             return f"cut off within its header: it has {size:,} bytes, the header alone takes {8 + length:,}"
