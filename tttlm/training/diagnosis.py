@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Int
 
+from tttlm.ops.ttt import InnerStatistics
 from tttlm.training.config import TrainConfig
 from tttlm.training.loss import token_losses
 from tttlm.training.optimizer import inner_multiplier
@@ -19,36 +21,43 @@ Batch = dict[str, Array]
 
 
 def diagnose(config: TrainConfig, model: Model, params: Any, batch: Batch, step: int) -> str:
-    """Names the first thing that is not finite when `batch` is run with `params`: a parameter, the activations or
-    the state of a layer, the loss of a token, or the gradient of a parameter; else the largest gradient.
+    """Names the first thing that is not finite when `batch` is run with `params`: a parameter; the state, the inner
+    loss or the activations of a layer; the loss of a token; the gradient of a parameter. Where all are finite, names
+    the largest gradient, and the first layer whose inner loss grows in its update.
 
     Args:
         step: the update, counted from 1, that went wrong.
     """
     multiplier = inner_multiplier(config, step - 1)
-    found = (
-        _in_tree(params, "parameter {}")
-        or _in_layers(config, model, params, batch, multiplier)
-        or _in_gradients(config, model, params, batch, multiplier)
-    )
-    return found
+    if found := _in_tree(params, "parameter {}"):
+        return found
+    found, growing = _in_layers(config, model, params, batch, multiplier)
+    return found or _in_gradients(config, model, params, batch, multiplier) + growing
 
 
-def _in_layers(config: TrainConfig, model: Model, params: Any, batch: Batch, multiplier: Array) -> str:
+def _in_layers(config: TrainConfig, model: Model, params: Any, batch: Batch, multiplier: Array) -> tuple[str, str]:
+    """The first that is not finite, and the first inner loss that grows; "" where there is none."""
     bound, tokens, segments = model.bind(params), batch["inputs"], batch.get("segment_ids")
     h = bound.embed(tokens)
     graph, stack = nnx.split(bound.stack)
-    mixers = config.model.mixers
+    mixers, growing = config.model.mixers, ""
     for repeat in range(config.model.repeats):
         pattern = jax.tree.map(lambda x, repeat=repeat: x[repeat], stack)
         for place, mixer in enumerate(mixers):
             name = f"layer {repeat * len(mixers) + place} ({mixer})"
-            h, state = _block(graph, place, pattern, h, segments, multiplier)
-            found = _in_tree(state, f"the state of {name}, {{}},")
-            if found or not bool(jnp.isfinite(h).all()):
-                return found or f"the activations of {name} are the first that are not finite{_where(h)}"
+            h, state, inner = _block(graph, place, pattern, h, segments, multiplier)
+            if found := _in_tree(state, f"the state of {name}, {{}},"):
+                return found, growing
+            if inner is not None:
+                before, after = float(inner.loss_before), float(inner.loss_after)
+                if not np.isfinite([before, after]).all():
+                    return f"the inner loss of {name} is the first that is not finite", growing
+                if after > before and not growing:
+                    growing = f"; the inner loss of {name} grows in its update, from {before:.3g} to {after:.3g}"
+            if not bool(jnp.isfinite(h).all()):
+                return f"the activations of {name} are the first that are not finite{_where(h)}", growing
     losses = token_losses(bound.head(bound.norm(h)), batch["targets"])
-    return "" if bool(jnp.isfinite(losses).all()) else f"the loss is not finite{_where(losses)}"
+    return "" if bool(jnp.isfinite(losses).all()) else f"the loss is not finite{_where(losses)}", growing
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -59,9 +68,10 @@ def _block(
     h: Float[Array, "B T D"],
     segments: Int[Array, "B T"] | None,
     multiplier: Float[Array, ""],
-) -> tuple[Array, Any]:
+) -> tuple[Array, Any, InnerStatistics | None]:
     block = nnx.merge(graph, pattern).blocks[place]
-    return block(h, block.init_state(h.shape[0]), segments, multiplier)
+    inner = block.inner_statistics(h, segments, multiplier)
+    return *block(h, block.init_state(h.shape[0]), segments, multiplier), inner
 
 
 def _in_gradients(config: TrainConfig, model: Model, params: Any, batch: Batch, multiplier: Array) -> str:
@@ -82,6 +92,7 @@ def _in_tree(tree: Any, name: str) -> str:
 
 def _where(x: Array) -> str:
     """The first row and token of `[B, T, ...]` that is not finite."""
-    bad = np.asarray(~jnp.isfinite(x).all(axis=tuple(range(2, x.ndim))))
-    row, token = np.argwhere(bad)[0]
+    bad = ~jnp.isfinite(x).all(axis=tuple(range(2, x.ndim)))
+    here = multihost_utils.process_allgather(bad, tiled=True) if jax.process_count() > 1 else np.asarray(bad)
+    row, token = np.argwhere(here)[0]
     return f", from row {row}, token {token} on"
