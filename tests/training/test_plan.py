@@ -124,6 +124,18 @@ def test_the_forms_that_collectives_have_on_tpus_and_gpus_are_read():
   %permuted = (bf16[4,8]{1,0}, bf16[4,8]{1,0}, u32[]) collective-permute-start(%y), source_target_pairs={{0,1}}
 }
 
+%start_of_chain (a: f32[4,8]) -> (f32[4,8], u32[]) {
+  %a = f32[4,8]{1,0} parameter(0)
+  %chained = f32[4,64]{1,0} all-gather(%a), dimensions={1}, frontend_attributes={chain_id="0"}
+  ROOT %begin = (f32[4,8]{1,0}, u32[]) custom-call(%chained), custom_call_target="AsyncCollectiveStart"
+}
+
+%link_of_chain (a: f32[4,8]) -> f32[4,8] {
+  %a = f32[4,8]{1,0} parameter(0)
+  %chained = f32[4,64]{1,0} all-gather(%a), dimensions={1}, frontend_attributes={chain_id="0"}
+  ROOT %meanwhile = f32[4,8]{1,0} add(%a, %a)
+}
+
 ENTRY %main (p: f32[4,8]) -> f32[4,8] {
   %p = f32[4,8]{1,0} parameter(0)
   %q = bf16[4]{0} convert(%p)
@@ -131,10 +143,12 @@ ENTRY %main (p: f32[4,8]) -> f32[4,8] {
   %done = (f32[8,8]{1,0}, bf16[8]{0}) all-gather-done(%start)
   %scattered = f32[2,8]{1,0} reduce-scatter(%p), to_apply=%add
   %known = (s32[], f32[4,8]{1,0}) while(%init), condition=%less, body=%turn
+  %begun = (f32[4,8], u32[]) fusion(%p), kind=kCustom, calls=%start_of_chain
+  %going = f32[4,8] fusion(%begun), kind=kCustom, calls=%link_of_chain
   UNKNOWN
 }
 """
-    gathered = Collective("all-gather", 1, 8 * 8 * 4 + 8 * 2)
+    gathered = Collective("all-gather", 2, 8 * 8 * 4 + 8 * 2 + 4 * 64 * 4)
     reduced = Collective("all-reduce", 7, 7 * 4 * 8 * 4)
     scattered = Collective("reduce-scatter", 1, 4 * 8 * 4)
     found, known = collectives(program.replace("UNKNOWN", ""))

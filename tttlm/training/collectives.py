@@ -41,9 +41,16 @@ class _Computation:
 
     shapes: dict[str, str] = field(default_factory=dict)  # from an instruction to its type
     constants: dict[str, int] = field(default_factory=dict)
-    collectives: list[tuple[str, int]] = field(default_factory=list)  # kind and bytes
+    own: list[tuple[str, int]] = field(default_factory=list)  # kind and bytes of its collectives
+    chained: list[tuple[str, int]] = field(default_factory=list)  # the same, of those that are a link of a chain
+    starts: bool = False  # whether it begins a chain
     calls: list[tuple[str, str]] = field(default_factory=list)  # callee; the loop's line where it is the body of one
     root: str = ""
+
+    @property
+    def collectives(self) -> list[tuple[str, int]]:
+        """A TPU's collective that runs beside other work is a chain of fusions that all name it: the first counts."""
+        return self.own + (self.chained if self.starts else [])
 
 
 def collectives(hlo: str) -> tuple[list[Collective], bool]:
@@ -101,7 +108,8 @@ def _note(here: _Computation, root: str | None, name: str, text: str) -> None:
         kind, start, operands = found.groups()
         given = sum(_bytes(here.shapes.get(operand, "")) for operand in re.findall(r"%([\w.\-]+)", operands))
         received = _bytes(text) - (given if start and kind != "all-reduce" else 0)
-        here.collectives.append((kind, max(given, received)))
+        (here.chained if "chain_id=" in text else here.own).append((kind, max(given, received)))
+    here.starts |= '"AsyncCollectiveStart"' in text
     loop = text if " while(" in text else ""
     callees = _CALLED.findall(text) + [
         callee for branches in _BRANCHES.findall(text) for callee in re.findall(r"[\w.\-]+", branches)

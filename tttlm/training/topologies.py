@@ -20,6 +20,7 @@ GPUS_OF_A_HOST = 8
 # What libtpu would ask a metadata server for, and complain if there is none; a topology is described without it.
 NO_TPU_HERE = {
     "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # two plans at a time take nothing from each other
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
