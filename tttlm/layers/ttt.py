@@ -241,8 +241,7 @@ class TTT(nnx.Module):
         def split_heads(a: Float[Array, "B T D"]) -> Float[Array, "B T H K"]:
             return a.reshape(batch, time, self.heads, self.head_width)
 
-        q = rotate_pairs(split_heads(q), places, self.rope_base)
-        k = rotate_pairs(split_heads(k), places, self.rope_base)
+        q, k = (rotate_pairs(split_heads(a), places, self.rope_base).astype(a.dtype) for a in (q, k))
         v = split_heads(to_heads(self.v_proj(x)))
         return (q, k, v, *self._rates(x, self.inner_learning_rate * multiplier / self.head_width)), tail
 

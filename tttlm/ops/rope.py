@@ -12,9 +12,11 @@ def rotate_pairs(
     `positions` is `[T]` or, per row, `[B, T]`. Computed in float32 at least; returns that dtype.
     """
     cos, sin = _angles(x, positions, base)
-    pairs = x.reshape(*x.shape[:-1], -1, 2)  # swapping within pairs is much faster on CPU than strided slices
-    turned = pairs * jnp.stack([cos, cos], axis=-1) + pairs[..., ::-1] * jnp.stack([-sin, sin], axis=-1)
-    return turned.reshape(x.shape)
+    cos, sin = (jnp.stack(two, axis=-1).reshape(*cos.shape[:-1], -1) for two in ((cos, cos), (-sin, sin)))
+    # Neighbours by shifting: strided slices are slow on CPU, and a TPU pads an axis of length 2 to many times its size.
+    even = jnp.arange(x.shape[-1]) % 2 == 0
+    other = jnp.where(even, jnp.roll(x, -1, axis=-1), jnp.roll(x, 1, axis=-1))
+    return x * cos + other * sin
 
 
 def rotate_halves(

@@ -149,6 +149,7 @@ def _mini_batch(current, accumulated, weights, norm, tokens, places, scale, eps,
     Tokens of a document that starts after the first token learn from and are read out of the initial weights. Such
     mini-batches are rare (packers start documents on a boundary), so what they cost is paid by them alone.
     """
+    tokens = Tokens(*(a.astype(scale.dtype) for a in tokens))
     causal = jnp.tril(jnp.ones((tokens.q.shape[-2],) * 2, bool))
     if places is None:
         out, sums = _learn(current, accumulated, norm, tokens, causal, None, scale, eps, step)

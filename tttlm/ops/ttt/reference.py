@@ -55,6 +55,7 @@ def reference(
     def token(carry, inputs):
         start, accumulated, offset = carry
         q, k, v, rate, is_real, is_start = inputs  # [B, H, K] x 3, [B, H], [B], [B]
+        q, k, v = (a.astype(rate.dtype) for a in (q, k, v))
 
         # A new document begins with the initial weights and nothing accumulated.
         start = _select(is_start, weights, start)

@@ -65,14 +65,14 @@ def ttt_scan(
         raise ValueError(f"implementation must be one of {sorted(IMPLEMENTATIONS)} or None, got {implementation!r}")
     compute = IMPLEMENTATIONS[implementation or "dual"]
 
-    inputs = (queries, keys, values, learning_rates, token_scale, weights, norm)
-    dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(inputs))
-    inputs = jax.tree.map(lambda a: a.astype(dtype), inputs)
-    carried = init_inner_state(inputs[5], queries.shape[0]) if state is None else state
+    tokens, model = (queries, keys, values), (learning_rates, token_scale, weights, norm)
+    dtype = jnp.result_type(jnp.float32, *jax.tree.leaves((tokens, model)))
+    model = jax.tree.map(lambda a: a.astype(dtype), model)  # tokens wait in their own, smaller dtype for their turn
+    carried = init_inner_state(model[2], queries.shape[0]) if state is None else state
     docs = None if segment_ids is None else documents(segment_ids, carried.document)
     # Without a state every row stands at the start of a mini-batch, which the fast form makes use of.
     known_start = {"known_start": state is None} if compute is dual else {}
-    outputs, after = compute(*inputs, state=carried, docs=docs, eps=eps, **known_start)
+    outputs, after = compute(*tokens, *model, state=carried, docs=docs, eps=eps, **known_start)
     return outputs, after._replace(document=document_in_progress(carried.document, docs))
 
 
