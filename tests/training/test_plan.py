@@ -142,6 +142,8 @@ ENTRY %main (p: f32[4,8]) -> f32[4,8] {
   %start = ((f32[4,8]{1,0}, bf16[4]{0}), (f32[8,8]{1,0}, bf16[8]{0})) all-gather-start(%p, %q), dimensions={0}
   %done = (f32[8,8]{1,0}, bf16[8]{0}) all-gather-done(%start)
   %scattered = f32[2,8]{1,0} reduce-scatter(%p), to_apply=%add
+  %alone = f32[4,8]{1,0} all-to-all(%p), replica_groups={{0},{1}}
+  %alone_too = f32[4,8]{1,0} all-to-all(%p), replica_groups=[2,1]<=[2]
   %known = (s32[], f32[4,8]{1,0}) while(%init), condition=%less, body=%turn
   %begun = (f32[4,8], u32[]) fusion(%p), kind=kCustom, calls=%start_of_chain
   %going = f32[4,8] fusion(%begun), kind=kCustom, calls=%link_of_chain

@@ -17,6 +17,7 @@ _COLLECTIVE = re.compile(rf" ({'|'.join(KINDS)})(-start)?\(([^)]*)\)")
 _CALLED = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_ALONE = re.compile(r"replica_groups=(\{\{\d+\}|\[\d+,1\])")  # groups of one device, which exchange nothing
 _SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
 
 
@@ -104,7 +105,7 @@ def _note(here: _Computation, root: str | None, name: str, text: str) -> None:
     here.shapes[name] = text
     if constant := re.search(r"\]\S* constant\((\d+)\)", text):
         here.constants[name] = int(constant[1])
-    if found := _COLLECTIVE.search(text):
+    if (found := _COLLECTIVE.search(text)) and not _ALONE.search(text):
         kind, start, operands = found.groups()
         given = sum(_bytes(here.shapes.get(operand, "")) for operand in re.findall(r"%([\w.\-]+)", operands))
         received = _bytes(text) - (given if start and kind != "all-reduce" else 0)
