@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tttlm.errors import InputError
 from tttlm.evaluation.generate import sample
 from tttlm.evaluation.loss import Score, stream_score
-from tttlm.model import LanguageModel, ModelConfig
+from tttlm.model import AttentionConfig, LanguageModel, ModelConfig
 from tttlm.training.loss import token_losses
 
 M = 16
@@ -56,6 +57,42 @@ def test_rows_and_chunks_do_not_change_the_score(model, alone, rows, chunk):
     assert score.tokens == alone[1]
     assert score.bytes == sum(told) == 247
     assert score.nats == pytest.approx(alone[0], rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def attention() -> LanguageModel:
+    config = ModelConfig(
+        vocab_size=50,
+        width=16,
+        layers=2,
+        heads=2,
+        feed_forward=16,
+        mixers=("attention", "sliding_attention"),
+        attention=AttentionConfig(max_length=96, window=9),
+    )
+    model = LanguageModel(config, rngs=nnx.Rngs(0))
+    nnx.update(model, jax.tree.map(lambda x: x * 8, nnx.state(model, nnx.Param)))
+    return model
+
+
+@pytest.mark.parametrize(("rows", "chunk"), [(1, 16), (3, 32)])
+def test_attention_needs_room_for_one_document_not_for_all_of_a_row(attention, rows, chunk):
+    nats = 0.0
+    for document in documents():
+        tokens = jnp.asarray(np.concatenate([piece for piece, _ in document]).astype(np.int32))[None]
+        if tokens.shape[1] > 1:
+            nats += float(token_losses(attention(tokens[:, :-1]), tokens[:, 1:]).sum())
+    score = stream_score(attention, documents(), rows=rows, chunk=chunk)
+    assert score.nats == pytest.approx(nats, rel=1e-5)
+
+
+def test_a_document_longer_than_the_cache_is_refused_in_one_line(attention):
+    text = np.zeros(120, np.uint16)
+    with pytest.raises(InputError, match=r"more tokens than the 96 that attention has room for") as error:
+        stream_score(attention, [[(text, 120)]], rows=1, chunk=32)
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="room for 96 tokens, 105 are wanted"):
+        sample(attention, [1, 2, 3, 4, 5], 100)
 
 
 def test_the_state_is_carried_within_a_document_and_not_into_the_next(model):

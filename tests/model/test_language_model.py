@@ -53,6 +53,17 @@ def test_extend_gives_what_the_whole_gives(config, x64, segment_ids):
     np.testing.assert_allclose(jnp.concatenate(logits, 1) * real, whole * real, rtol=1e-9, atol=1e-9)
 
 
+def test_more_tokens_than_the_attention_cache_has_room_for_are_refused():
+    config = dataclasses.replace(SMALL, mixers=("attention",), attention=AttentionConfig(max_length=8))
+    model = LanguageModel(config, rngs=nnx.Rngs(0))
+    _, state = model.extend(tokens()[:, :6], model.init_state(2))
+    with pytest.raises(InputError, match="room for 8 tokens, 9 are wanted"):
+        model.extend(tokens()[:, 6:9], state)
+    logits, _ = nnx.jit(lambda m, t, s: m.extend(t, s))(model, tokens()[:, 6:9], state)
+    assert np.isfinite(logits[:, :2]).all()
+    assert np.isnan(logits[:, 2]).all()  # not known when it is compiled: never silently wrong
+
+
 def test_a_packed_document_gives_what_it_gives_alone(x64):
     config = dataclasses.replace(SMALL, dtype="float64", param_dtype="float64")
     model = LanguageModel(config, rngs=nnx.Rngs(0))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tttlm.layers.attention import check_room
 from tttlm.model import LanguageModel
 
 
@@ -33,7 +34,11 @@ def sample(
     forced = np.zeros(len(prompt) + length, np.int32)
     forced[: len(prompt)] = prompt
     known = np.arange(len(forced)) < len(prompt)
-    tokens = _sample(graph, params, model.init_state(1), forced, known, jax.random.key(seed), float(temperature))
+    state = model.init_state(1)
+    for mixer, block in zip(model.config.mixers, state, strict=True):
+        if mixer == "attention":
+            check_room(block.mixer, len(forced))
+    tokens = _sample(graph, params, state, forced, known, jax.random.key(seed), float(temperature))
     return np.asarray(tokens)[len(prompt) - 1 : -1].tolist()
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tttlm.errors import InputError
 from tttlm.model import LanguageModel
 from tttlm.training.loss import token_losses
 
@@ -56,7 +57,8 @@ def stream_score(
     """Scores documents in constant memory, however long they are.
 
     Each of `rows` rows reads one document after another; `segment_ids` tell the model where a new one starts, so
-    every document is read as if it were alone.
+    every document is read as if it were alone. Attention over the whole past has its cache emptied there, so that it
+    needs room for the longest document.
 
     Args:
         model: bound to its parameters.
@@ -66,13 +68,25 @@ def stream_score(
         chunk: tokens of a row in one call of `extend`; rounded up to a multiple of `align`.
         align: documents start at multiples of this many tokens: the inner mini-batch of a TTT model.
         on_progress: told the bytes that were read since the last call.
+
+    Raises:
+        InputError: a document is longer than an attention cache has room for.
     """
     chunk = -(-chunk // align) * align
     graph, params = nnx.split(model)
+    attends = "attention" in model.config.mixers
+    if attends:
+        align = chunk  # documents start where a call does, which is where a cache can be emptied
 
     @jax.jit
-    def extend(params: Any, state: Any, inputs: jax.Array, targets: jax.Array, segments: jax.Array) -> Any:
-        logits, state = nnx.merge(graph, params).extend(inputs, state, segment_ids=segments)
+    def extend(
+        params: Any, state: Any, begins: np.ndarray, inputs: jax.Array, targets: jax.Array, segments: jax.Array
+    ) -> Any:
+        bound = nnx.merge(graph, params)
+        if attends:
+            rows_of = lambda a: begins.reshape(1, -1, *[1] * (a.ndim - 2))  # leaves are [repeats, rows, ...]
+            state = jax.tree.map(lambda new, old: jnp.where(rows_of(old), new, old), bound.init_state(rows), state)
+        logits, state = bound.extend(inputs, state, segment_ids=segments)
         return jnp.sum(jnp.where(segments > 0, token_losses(logits, targets), 0.0)), state
 
     waiting = iter(documents)
@@ -80,12 +94,21 @@ def stream_score(
     state = model.init_state(rows)
     nats, tokens, read = 0.0, 0, 0
     pending: jax.Array | None = None
+    place, document = np.zeros((2, rows), np.int64)  # of every row: tokens of its document so far, and which it is
     while True:
         filled = [feed.take(chunk) for feed in feeds]
         inputs, targets, segments = (np.stack([row[part] for row in filled]) for part in range(3))
         if not segments.any():
             break
-        total, state = extend(params, state, inputs, targets, segments)
+        begins = (segments[:, 0] > 0) & (segments[:, 0] != document)
+        document = np.where(begins, segments[:, 0], document)
+        place = np.where(begins, 0, place) + (segments > 0).sum(axis=1)
+        if attends and place.max() > model.config.attention.max_length:
+            raise InputError(
+                f"a document has more tokens than the {model.config.attention.max_length:,} that attention has room "
+                "for: raise model.attention.max_length"
+            )
+        total, state = extend(params, state, begins, inputs, targets, segments)
         if pending is not None:  # one call behind, so that reading text and computing overlap
             nats += float(pending)
         pending = total

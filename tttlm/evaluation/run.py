@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 import yaml
+from flax import nnx
 
 from tttlm.data import Document, Tokenizer, encode_file, held_out_documents, load_tokenizer
 from tttlm.errors import InputError
@@ -53,11 +54,24 @@ class Run:
             if limit and total >= limit:
                 return
 
-    def score(self, documents: Iterable[Iterable[Chunk]], *, rows: int, chunk: int, total: int | None = None) -> Score:
-        """See `stream_score`; shows a progress bar of `total` bytes."""
+    def score(
+        self,
+        documents: Iterable[Iterable[Chunk]],
+        *,
+        rows: int,
+        chunk: int,
+        total: int | None = None,
+        longest: int | None = None,
+    ) -> Score:
+        """See `stream_score`; shows a progress bar of `total` bytes. Caches get room for the `longest` document."""
+        chunk = -(-chunk // self.config.align) * self.config.align
+        model = self.model
+        if longest is not None and "attention" in self.config.model.mixers:
+            room = with_room(self.config.model, -(-longest // chunk) * chunk)
+            model = Model(room).bind(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
         with progress_bar(total, "scoring", unit="B") as bar:
             return stream_score(
-                self.model, documents, rows=rows, chunk=chunk, align=self.config.align, on_progress=bar.update
+                model, documents, rows=rows, chunk=chunk, align=self.config.align, on_progress=bar.update
             )
 
     def score_held_out(self, *, limit: int = 0, rows: int = 16, chunk: int = 256) -> Score:
@@ -65,12 +79,19 @@ class Run:
         sizes = [document.bytes for document in self.held_out(limit)]
         rows = min(rows, max(1, sum(sizes) // max(sizes)))  # more would stand idle while the longest is read
         chunks = ([(document.tokens, document.bytes)] for document in _long_first(self.held_out(limit)))
-        return self.score(chunks, rows=rows, chunk=chunk, total=sum(sizes))
+        longest = max(len(document.tokens) for document in self.held_out(limit))
+        return self.score(chunks, rows=rows, chunk=chunk, total=sum(sizes), longest=longest)
 
     def score_file(self, path: Path, *, chunk: int = 2048) -> Score:
-        """The score of a text file as one document, of any length in constant memory."""
+        """The score of a text file as one document, of any length in constant memory.
+
+        The cache of attention over the whole past is no constant: it gets room for all of the text.
+        """
         size = path.stat().st_size if path.suffix not in (".gz", ".zst", ".xz") else None
-        return self.score([encode_file(path, self.tokenizer())], rows=1, chunk=chunk, total=size)
+        longest = None
+        if "attention" in self.config.model.mixers:
+            longest = sum(len(tokens) for tokens, _ in encode_file(path, self.tokenizer()))
+        return self.score([encode_file(path, self.tokenizer())], rows=1, chunk=chunk, total=size, longest=longest)
 
     def held_out_gzip(self, limit: int = 0) -> float:
         """Bits per byte that `gzip -9` needs for the held-out documents joined."""

@@ -8,6 +8,7 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Bool, Float, Int
 
+from tttlm.errors import InputError
 from tttlm.layers.norm import RMSNorm
 from tttlm.layers.partition import each_device, place, share_groups, to_stream
 from tttlm.ops.attention import attention
@@ -157,7 +158,7 @@ class Attention(nnx.Module):
         """
         (batch, time), slots = x.shape[:2], state.keys.shape[1]
         if self.window is None:
-            _check_room(state, time)
+            check_room(state, time)
         docs = None if segment_ids is None else documents(segment_ids, state.document)
         segments = _segments(docs, (batch, time))
         places = state.offset[:, None] + jnp.arange(time, dtype=jnp.int32)
@@ -247,8 +248,13 @@ def _segments(docs: Documents | None, shape: tuple[int, int]) -> Int[Array, "B T
     return jnp.where(docs.real, docs.index, PADDING)
 
 
-def _check_room(state: AttentionState, time: int) -> None:
+def check_room(state: AttentionState, time: int) -> None:
+    """Refuses `time` more tokens than the cache of a layer without a window, or of a stack of them, has room for.
+
+    Raises:
+        InputError: the offsets are known, which they are not where a caller is compiled, and there is no room.
+    """
     if not isinstance(state.offset, jax.core.Tracer):
-        wanted, slots = int(jnp.max(state.offset)) + time, state.keys.shape[1]
+        wanted, slots = int(jnp.max(state.offset)) + time, state.keys.shape[-3]
         if wanted > slots:
-            raise ValueError(f"the attention cache has room for {slots} tokens, {wanted} are wanted: raise max_length")
+            raise InputError(f"the attention cache has room for {slots} tokens, {wanted} are wanted: raise max_length")

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from tttlm.layers.attention import check_room
 from tttlm.layers.norm import RMSNorm
 from tttlm.layers.partition import lookup, place
 from tttlm.model.block import Block, BlockState
@@ -117,7 +118,15 @@ class LanguageModel(nnx.Module):
         state: State,
         segment_ids: Int[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T V"], State]:
-        """Logits of tokens that go on from `state`, and the next state."""
+        """Logits of tokens that go on from `state`, and the next state.
+
+        Raises:
+            InputError: an attention cache has no room for them. Where this is compiled and offsets are not known, the
+                logits of tokens past its room are NaN instead.
+        """
+        for mixer, block in zip(self.config.mixers, state, strict=True):
+            if mixer == "attention":
+                check_room(block.mixer, tokens.shape[1])
         h, state = self._run(tokens, state, segment_ids, 1.0)
         return self.head(h), state
 
