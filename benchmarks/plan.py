@@ -37,7 +37,7 @@ MODELS = (
 )
 NAMES = [
     f"{size}/{context}{model}"
-    for size in ("125m", "350m", "760m", "1.3b")
+    for size in ("1.3b", "760m", "350m", "125m")
     for context in ("", "32k/")
     for model in MODELS
 ]
