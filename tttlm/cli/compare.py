@@ -12,10 +12,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tttlm.cli.arguments import as_flags, merged, parse, read_config, run_command
 from tttlm.errors import InputError
+
+if TYPE_CHECKING:  # they import JAX, which reads the environment that `main` sets
+    from tttlm.evaluation.comparison import CompareConfig
+    from tttlm.training.config import TrainConfig
 
 PROGRAM = "python -m tttlm.cli.compare"
 
@@ -33,22 +37,26 @@ def main(arguments: Sequence[str]) -> int:
     return _compare(words, environment)
 
 
-def _compare(words: list[str], environment: dict[str, str]) -> int:
-    from tttlm.evaluation.children import note_peak, run_child
-    from tttlm.evaluation.comparison import CompareConfig, decide, describe_models, train_all
-    from tttlm.evaluation.report import write_report
-    from tttlm.evaluation.results import read_results
-    from tttlm.evaluation.scores import scoring_job
+def read_comparison(
+    words: Sequence[str],
+) -> "tuple[CompareConfig, dict[str, TrainConfig], dict[str, list[str]], list[str]]":
+    """What a file and flags say: what is shared, the models to train, finished runs, and all names in order.
+
+    Raises:
+        InputError: in one line, for what cannot be read or meant.
+    """
+    from tttlm.evaluation.comparison import CompareConfig
     from tttlm.training.config import TrainConfig
 
-    file = words.pop(0) if words and not words[0].startswith("-") else None
-    if {"-h", "--help"} & set(words):
+    named = bool(words) and not words[0].startswith("-")
+    file, flags = (words[0], list(words[1:])) if named else (None, list(words))
+    if {"-h", "--help"} & set(flags):
         parse(CompareConfig, ["--help"], prog=PROGRAM, description=__doc__ or "")
     if file is None:
         raise InputError(f"name a configuration, for example: {PROGRAM} configs/compare/small.yaml --data FOLDER")
     values = _with_bases(read_config(file), Path(file))
-    shared, models = values.pop("train", {}), values.pop("models", {})
-    own, for_train, for_model = _sorted_flags(words, models)
+    shared, models = values.pop("train"), values.pop("models")
+    own, for_train, for_model = _sorted_flags(flags, models)
     config = parse(CompareConfig, [*as_flags(CompareConfig, values, file), *own], prog=PROGRAM)
     to_train: dict[str, TrainConfig] = {}
     given: dict[str, list[str]] = {}
@@ -59,11 +67,22 @@ def _compare(words: list[str], environment: dict[str, str]) -> int:
             runs = differences["run"]
             given[name] = [runs] if isinstance(runs, str) else list(map(str, runs))
             continue
-        flags = [*as_flags(TrainConfig, shared, f"{file}: train"), *for_train]
-        flags += [*as_flags(TrainConfig, differences, f"{file}: models.{name}"), *for_model[name]]
-        to_train[name] = parse(TrainConfig, flags, prog=f"{PROGRAM}: models.{name}")
+        of_all = [*as_flags(TrainConfig, shared, f"{file}: train"), *for_train]
+        its_own = [*as_flags(TrainConfig, differences, f"{file}: models.{name}"), *for_model[name]]
+        to_train[name] = parse(TrainConfig, [*of_all, *its_own], prog=f"{PROGRAM}: models.{name}")
+    return config, to_train, given, list(models)
+
+
+def _compare(words: list[str], environment: dict[str, str]) -> int:
+    from tttlm.evaluation.children import note_peak, run_child
+    from tttlm.evaluation.comparison import decide, describe_models, train_all
+    from tttlm.evaluation.report import write_report
+    from tttlm.evaluation.results import read_results
+    from tttlm.evaluation.scores import scoring_job
+
+    config, to_train, given, order = read_comparison(words)
     output = Path(config.output)
-    comparison = decide(config, to_train, given, list(models))
+    comparison = decide(config, to_train, given, order)
     environment.setdefault("JAX_COMPILATION_CACHE_DIR", str((output / "compiled").absolute()))
     print("\n".join(describe_models(comparison)), file=sys.stderr)
 
@@ -79,7 +98,7 @@ def _compare(words: list[str], environment: dict[str, str]) -> int:
     train_all(comparison, train)
     if job := scoring_job(comparison):
         child("score", str(job))
-    command = " ".join([PROGRAM, file, *words])
+    command = " ".join([PROGRAM, *words])
     print(write_report(comparison, read_results(comparison), command, output / "report"))
     return 0
 

@@ -97,7 +97,7 @@ def decide(
         raise InputError(f"seeds must be different numbers, at least one, got {list(config.seeds)}")
     finished = {name: tuple(map(finished_run, runs)) for name, runs in given.items()}
     shared = _what_all_share(models, finished)
-    picked = _matched(config.match, models, finished)
+    picked = matched_models(config.match, models, finished)
     for name, run in models.items():
         check(replace(run, model=picked[name].config, data=replace(run.data, path="to be prepared", mixture={})))
     output = Path(config.output)
@@ -197,9 +197,10 @@ def _what_all_share(models: dict[str, TrainConfig], given: dict[str, tuple[Train
     return run
 
 
-def _matched(
+def matched_models(
     settings: MatchConfig, models: dict[str, TrainConfig], given: dict[str, tuple[TrainConfig, ...]]
 ) -> dict[str, Match]:
+    """The models as they are trained: those that are matched, changed to cost what `settings.to` costs."""
     unchanged = {name: Match(run.model, "", 0.0, 0.0) for name, run in models.items()}
     if settings.by == "none":
         return unchanged

@@ -25,8 +25,8 @@ SCORES = "scores.json"
 
 def score_key(run: TrainConfig, test: Path, settings: PositionsConfig) -> dict[str, Any]:
     """What a score depends on: one with another key is made again."""
-    print_ = read_manifest(test)["fingerprint"]
-    return {"step": run.steps, "trained": run.sequence_length, "test": print_, **asdict(settings)}
+    text = read_manifest(test)["fingerprint"]
+    return {"step": run.steps, "trained": run.sequence_length, "text": text, **asdict(settings)}
 
 
 def read_score(folder: Path, key: dict[str, Any]) -> dict[str, Any] | None:
@@ -43,10 +43,11 @@ def scoring_job(comparison: Comparison) -> Path | None:
     settings = comparison.config.positions
     runs = []
     for entry in comparison.entries:
-        for run in entry.configs:
+        for place, run in enumerate(entry.configs):
             key = score_key(run, comparison.test, settings)
             if read_score(Path(run.run), key) is None:
-                runs.append({"name": f"{entry.name}, seed {run.seed}", "folder": run.run, "key": key})
+                name = f"{entry.name}, seed {run.seed}"
+                runs.append({"name": name, "folder": run.run, "key": key, "with_memory": place == 0})
     if not runs:
         return None
     file = Path(comparison.config.output) / "scoring.json"
@@ -62,11 +63,26 @@ def do_scoring_job(file: Path) -> None:
     settings = PositionsConfig(**job["settings"])
     for number, run in enumerate(job["runs"], start=1):
         description = f"scoring {run['name']} ({number}/{len(job['runs'])})"
-        make_score(Path(run["folder"]), Path(job["test"]), settings, run["key"], description)
+        make_score(
+            Path(run["folder"]),
+            Path(job["test"]),
+            settings,
+            run["key"],
+            with_memory=run["with_memory"],
+            description=description,
+        )
 
 
-def make_score(folder: Path, test: Path, settings: PositionsConfig, key: dict[str, Any], description: str) -> None:
-    """Scores a finished run and writes the score to its folder."""
+def make_score(
+    folder: Path,
+    test: Path,
+    settings: PositionsConfig,
+    key: dict[str, Any],
+    *,
+    with_memory: bool,
+    description: str,
+) -> None:
+    """Scores a finished run and writes the score to its folder; `with_memory` compiles its step to know its memory."""
     trained = key["trained"]
     length = settings.length or 4 * trained
     chunk = min(trained, length)
@@ -93,7 +109,7 @@ def make_score(folder: Path, test: Path, settings: PositionsConfig, key: dict[st
         "bytes_per_token": [document.bytes / (len(document.tokens) - 1) for document in documents],
         "nats": nats.tolist(),
         "tokens": tokens.tolist(),
-        "step_memory": step_memory(run.config),
+        "step_memory": step_memory(run.config) if with_memory else None,
         "device": f"{len(jax.devices())} x {device.device_kind}" if device.platform != "cpu" else _processor(),
         "jax": jax.__version__,
     }

@@ -1,0 +1,67 @@
+"""The ready comparisons are whole: every model can be trained, and no two are the same."""
+
+import dataclasses
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from tttlm.cli.compare import read_comparison
+from tttlm.evaluation.comparison import matched_models
+from tttlm.training.config import TrainConfig, check
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "compare"
+FILES = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "shared")
+ABLATION = ["linear_attention", "learned_start", "norm_and_residual", "mini_batch_16", "learned_rate", "mamba_backbone"]
+
+
+def read(name: str) -> dict[str, TrainConfig]:
+    config, models, given, order = read_comparison([str(CONFIGS / f"{name}.yaml"), "--data", "a/folder"])
+    assert not given
+    assert order == list(models)
+    matched = matched_models(config.match, models, {})
+    return {name: dataclasses.replace(run, model=matched[name].config) for name, run in models.items()}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_model_of_a_comparison_can_be_trained_and_no_two_are_the_same(name):
+    models = read(name)
+    for run in models.values():
+        check(dataclasses.replace(run, data=dataclasses.replace(run.data, path="a/folder")))
+    assert len({run.model for run in models.values()}) == len(models)
+    for field in ("steps", "batch_size", "sequence_length", "optimizer", "data"):
+        assert len({repr(getattr(run, field)) for run in models.values()}) == 1
+
+
+def test_the_small_comparison_has_every_layer_and_models_of_one_size():
+    models = read("small")
+    assert {mixer for run in models.values() for mixer in run.model.mixers} == {
+        *("attention", "ttt_linear", "ttt_mlp", "mamba", "mamba2", "sliding_attention")
+    }
+    sizes = [run.model.parameter_count() for run in models.values()]
+    assert max(sizes) / min(sizes) < 1.05
+
+
+@pytest.mark.parametrize("name", ["ablation", "125m_ablation"])
+def test_every_row_of_the_ablation_changes_one_thing(name):
+    """Table 1 of the paper, from theorem 1 to TTT-Linear."""
+    models = read(name)
+    assert list(models) == ABLATION
+    first, last = models["linear_attention"].model, models["mamba_backbone"].model
+    assert first.ttt.mini_batch_size == models["linear_attention"].sequence_length
+    off = ("learned_start", "inner_norm", "inner_bias", "learned_rate")
+    assert not any(getattr(first.ttt, option) for option in off)
+    assert last == dataclasses.replace(last, ttt=type(last.ttt)(inner_learning_rate=1.0), backbone="mamba")
+    changed = []
+    rows = [run.model for run in models.values()]
+    for before, after in pairwise(rows):
+        fields = [f.name for f in dataclasses.fields(after.ttt)]
+        changed.append({f for f in fields if getattr(before.ttt, f) != getattr(after.ttt, f)})
+        assert dataclasses.replace(after, ttt=before.ttt, backbone=before.backbone) == before
+    assert changed == [
+        {"learned_start", "inner_bias"},
+        {"inner_norm"},
+        {"mini_batch_size"},
+        {"learned_rate", "inner_learning_rate"},
+        set(),
+    ]
