@@ -53,7 +53,6 @@ def plan(config: TrainConfig, topology: str) -> int:
     from tttlm.training.topologies import use_cpu
 
     use_cpu()
-    print(f"compiling for {topology}: this takes a minute or two", file=sys.stderr)
     planned = make_plan(config, topology)
     print("\n".join(describe(planned)))
     return 0 if planned.fits else 1

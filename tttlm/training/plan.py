@@ -1,6 +1,7 @@
 """Whether a run fits devices that are not here: its training step is compiled for them, and read."""
 
 import re
+import sys
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -71,6 +72,7 @@ def make_plan(config: TrainConfig, topology: str) -> Plan:
     device, devices = topology_devices(topology)
     mesh = make_mesh(config.mesh, devices)
     check_mesh(mesh, config)
+    print(f"compiling for {topology}: this takes a minute or two", file=sys.stderr)
     return compiled_plan(config, mesh, topology, device)
 
 

@@ -75,7 +75,8 @@ def check_mesh(mesh: Mesh | AbstractMesh, config: TrainConfig) -> None:
     rows = config.batch_size // config.accumulate
     if rows % shares:
         raise InputError(
-            f"batch_size / accumulate = {rows} rows is not divisible by the {shares} devices of mesh.data x mesh.fsdp"
+            f"batch_size / accumulate = {rows} rows is not divisible by the {shares} devices of mesh.data x mesh.fsdp: "
+            "mesh.context and mesh.tensor share what is in a row"
         )
     tokens, rest = divmod(config.sequence_length, size["context"])
     if rest:
