@@ -88,6 +88,15 @@ def test_what_is_computed_again_changes_no_gradient(remat):
     assert count(run) > count(expected)
 
 
+def test_dots_computes_less_again_than_block_does():
+    def products(remat):
+        graph, parameters = nnx.split(LanguageModel(dataclasses.replace(SMALL, remat=remat), rngs=nnx.Rngs(0)))
+        gradient = jax.jit(jax.grad(lambda p: jnp.sum(nnx.merge(graph, p)(tokens()))))
+        return gradient.lower(parameters).as_text().count("dot_general")
+
+    assert products("none") < products("dots") < products("block")
+
+
 def test_bfloat16_computes_close_to_float32_and_keeps_its_state_in_float32():
     low = LanguageModel(dataclasses.replace(SMALL, dtype="bfloat16"), rngs=nnx.Rngs(0))
     high = LanguageModel(SMALL, rngs=nnx.Rngs(0))

@@ -40,11 +40,12 @@ SMALL = {
 SHAPE = re.compile(r"\b(?:pred|[a-z]+\d+)\[([\d,]*)\]")
 
 
-def batches():
+def batches(config: TrainConfig):
     rng = np.random.default_rng(0)
-    for _ in range(STEPS):
-        tokens = rng.integers(0, 20, (ROWS, LENGTH + 1)).cumsum(axis=1).astype(np.int32) % 300
-        segments = (1 + (rng.random((ROWS, LENGTH)) < 0.1).cumsum(axis=1)).astype(np.int32)
+    rows, length = config.batch_size, config.sequence_length
+    for _ in range(config.steps):
+        tokens = rng.integers(0, 20, (rows, length + 1)).cumsum(axis=1).astype(np.int32) % 300
+        segments = (1 + (rng.random((rows, length)) < 0.1).cumsum(axis=1)).astype(np.int32)
         segments[:2, -5:] = 0
         weights = (segments > 0).astype(np.float32)
         yield {"inputs": tokens[:, :-1], "targets": tokens[:, 1:], "segment_ids": segments, "weights": weights}
@@ -65,10 +66,10 @@ def train(changes: dict, axes: str) -> dict[str, object]:
     model = Model(config.model)
     state = make_init(config, model, mesh)()
     place = place_batch(mesh)
-    step = make_step(config, model, mesh).lower(state, place(next(batches()))).compile()
+    step = make_step(config, model, mesh).lower(state, place(next(batches(config)))).compile()
     found = facts(step, state)
     losses = []
-    for batch in batches():
+    for batch in batches(config):
         state, numbers = step(state, place(batch))
         losses.append(float(numbers["loss"]))
     return {"losses": losses, **found}
@@ -81,6 +82,7 @@ def facts(step: jax.stages.Compiled, state) -> dict[str, object]:
     collectives: kinds with the shapes of their results on a device.
     arrays: all shapes of more than two dimensions whose last one is (a share of) the vocabulary.
     donated: whether the state that goes out takes the place of that which goes in.
+    temporary: bytes that a device needs besides.
     """
 
     def shares(shardings) -> dict[str, list]:
@@ -98,6 +100,7 @@ def facts(step: jax.stages.Compiled, state) -> dict[str, object]:
                 collectives.add((kind, shape))
             if len(shape) > 2 and shape[-1] > WIDTH and VOCABULARY % shape[-1] == 0:
                 arrays.add(shape)
+    memory = step.memory_analysis()
     into, out = step.input_shardings[0][0], step.output_shardings[0]
     bytes_held = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(state))
     return {
@@ -105,7 +108,8 @@ def facts(step: jax.stages.Compiled, state) -> dict[str, object]:
         "out": shares(out),
         "collectives": sorted(collectives),
         "arrays": sorted(arrays),
-        "donated": step.memory_analysis().alias_size_in_bytes >= bytes_held,
+        "donated": memory.alias_size_in_bytes >= bytes_held,
+        "temporary": memory.temp_size_in_bytes,
     }
 
 

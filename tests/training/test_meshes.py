@@ -97,6 +97,15 @@ def test_every_layer_trains_the_same_on_every_mesh(layer):
 
 
 @pytest.mark.slow
+def test_a_context_of_128k_tokens_trains_on_eight_devices_with_a_share_of_the_memory():
+    row = {"sequence_length": 131072, "batch_size": 1, "steps": 2, "loss_chunk": 2048}
+    model = {"model.mixers": ["ttt_linear"], "model.layers": 1, "model.ttt.mini_batch_size": 64}
+    runs = run({**row, **model}, ONE, "context=8")
+    assert runs["context=8"]["losses"] == pytest.approx(runs[ONE]["losses"], abs=1e-5, rel=0)
+    assert runs["context=8"]["temporary"] < runs[ONE]["temporary"] / 6
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("mixer", ["ttt_linear", "mamba2"])
 def test_bfloat16_with_float32_weights_trains_on_a_mesh_as_on_one_device(mixer):
     check(run({"model.mixers": [mixer], "model.dtype": "bfloat16"}, ONE, "fsdp=2,tensor=2,context=2"), 2e-2)
