@@ -161,7 +161,8 @@ def with_width(config: ModelConfig, width: int) -> ModelConfig:
 
 
 def _distance(a: ModelConfig, b: ModelConfig) -> float:
-    shape = lambda c: (c.width, c.layers, max(c.feed_forward, 1) / c.width)
+    """How far two shapes are from each other, in factors; depth counts twice, as it changes the most."""
+    shape = lambda c: (c.width, c.layers, c.layers, max(c.feed_forward, 1) / c.width)
     return sum(abs(math.log(x / y)) for x, y in zip(shape(a), shape(b), strict=True))
 
 
