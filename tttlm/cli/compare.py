@@ -76,7 +76,7 @@ def read_comparison(
 def _compare(words: list[str], environment: dict[str, str]) -> int:
     from tttlm.evaluation.children import note_peak, run_child
     from tttlm.evaluation.comparison import decide, describe_models, train_all
-    from tttlm.evaluation.report import write_report
+    from tttlm.evaluation.report import results_table, write_report
     from tttlm.evaluation.results import read_results
     from tttlm.evaluation.scores import scoring_job
 
@@ -99,7 +99,9 @@ def _compare(words: list[str], environment: dict[str, str]) -> int:
     if job := scoring_job(comparison):
         child("score", str(job))
     command = " ".join([PROGRAM, *words])
-    print(write_report(comparison, read_results(comparison), command, output / "report"))
+    results = read_results(comparison)
+    report = write_report(comparison, results, command, output / "report")
+    print("\n".join(results_table(comparison, results)), report, sep="\n\n")
     return 0
 
 

@@ -35,7 +35,6 @@ def _lines(comparison: Comparison, results: Results, command: str) -> Iterator[s
     seeds = {tuple(model.seeds) for model in results.models}
     of_seeds = f"{len(config.seeds)} seed{'s' * (len(config.seeds) > 1)}" if len(seeds) == 1 else "the seeds"
     names = [model.name for model in results.models]
-    against = names[0] if config.against == "first" else "the row above"
     count = len(results.documents)
     documents = f"{count} document{'s' * (count > 1)}"
     yield f"# {', '.join(names)}"
@@ -53,10 +52,7 @@ def _lines(comparison: Comparison, results: Results, command: str) -> Iterator[s
     yield ""
     yield "## Results"
     yield ""
-    yield from _table(
-        ("model", "held-out loss", "bits per byte", f"minus {against}", "seeds", "tokens/s", "step", "process"),
-        (_row(model) for model in results.models),
-    )
+    yield from results_table(comparison, results)
     yield ""
     yield (
         f"Loss is in nats per token over the first {results.trained_length:,} positions, the length of a training row. "
@@ -102,6 +98,15 @@ def _lines(comparison: Comparison, results: Results, command: str) -> Iterator[s
     yield (
         f"Stretches of {results.bins[-1]:,} tokens of the same {documents}, each read from a fresh state through "
         f"`extend`; beyond {results.trained_length:,} no model was trained."
+    )
+
+
+def results_table(comparison: Comparison, results: Results) -> Iterator[str]:
+    """The lines of the table of losses, speed and memory, in Markdown."""
+    against = results.models[0].name if comparison.config.against == "first" else "the row above"
+    return _table(
+        ("model", "held-out loss", "bits per byte", f"minus {against}", "seeds", "tokens/s", "step", "process"),
+        (_row(model) for model in results.models),
     )
 
 
