@@ -93,12 +93,38 @@ def test_sigterm_to_one_stops_both_at_the_same_step_with_a_checkpoint_that_one_p
 
 
 @pytest.mark.slow
-def test_four_processes_go_on_from_a_checkpoint_of_two(two, data, alone, tmp_path):
+def test_four_processes_of_slurm_go_on_from_a_checkpoint_of_two(two, data, alone, tmp_path):
     shutil.copytree(two / "stopped", tmp_path / "stopped")
     config = changes(tmp_path / "stopped", data, **{"mesh.fsdp": 2, "mesh.tensor": 2})
-    ended = run_together(4, config)
+    ended = run_together(4, config, launcher="slurm")
     assert [report[0]["reason"] for report in ended] == ["finished"] * 4
     assert_same(small_config(**config), alone[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("harm", ["cut", "flipped"])
+def test_two_processes_pass_over_a_damaged_checkpoint(two, data, alone, tmp_path, harm):
+    shutil.copytree(two / "rows", tmp_path / "rows")
+    newest = tmp_path / "rows" / "checkpoints" / str(STEPS)
+    largest = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content[: len(content) // 2] if harm == "cut" else content)
+    config = changes(tmp_path / "rows", data)
+    ended = run_together(2, config)
+    assert [report[0]["reason"] for report in ended] == ["finished"] * 2
+    assert len(ended[0][0]["read"]) >= 2 * STEPS // 2  # trained again from the checkpoint in the middle
+    assert_same(small_config(**config), alone[0])
+    assert newest.with_name(f"{STEPS}.damaged").is_dir()
+
+
+@pytest.mark.slow
+def test_two_processes_of_open_mpi_stop_at_a_faulty_step_with_one_report(data, tmp_path):
+    config = changes(tmp_path / "run", data, **{"optimizer.learning_rate": 1e30, "model.mixers": ["ttt_linear"]})
+    (first,), (second,) = run_together(2, config, launcher="ompi")
+    assert first["reason"] == second["reason"] == "fault"
+    assert first["message"] == second["message"]
+    assert "layer 0 (ttt_linear)" in first["message"]
 
 
 JOIN = """

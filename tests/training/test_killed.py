@@ -31,7 +31,7 @@ def test_twenty_kills_change_nothing(data, tmp_path):
     train(config)
     killed = small_config(tmp_path / "killed", data, **{"steps": steps, "checkpoint.every": 3})
     metrics = Path(killed.run) / "metrics.jsonl"
-    kills = 0
+    kills = writing = 0
     while True:
         process = subprocess.Popen(
             [sys.executable, "-c", KILLED, killed.run, str(data), str(steps)],
@@ -45,8 +45,11 @@ def test_twenty_kills_change_nothing(data, tmp_path):
             time.sleep(rng.uniform(0, 1.5))
             process.send_signal(signal.SIGKILL)
             kills += 1
+            process.wait()
+            writing += any((Path(killed.run) / "checkpoints").glob("*tmp*"))
         if process.wait() == 0:
             break
     assert kills == 20
+    assert writing > 0  # some came while a checkpoint was being written
     assert numbers(killed) == numbers(config)
     jax.tree.map(np.testing.assert_array_equal, params(killed), params(config))

@@ -191,6 +191,16 @@ def test_a_faulty_step_is_skipped_when_asked_and_changes_nothing(data, tmp_path,
     assert lines[8]["loss"] < lines[1]["loss"]
 
 
+def test_a_leap_of_the_gradient_norm_is_a_fault_where_it_is_told_to_be(data, tmp_path):
+    config = small_config(tmp_path / "run", data, **{"faults.spike": 0.9, "evaluate.every": 0})
+    outcome = loop.train(config)  # the norm grows as the run begins
+    assert (outcome.reason, outcome.step, outcome.status) == ("fault", 1, 1)
+    norm = read_metrics(Path(config.run) / "metrics.jsonl")[0]["gradient_norm"]
+    assert outcome.message.startswith("step 2: the gradient norm leapt to ")
+    assert float(outcome.message.split("leapt to ")[1].split(":")[0]) > 0.9 * norm
+    assert "everything is finite; the largest gradient is of" in outcome.message
+
+
 def test_rolling_back_goes_on_from_the_checkpoint_with_the_batches_after_the_fault(data, tmp_path, monkeypatch):
     config = small_config(tmp_path / "run", data, **{"faults.policy": "rollback", "evaluate.every": 0})
     seen: list[int] = []

@@ -86,36 +86,35 @@ class Checkpoints:
         """
         steps = [checkpoint.step for checkpoint in self._orbax.checkpoints]
         for step in reversed(steps):
-            found: Found | None = None
+            facts: dict[str, Any] = {}
+            loaded: dict[str, Any] = {}
             cause = ""
             try:
-                with _quiet():
-                    found = self._load(step, params, rest)
+                with _quiet(), _by_itself():
+                    facts, loaded = self._read(step, {"params": params, "rest": rest})
             except Exception as error:
                 cause = _first_cause(error)
-            cause = first_of(cause)
-            if found and not cause:
-                return found
+            # All processes have read, or none goes on: what comes now they do together.
+            cause = first_of(cause) or _difference(loaded, facts)
+            if not cause:
+                like = {"params": params, "rest": rest}
+                loaded = jax.tree.map(lambda x, wanted: x.astype(wanted.dtype), loaded, like)
+                return Found(step, loaded["params"], loaded["rest"], facts["totals"])
             say(f"checkpoint {self._folder / str(step)} is damaged ({cause}); going on from the one before")
             self._set_aside(step)
         if steps:
             raise InputError(f"{self._folder}: no checkpoint is sound; start again in another run folder")
         return None
 
-    def _load(self, step: int, params: Any, rest: Any) -> Found:
-        facts = self._orbax.checkpointables_metadata(step).custom_metadata
+    def _read(self, step: int, like: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What was written about a checkpoint, and its arrays in the dtypes they were saved in."""
+        path = (self._folder / str(step)).absolute()
+        facts = ocp.checkpointables_metadata(path).custom_metadata
         if not facts or facts.get("format") != _FORMAT:
             raise ValueError("its description cannot be read")
-        wanted = {"params": params, "rest": rest}
-        saved = {name: _as_saved(tree, facts[name]) for name, tree in wanted.items()}
-        loaded = self._orbax.load_checkpointables(step, saved)
-        for name in wanted:
-            wrong = [path for path, digest in digests(loaded[name]).items() if facts[name].get(path) != digest]
-            if wrong:
-                raise ValueError(f"the values of {name}/{wrong[0]} are not those that were saved")
-        if saved != wanted:
-            loaded = jax.tree.map(lambda x, like: x.astype(like.dtype), loaded, wanted)
-        return Found(step, loaded["params"], loaded["rest"], facts["totals"])
+        return facts, ocp.load_checkpointables(
+            path, {name: _as_saved(tree, facts[name]) for name, tree in like.items()}
+        )
 
     def _set_aside(self, step: int) -> None:
         if is_first():
@@ -168,6 +167,15 @@ def digests(tree: Any) -> dict[str, str]:
     return {path_name(path): f"{x.dtype}:{digest}" for (path, x), digest in leaves}
 
 
+def _difference(loaded: dict[str, Any], facts: dict[str, Any]) -> str:
+    """Names the first array that is not what was saved; "" when all are."""
+    for name, tree in loaded.items():
+        for path, digest in digests(tree).items():
+            if facts[name].get(path) != digest:
+                return f"the values of {name}/{path} are not those that were saved"
+    return ""
+
+
 def _as_saved(tree: Any, facts: dict[str, str]) -> Any:
     """The abstract arrays of `tree` with the dtypes that `facts`, which are `digests`, say they were saved in."""
 
@@ -209,7 +217,7 @@ def load_params(folder: Path, abstract: Any, step: int | None = None) -> tuple[i
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(lambda x: x if x.sharding else x.update(sharding=here), abstract)
     try:
-        with _quiet():
+        with _quiet(), _by_itself():
             loaded = ocp.load_checkpointables((folder / str(step)).absolute(), {"params": abstract})
     except Exception as error:
         raise InputError(f"checkpoint {folder / str(step)} cannot be read: {_first_cause(error)}") from error
@@ -234,6 +242,20 @@ def saved_steps(folder: Path) -> list[int]:
     if not folder.is_dir():
         return []
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+@contextlib.contextmanager
+def _by_itself() -> Iterator[None]:
+    """Each process reads what it needs without waiting for others, one of which may meet an error and never come."""
+    if jax.process_count() == 1:
+        yield
+        return
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
+    )
+    with ocp.Context(multiprocessing_options=alone):
+        yield
 
 
 @contextlib.contextmanager

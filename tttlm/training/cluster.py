@@ -1,6 +1,7 @@
 """Many processes as one: how they find each other, and what they agree on."""
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -36,6 +37,8 @@ def join(config: DistributedConfig) -> None:
     explicit = any(value is not None for value in given.values())
     if config.mode == "off" or jax.distributed.is_initialized():
         return
+    if config.coordinator and not re.fullmatch(r".+:\d+", config.coordinator):
+        raise InputError(f"--distributed.coordinator is HOST:PORT, got {config.coordinator!r}")
     started = next((int(os.environ[name]) for name in COUNTS if os.environ.get(name, "").isdigit()), None)
     if config.mode == "auto" and not explicit and started == 1:
         return  # a launcher's only task has all the devices of its machine
