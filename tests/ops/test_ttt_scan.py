@@ -174,10 +174,12 @@ def test_a_step_reduces_the_inner_loss():
     assert losses[1] < 0.9 * losses[0]
 
 
-def test_float32_inputs_of_any_kind_keep_the_state_in_float32():
-    q, k, v, *rest = jax.tree.map(lambda a: a.astype(jnp.bfloat16), inputs(0, 1, 20, 2, 8, 16, 1))
-    out, state = ttt_scan(q, k, v, *rest)
-    assert out.dtype == jnp.float32
+def test_from_bfloat16_it_computes_in_float32_keeps_the_state_in_it_and_rounds_the_outputs_alone():
+    narrow = jax.tree.map(lambda a: a.astype(jnp.bfloat16), inputs(0, 1, 20, 2, 8, 16, 1))
+    out, state = ttt_scan(*narrow)
+    exact, _ = ttt_scan(*jax.tree.map(lambda a: a.astype(jnp.float32), narrow))
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(out.astype(jnp.float32), exact, rtol=2**-8)
     assert {w.dtype for w in jax.tree.leaves(state[:2])} == {jnp.dtype("float32")}
 
 

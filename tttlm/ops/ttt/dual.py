@@ -83,7 +83,7 @@ def _whole(queries, keys, values, learning_rates, token_scale, weights, norm, st
             out, current, update = _mini_batch(
                 current, None, weights, norm, tokens, places, token_scale[None], eps, step=token_scale[-1]
             )
-            return jax.tree.map(jnp.subtract, current, update), out
+            return jax.tree.map(jnp.subtract, current, update), out.astype(tokens.q.dtype)  # half the memory
 
         tokens = Tokens(*(_to_mini_batches(a[:, :full], count, size) for a in inputs))
         places = None if index is None else _places(index[:, :full], count, size)

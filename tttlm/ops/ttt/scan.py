@@ -55,7 +55,7 @@ def ttt_scan(
         implementation: "dual" (matrix products over a mini-batch) or "reference" (the definition); None picks.
 
     Returns:
-        outputs `[B, T, H, K]`, and the state after the last token.
+        outputs `[B, T, H, K]` in the dtype of `queries`, and the state after the last token.
 
     Raises:
         ValueError: when the implementation is unknown or the shapes do not fit together.
@@ -73,7 +73,7 @@ def ttt_scan(
     # Without a state every row stands at the start of a mini-batch, which the fast form makes use of.
     known_start = {"known_start": state is None} if compute is dual else {}
     outputs, after = compute(*tokens, *model, state=carried, docs=docs, eps=eps, **known_start)
-    return outputs, after._replace(document=document_in_progress(carried.document, docs))
+    return outputs.astype(queries.dtype), after._replace(document=document_in_progress(carried.document, docs))
 
 
 def _check(queries, keys, values, learning_rates, weights, norm) -> None:
