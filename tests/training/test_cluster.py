@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -15,8 +16,10 @@ import pytest
 from tests.training.processes import run_together, train_all
 from tests.training.small import small_config
 from tests.training.test_loop import numbers, params
+from tttlm.errors import InputError
 from tttlm.training.checkpoints import saved_steps
 from tttlm.training.config import TrainConfig
+from tttlm.training.sharding import row_share
 
 STEPS = 16
 
@@ -153,3 +156,23 @@ def test_a_run_alone_waits_for_nothing_and_one_of_many_that_finds_none_is_told_w
         joined, seconds = done.stdout.split()
         assert joined == "False"
         assert float(seconds) < 2
+
+
+def shares_of(processes: list[int], fsdp: int, tensor: int, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Each process's share of a batch, on a mesh whose devices belong to these processes, in order."""
+    devices = np.array([SimpleNamespace(process_index=process) for process in processes]).reshape(1, fsdp, tensor, 1)
+    mesh: Any = SimpleNamespace(devices=devices, shape={"data": 1, "fsdp": fsdp, "tensor": tensor, "context": 1})
+    shares = []
+    for process in range(max(processes) + 1):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        shares.append(row_share(mesh))
+    return shares
+
+
+def test_processes_share_a_batch_by_the_rows_that_their_devices_hold(monkeypatch):
+    assert shares_of([0, 0, 1, 1], 4, 1, monkeypatch) == [(0, 2), (1, 2)]
+    assert shares_of([0, 1, 0, 1], 4, 1, monkeypatch) == [(0, 2), (1, 2)]
+    assert shares_of([0, 0, 1, 1], 1, 4, monkeypatch) == [(0, 1), (0, 1)]
+    assert shares_of([0, 1, 2, 3], 2, 2, monkeypatch) == [(0, 2), (0, 2), (1, 2), (1, 2)]
+    with pytest.raises(InputError, match="lie across the processes unevenly"):
+        shares_of([0, 0, 1, 1, 2, 2], 2, 3, monkeypatch)
