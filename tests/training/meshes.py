@@ -21,7 +21,7 @@ from tttlm.training.config import MeshConfig, TrainConfig
 from tttlm.training.sharding import check_mesh, make_mesh, path_name, place_batch
 from tttlm.training.step import Model, make_init, make_step
 
-STEPS, ROWS, LENGTH, CHUNK, WIDTH, VOCABULARY = 20, 8, 32, 4, 64, 304
+STEPS, ROWS, LENGTH, CHUNK, WIDTH, VOCABULARY = 20, 8, 32, 4, 64, 632
 SMALL = {
     "steps": STEPS,
     "batch_size": ROWS,
