@@ -26,7 +26,7 @@ from tttlm.progress import progress_bar
 from tttlm.training.config import TrainConfig
 from tttlm.training.devices import DEVICES, GIB
 from tttlm.training.plan import make_plan
-from tttlm.training.topologies import use_cpu
+from tttlm.training.topologies import only_compile
 
 ROOT = Path(__file__).parents[1]
 ROWS, PAGE = ROOT / "benchmarks" / "plan.jsonl", ROOT / "docs" / "plan.md"
@@ -74,7 +74,7 @@ def main(arguments: Arguments) -> None:
 
 def compile_row(name: str, topology: str) -> Row:
     """The plan of one configuration, and what made it. Where devices are more than rows, they share each row."""
-    use_cpu()
+    only_compile()
     arguments = ["--config", str(ROOT / "configs" / f"{name}.yaml")]
     config = parse(TrainConfig, arguments, prog="benchmarks/plan.py")
     devices = math.prod(map(int, topology.partition(":")[2].split("x")))
@@ -112,11 +112,14 @@ def write_table(rows: dict[tuple[str, str], Row]) -> None:
     for topology in sorted({topology for _, topology in rows}, reverse=True):
         here = [rows[name, topology] for name in NAMES if (name, topology) in rows]
         device = next(device for device in DEVICES if device.name == topology.partition(":")[0])
-        made = sorted({f"jax {row['jax']}, libtpu {row['libtpu']}, commit {row['commit']}" for row in here})
+        compiler = "libtpu" if "x" in topology else "jax-cuda12-plugin"
+        made = [
+            f"{package} {', '.join(sorted({row[package] for row in here}))}" for package in ("jax", compiler, "commit")
+        ]
         lines += [
             f"### {topology}",
             "",
-            f"{here[0]['devices']} devices of {device.memory / GIB:.1f} GiB ({'; '.join(made)}).",
+            f"{here[0]['devices']} devices of {device.memory / GIB:.1f} GiB; {'; '.join(made)}.",
             "",
             "| configuration | parameters | FLOPs a token | peak memory | state | exchanged a step | compiled in | |",
             "|---|---|---|---|---|---|---|---|",

@@ -50,9 +50,9 @@ def main(arguments: list[str]) -> int:
 def plan(config: TrainConfig, topology: str) -> int:
     """Prints what the run would need of devices that are not here; 1 if they do not have it."""
     from tttlm.training.plan import describe, make_plan
-    from tttlm.training.topologies import use_cpu
+    from tttlm.training.topologies import only_compile
 
-    use_cpu()
+    only_compile()
     planned = make_plan(config, topology)
     print("\n".join(describe(planned)))
     return 0 if planned.fits else 1

@@ -86,6 +86,8 @@ def assumed_cudnn() -> Iterator[None]:
         yield
 
 
-def use_cpu() -> None:
-    """Keeps this process from taking the accelerators that the machine may have; before JAX has started."""
+def only_compile() -> None:
+    """For a process that does nothing else, before JAX has started: it leaves the machine's accelerators alone, and
+    takes no program from the compilation cache, so that the time of compiling is what it says."""
     jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)
