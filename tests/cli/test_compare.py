@@ -132,6 +132,17 @@ def test_finished_runs_are_taken_as_they_are(compared):
     assert [model["seeds"] for model in models] == [[0, 1], [0]]
 
 
+def test_another_configuration_in_the_same_folder_is_refused(compared, monkeypatch):
+    folder, _, _ = compared
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    words = [str(folder / "small.yaml"), "--data", str(folder / "texts"), "--train.optimizer.learning_rate", "1e-2"]
+    with pytest.raises(
+        InputError, match=r"optimizer\.learning_rate: 0\.003 -> 0\.01.*choose another --output"
+    ) as error:
+        main(words)
+    assert "\n" not in str(error.value)
+
+
 BAD = {
     "unknown model": (["--models.mambo.steps", "3"], "unknown model 'mambo' in '--models.mambo.steps'"),
     "unknown name": (["--train.stps", "3"], "unknown flag '--stps' (did you mean '--steps'?)"),
@@ -141,6 +152,7 @@ BAD = {
         ["--match.vary", "layers", "--models.window.model.feed_forward", "64"],
         "raise match.tolerance or let match.vary name more",
     ),
+    "unknown part": (["--models.window.model.widht", "8"], "unknown flag '--model.widht'"),
     "seeds": (["--seeds", "1", "1"], "seeds must be different numbers"),
     "nothing to read": ([], "say which text to train on: --data FOLDER"),
     "no text": (["--data", "no/such/folder"], "no/such/folder"),

@@ -4,6 +4,7 @@ Every run is trained in a process of its own, one after the other, and scored in
 Everything that was finished is found again in the folder, so a comparison that was stopped goes on.
 """
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -93,6 +94,8 @@ def decide(
     """
     if not order:
         raise InputError("there is no model to compare: name some under 'models'")
+    if odd := [name for name in order if not re.fullmatch(r"[\w.-]+", name)]:
+        raise InputError(f"a model is called by letters, digits, '.', '-' and '_', got {odd[0]!r}")
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
         raise InputError(f"seeds must be different numbers, at least one, got {list(config.seeds)}")
     finished = {name: tuple(map(finished_run, runs)) for name, runs in given.items()}
@@ -106,6 +109,8 @@ def decide(
     for name, run in models.items():
         run = replace(run, model=picked[name].config, data=data, evaluate=replace(run.evaluate, final_bytes=0))
         runs = tuple(replace(run, seed=seed, run=str(output / "runs" / f"{name}-{seed}")) for seed in config.seeds)
+        for each in runs:
+            _check_same(each)
         entries[name] = Entry(name, runs, picked[name].changed)
     folder = Path(data.validation_path or data.path or next(iter(data.mixture)))
     test = prepared_test(config.test, folder, output / "test") if config.test else folder
@@ -179,6 +184,14 @@ def describe_models(comparison: Comparison) -> Iterator[str]:
         flops = model.flops_per_token(comparison.length)
         note = "finished run" if entry.given else entry.changed or ("as it is" if by != "none" else "")
         yield f"{entry.name:24} {model.layers:6} {model.width:6} {model.parameter_count():11,} {flops:12,.0f}  {note}"
+
+
+def _check_same(run: TrainConfig) -> None:
+    """Refuses to take up a run that an earlier comparison in the same folder began otherwise."""
+    try:
+        RunFolder(run.run).check_config(run)
+    except InputError as error:
+        raise InputError(str(error).replace("--run", "--output")) from None
 
 
 def _what_all_share(models: dict[str, TrainConfig], given: dict[str, tuple[TrainConfig, ...]]) -> TrainConfig:
