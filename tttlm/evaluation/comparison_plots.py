@@ -34,7 +34,7 @@ def draw_curves(results: Results, png: Path) -> Path:
         axes.set(xscale="log", xlabel=label)
         _tidy(axes)
     panels[0].set_ylabel("held-out loss (nats per token)")
-    panels[-1].legend(frameon=False, loc="upper right")
+    figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="outside right upper")
     figure.savefig(png, dpi=130)
     return png
 
@@ -63,7 +63,7 @@ def draw_positions(results: Results, png: Path) -> Path:
             note: dict[str, Any] = {"rotation": 90, "va": "bottom", "ha": "right", "fontsize": 8, "color": "#777777"}
             axes.text(results.trained_length, axes.get_ylim()[0], " trained on rows of this length", **note)
         _tidy(axes)
-    left.legend(frameon=False, loc="upper right")
+    figure.legend(*left.get_legend_handles_labels(), frameon=False, loc="outside right upper")
     figure.savefig(png, dpi=130)
     return png
 
