@@ -61,12 +61,12 @@ def close(a, b, tolerance=TOLERANCE):
         )
 
 
-def everything(implementation, args, state, segment_ids):
+def everything(implementation, args, state, segment_ids, **options):
     """Outputs at real tokens, the state after them, and the gradients of a function of both."""
 
     def run(args, carried):
         start = None if state is None else state._replace(weights=carried[0], gradients=carried[1])
-        out, after = ttt_scan(*args, state=start, segment_ids=segment_ids, implementation=implementation)
+        out, after = ttt_scan(*args, state=start, segment_ids=segment_ids, implementation=implementation, **options)
         if segment_ids is not None:
             out = jnp.where((segment_ids != 0)[..., None, None], out, 0)
         score = jnp.sum(jnp.sin(out)) + sum(jnp.sum(jnp.cos(w)) for w in jax.tree.leaves(after[:2]))
@@ -86,13 +86,32 @@ def everything(implementation, args, state, segment_ids):
     carried=st.booleans(),
     packed=st.booleans(),
     bare=st.booleans(),
+    remat=st.integers(1, 3),
 )
 @settings(max_examples=9)
-def test_dual_is_the_definition(seed, time, width, mini_batch, depth, carried, packed, bare):
+def test_dual_is_the_definition(seed, time, width, mini_batch, depth, carried, packed, bare, remat):
     args = inputs(seed, 2, time, 2, width, mini_batch, depth, bare)
     state = state_within(seed, args, mini_batch) if carried else None
     segment_ids = some_segments(seed, 2, time) if packed else None
-    close(everything("dual", args, state, segment_ids), everything("reference", args, state, segment_ids))
+    got = everything("dual", args, state, segment_ids, remat_mini_batches=remat)
+    close(got, everything("reference", args, state, segment_ids))
+
+
+@pytest.mark.parametrize("carried", [False, True])
+def test_remat_of_several_mini_batches_keeps_fewer_inner_weights(carried):
+    args = inputs(0, 1, 24, 1, 6, 2, 1)
+    state = init_inner_state(args[5], 1) if carried else None
+
+    def kept(remat):
+        run = lambda *tokens: ttt_scan(*tokens, *args[3:], state=state, remat_mini_batches=remat)[0]
+        saved = jax.eval_shape(lambda *tokens: jax.vjp(run, *tokens)[1], *args[:3])
+        weights = [x.shape for x in jax.tree.leaves(saved) if x.shape[-2:] == (6, 6) and x.ndim == 5]
+        return sum(shape[0] for shape in weights)
+
+    count = 13 if carried else 12  # mini-batches, one more where they may start anywhere
+    each = 2 if carried else 1  # weights and gradients
+    assert kept(1) == each * count
+    assert kept(4) == each * (count // 4 + count % 4)
 
 
 @pytest.mark.parametrize(("width", "mini_batch", "depth", "time"), [(96, 16, 1, 48), (96, 64, 2, 70)])

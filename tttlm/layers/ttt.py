@@ -92,7 +92,7 @@ class TTT(nnx.Module):
             inner model is trained in float32 at least.
         param_dtype: of all parameters.
         kernel_init: of all projections and of the inner model's kernels.
-        implementation: of `tttlm.ops.ttt.ttt_scan`.
+        remat_mini_batches, implementation: of `tttlm.ops.ttt.ttt_scan`.
         rngs: for the parameters.
 
     Raises:
@@ -125,6 +125,7 @@ class TTT(nnx.Module):
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
         kernel_init: Initializer = default_kernel_init,
+        remat_mini_batches: int = 1,
         implementation: str | None = None,
         rngs: nnx.Rngs,
     ):
@@ -138,7 +139,7 @@ class TTT(nnx.Module):
         self.inner_learning_rate = inner_learning_rate
         self.rope_base = rope_base
         self.dtype, self.param_dtype = dtype, param_dtype
-        self.implementation = implementation
+        self.remat_mini_batches, self.implementation = remat_mini_batches, implementation
 
         def linear(outputs: int, use_bias: bool = False) -> nnx.Linear:
             return nnx.Linear(
@@ -260,6 +261,7 @@ class TTT(nnx.Module):
                 norm,
                 state=state,
                 segment_ids=segment_ids,
+                remat_mini_batches=self.remat_mini_batches,
                 implementation=self.implementation,
             )
 

@@ -30,6 +30,9 @@ class TTTConfig:
     """One projection for queries and keys, with a convolution each; None: as the backbone has it."""
     gate: bool | None = None
     """Gate the output; None: as the backbone has it."""
+    remat_mini_batches: int = 1
+    """The backward pass keeps the inner weights before every so many mini-batches and computes those in between again:
+    more saves memory and takes time. It changes no result."""
 
 
 @dataclass(frozen=True)
@@ -143,8 +146,9 @@ class ModelConfig:
                     "model.heads must divide model.width into even head widths, "
                     f"got width {self.width} and {self.heads} heads"
                 )
-            if self.ttt.mini_batch_size < 1:
-                raise InputError(f"model.ttt.mini_batch_size must be at least 1, got {self.ttt.mini_batch_size}")
+            for name in ("mini_batch_size", "remat_mini_batches"):
+                if getattr(self.ttt, name) < 1:
+                    raise InputError(f"model.ttt.{name} must be at least 1, got {getattr(self.ttt, name)}")
             if "ttt_mlp" in self.mixers and not self.ttt.learned_start:
                 raise InputError("an inner MLP cannot learn from zeros: ttt_mlp needs model.ttt.learned_start")
         if any(m in ATTENTION_MIXERS for m in self.mixers):

@@ -23,6 +23,7 @@ def build_mixer(config: ModelConfig, name: str, *, rngs: nnx.Rngs) -> nnx.Module
             config.width,
             config.heads,
             mini_batch_size=config.ttt.mini_batch_size,
+            remat_mini_batches=config.ttt.remat_mini_batches,
             inner_learning_rate=config.inner_learning_rate(name),
             inner_norm=config.ttt.inner_norm,
             inner_bias=config.ttt.inner_bias,

@@ -194,7 +194,7 @@ FREE_TO_CHANGE = (
         "loss_chunk",
         "accumulate",
     ),
-    *("model.dtype", "model.param_dtype", "model.remat"),
+    *("model.dtype", "model.param_dtype", "model.remat", "model.ttt.remat_mini_batches"),
 )
 
 

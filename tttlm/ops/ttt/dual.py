@@ -22,12 +22,16 @@ Weights = tuple[InnerLayer, ...]
 
 
 class Tokens(NamedTuple):
-    """The tokens of mini-batches; `m` is `M`, or less where a stretch of tokens is shorter than a mini-batch."""
+    """The tokens of mini-batches; `m` is `M`, or less where a stretch of tokens is shorter than a mini-batch.
 
-    q: Float[Array, "*N B H m K"]
-    k: Float[Array, "*N B H m K"]
-    v: Float[Array, "*N B H m K"]
-    rate: Float[Array, "*N B H m"]
+    While they wait for their turn the heads lie side by side, `[N, B, m, H K]`: no order of heads and tokens is made
+    for the whole row, and a TPU, which pads the last axis to 128, pads nothing.
+    """
+
+    q: Float[Array, "*N B m HK"]
+    k: Float[Array, "*N B m HK"]
+    v: Float[Array, "*N B m HK"]
+    rate: Float[Array, "*N B m H"]
 
 
 class Places(NamedTuple):
@@ -57,16 +61,17 @@ def dual(
     docs: Documents | None,
     eps: float,
     known_start: bool,
+    remat_mini_batches: int,
 ) -> tuple[Float[Array, "B T H K"], InnerState]:
     """See `tttlm.ops.ttt.ttt_scan`; `known_start`: no row stands within a mini-batch."""
     if docs is not None:
         learning_rates = jnp.where(docs.real[..., None], learning_rates, 0)
     inputs = (queries, keys, values, learning_rates)
-    arguments = (token_scale, weights, norm, state, docs, eps)
+    arguments = (token_scale, weights, norm, state, docs, eps, remat_mini_batches)
     return _whole(*inputs, *arguments) if known_start else _extend(*inputs, *arguments)
 
 
-def _whole(queries, keys, values, learning_rates, token_scale, weights, norm, state, docs, eps):
+def _whole(queries, keys, values, learning_rates, token_scale, weights, norm, state, docs, eps, group):
     """From the start of a mini-batch: full ones under a scan, then what is left."""
     time, size = queries.shape[1], token_scale.shape[0]
     count, rest = divmod(time, size)
@@ -87,8 +92,8 @@ def _whole(queries, keys, values, learning_rates, token_scale, weights, norm, st
 
         tokens = Tokens(*(_to_mini_batches(a[:, :full], count, size) for a in inputs))
         places = None if index is None else _places(index[:, :full], count, size)
-        current, out = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), current, (tokens, places))
-        outputs.append(_from_mini_batches(out))
+        current, out = _remat_scan(step, current, (tokens, places), group)
+        outputs.append(_from_mini_batches(out, queries.shape[2]))
     if rest:
         tokens = Tokens(*(_to_mini_batches(a[:, full:], 1, rest)[0] for a in inputs))
         places = None
@@ -98,12 +103,12 @@ def _whole(queries, keys, values, learning_rates, token_scale, weights, norm, st
         out, current, accumulated = _mini_batch(
             current, None, weights, norm, tokens, places, token_scale[None, :rest], eps
         )
-        outputs.append(_from_mini_batches(out[None]))
+        outputs.append(_from_mini_batches(out[None], queries.shape[2]))
     offset = jnp.full_like(state.offset, rest)
     return jnp.concatenate(outputs, axis=1), InnerState(current, accumulated, offset, state.document)
 
 
-def _extend(queries, keys, values, learning_rates, token_scale, weights, norm, state, docs, eps):
+def _extend(queries, keys, values, learning_rates, token_scale, weights, norm, state, docs, eps, group):
     """From any token, another one in every row: rows are shifted so that their mini-batches stand side by side."""
     (batch, time), size = queries.shape[:2], token_scale.shape[0]
     if time == 1:  # one token needs no room for others of its mini-batch
@@ -135,11 +140,28 @@ def _extend(queries, keys, values, learning_rates, token_scale, weights, norm, s
         after = jax.tree.map(lambda w, g: w - token_scale[-1] * g, current, sums)
         return (_select(complete, after, current), _select(complete, jax.tree.map(jnp.zeros_like, sums), sums)), out
 
-    (current, accumulated), out = jax.lax.scan(
-        jax.checkpoint(step, prevent_cse=False), (state.weights, state.gradients), (tokens, places, complete)
+    carry = state.weights, state.gradients
+    (current, accumulated), out = _remat_scan(step, carry, (tokens, places, complete), group)
+    out = jax.vmap(lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, time))(
+        _from_mini_batches(out, queries.shape[2]), first
     )
-    out = jax.vmap(lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, time))(_from_mini_batches(out), first)
     return out, InnerState(current, accumulated, (state.offset + time) % size, state.document)
+
+
+def _remat_scan(step, carry, xs, group):
+    """`jax.lax.scan` whose backward pass has kept the carry before every `group` steps, and computes the rest again."""
+    step = jax.checkpoint(step, prevent_cse=False)
+    groups, rest = divmod(len(jax.tree.leaves(xs)[0]), group)
+    if group == 1 or not groups:
+        return jax.lax.scan(step, carry, xs)
+    several = jax.checkpoint(lambda carry, xs: jax.lax.scan(step, carry, xs), prevent_cse=False)
+    grouped = jax.tree.map(lambda a: a[: groups * group].reshape(groups, group, *a.shape[1:]), xs)
+    carry, ys = jax.lax.scan(several, carry, grouped)
+    ys = jax.tree.map(lambda a: a.reshape(groups * group, *a.shape[2:]), ys)
+    if rest:
+        carry, last = jax.lax.scan(step, carry, jax.tree.map(lambda a: a[groups * group :], xs))
+        ys = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ys, last)
+    return carry, ys
 
 
 def _mini_batch(current, accumulated, weights, norm, tokens, places, scale, eps, step=None):
@@ -149,11 +171,11 @@ def _mini_batch(current, accumulated, weights, norm, tokens, places, scale, eps,
     Tokens of a document that starts after the first token learn from and are read out of the initial weights. Such
     mini-batches are rare (packers start documents on a boundary), so what they cost is paid by them alone.
     """
-    tokens = Tokens(*(a.astype(scale.dtype) for a in tokens))
     causal = jnp.tril(jnp.ones((tokens.q.shape[-2],) * 2, bool))
+    tokens = Tokens(*(_by_head(a.astype(scale.dtype), current[0].kernel.shape[1]) for a in tokens))
     if places is None:
         out, sums = _learn(current, accumulated, norm, tokens, causal, None, scale, eps, step)
-        return out, current, sums
+        return _side_by_side(out), current, sums
 
     index = places.document
     late, of_last = index != index[:, :1], index == index[:, -1:]
@@ -170,7 +192,8 @@ def _mini_batch(current, accumulated, weights, norm, tokens, places, scale, eps,
         mixed = jnp.where(late[:, None, :, None], late_out, out)
         return mixed, _select(late[:, -1], initial, current), _select(late[:, -1], late_sums, sums)
 
-    return jax.lax.cond(places.any_late, with_late, lambda: (out, current, sums))
+    out, current, sums = jax.lax.cond(places.any_late, with_late, lambda: (out, current, sums))
+    return _side_by_side(out), current, sums
 
 
 def _learn(
@@ -190,7 +213,7 @@ def _learn(
         weights: at the start of the mini-batch, `[B, H, ...]`.
         accumulated: gradients of earlier tokens of the mini-batch times their rates; None where there are none.
         norm: of the inner model, or None.
-        tokens: `[B, H, m, ...]`.
+        tokens: `[B, H, m, K]`, rates `[B, H, m, 1]`.
         visible: which keys `s` a query `t` learns from.
         of_last: the tokens whose gradients are carried on; None for all.
         scale: `token_scale` of these tokens, for all rows or each.
@@ -212,7 +235,7 @@ def _learn(
 
     # Gradients at the starting weights, from the loss down, each token's times its learning rate.
     g = z - v if norm is None else loss_gradient(z, v - k, norm.scale, norm.bias, eps)
-    g = g * rate[..., None]
+    g = g * rate
     gradients = [g]
     for layer, z in zip(reversed(weights[1:]), reversed(pre_activations[:-1]), strict=True):
         g = (g @ layer.kernel.mT) * activation_gradient(z)
@@ -258,15 +281,23 @@ def _places(index, count, size, before=0) -> Places:
 
 
 def _to_mini_batches(a, count, size):
-    """`[B, N m, H, ...]` to `[N, B, H, m, ...]`."""
-    a = a.reshape(a.shape[0], count, size, *a.shape[2:])
-    return jnp.moveaxis(a, (1, 3), (0, 2))
+    """`[B, N m, H, ...]` to `[N, B, m, H ...]`."""
+    return a.reshape(a.shape[0], count, size, -1).swapaxes(0, 1)
 
 
-def _from_mini_batches(a):
-    """`[N, B, H, m, K]` to `[B, N m, H, K]`."""
-    count, batch, heads, size, width = a.shape
-    return a.transpose(1, 0, 3, 2, 4).reshape(batch, count * size, heads, width)
+def _by_head(a, heads):
+    """`[B, m, H K]` to `[B, H, m, K]`."""
+    return a.reshape(*a.shape[:2], heads, -1).swapaxes(1, 2)
+
+
+def _side_by_side(a):
+    """`[B, H, m, K]` to `[B, m, H K]`."""
+    return a.swapaxes(1, 2).reshape(a.shape[0], a.shape[2], -1)
+
+
+def _from_mini_batches(a, heads):
+    """`[N, B, m, H K]` to `[B, N m, H, K]`."""
+    return a.swapaxes(0, 1).reshape(a.shape[1], -1, heads, a.shape[-1] // heads)
 
 
 def _select(rows, new, old):

@@ -26,6 +26,7 @@ def ttt_scan(
     state: InnerState | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
     eps: float = 1e-6,
+    remat_mini_batches: int = 1,
     implementation: str | None = None,
 ) -> tuple[Float[Array, "B T H K"], InnerState]:
     """Trains every head's inner model on the tokens as they come, and reads it out at each of them.
@@ -52,6 +53,9 @@ def ttt_scan(
         segment_ids: documents of a row, 0 for padding (see `tttlm.ops.documents`). Mini-batches are counted from
             the start of the row whatever the documents are.
         eps: of the inner LayerNorm.
+        remat_mini_batches: the dual form keeps the inner weights before every so many mini-batches for the backward
+            pass, and computes those in between again. More than 1 saves memory, which they need most of: `K / M` floats
+            a token and channel for TTT-Linear, `8 K / M` for TTT-MLP.
         implementation: "dual" (matrix products over a mini-batch) or "reference" (the definition); None picks.
 
     Returns:
@@ -63,6 +67,8 @@ def ttt_scan(
     _check(queries, keys, values, learning_rates, weights, norm)
     if implementation is not None and implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation must be one of {sorted(IMPLEMENTATIONS)} or None, got {implementation!r}")
+    if remat_mini_batches < 1:
+        raise ValueError(f"remat_mini_batches must be at least 1, got {remat_mini_batches}")
     compute = IMPLEMENTATIONS[implementation or "dual"]
 
     tokens, model = (queries, keys, values), (learning_rates, token_scale, weights, norm)
@@ -71,8 +77,8 @@ def ttt_scan(
     carried = init_inner_state(model[2], queries.shape[0]) if state is None else state
     docs = None if segment_ids is None else documents(segment_ids, carried.document)
     # Without a state every row stands at the start of a mini-batch, which the fast form makes use of.
-    known_start = {"known_start": state is None} if compute is dual else {}
-    outputs, after = compute(*tokens, *model, state=carried, docs=docs, eps=eps, **known_start)
+    fast = {"known_start": state is None, "remat_mini_batches": remat_mini_batches} if compute is dual else {}
+    outputs, after = compute(*tokens, *model, state=carried, docs=docs, eps=eps, **fast)
     return outputs.astype(queries.dtype), after._replace(document=document_in_progress(carried.document, docs))
 
 
