@@ -82,15 +82,16 @@ def _forward(chunk: int, hidden: Array, table: Array, targets: Array, weights: A
         def add(sums: tuple[Array, Array], piece: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
             loss, d_logits = _piece_loss(table, dims, *piece)
             d_logits = d_logits.astype(hidden.dtype)
-            d_table = jnp.einsum("bcv,bcd->vd", d_logits, piece[0], preferred_element_type=dtype)
+            # This way around XLA on CPU copies the features in transposed order, not the many more logits.
+            d_table = jnp.einsum("bcd,bcv->dv", piece[0], d_logits, preferred_element_type=dtype)
             d_hidden = jnp.einsum("bcv,vd->bcd", d_logits, table, preferred_element_type=dtype)
             return (sums[0] + loss, sums[1] + d_table), total(d_hidden, dims[0]).astype(hidden.dtype)
 
         pieces = tuple(_split(x, chunk) for x in (hidden, *labels))
-        zeros = (_zero(hidden), jnp.zeros(table.shape, dtype))
+        zeros = (_zero(hidden), jnp.zeros(table.shape[::-1], dtype))
         (loss, d_table), d_hidden = jax.lax.scan(add, zeros, pieces)
         d_hidden = jnp.moveaxis(d_hidden, 0, 1).reshape(hidden.shape)
-        return total(loss, "BT"), d_hidden, scatter_total(d_table, dims)  # over devices once, when all pieces are done
+        return total(loss, "BT"), d_hidden, scatter_total(d_table.T, dims)  # over devices once, at the end
 
     loss, d_hidden, d_table = each_device(share, ("BT", dims, "BT", "BT"), ("", "BT", dims))(
         hidden, table.astype(hidden.dtype), targets, weights
