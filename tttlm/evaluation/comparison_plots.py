@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
 from tttlm.evaluation.results import Result, Results
 
@@ -32,6 +32,9 @@ def draw_curves(results: Results, png: Path) -> Path:
             if len(losses) > 1:
                 axes.fill_between(cost_at, losses.min(axis=0), losses.max(axis=0), color=style["color"], alpha=0.15)
         axes.set(xscale="log", xlabel=label)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         _tidy(axes)
     panels[0].set_ylabel("held-out loss (nats per token)")
     figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="outside right upper")
