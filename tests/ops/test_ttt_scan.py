@@ -88,7 +88,7 @@ def everything(implementation, args, state, segment_ids, **options):
     bare=st.booleans(),
     remat=st.integers(1, 3),
 )
-@settings(max_examples=9)
+@settings(max_examples=6)
 def test_dual_is_the_definition(seed, time, width, mini_batch, depth, carried, packed, bare, remat):
     args = inputs(seed, 2, time, 2, width, mini_batch, depth, bare)
     state = state_within(seed, args, mini_batch) if carried else None
