@@ -18,8 +18,9 @@ from tttlm.errors import InputError
 from tttlm.evaluation.comparison_text import prepared_data, prepared_test, tokenizer_of
 from tttlm.evaluation.matching import Match, MatchConfig, cost_of, match
 from tttlm.evaluation.positions import PositionsConfig
+from tttlm.evaluation.run import run_config
 from tttlm.training.checkpoints import saved_steps
-from tttlm.training.config import TrainConfig, check, from_dict, to_dict
+from tttlm.training.config import TrainConfig, check, to_dict
 from tttlm.training.run_folder import RunFolder, write_atomically
 
 
@@ -162,14 +163,7 @@ def finished_run(path: str) -> TrainConfig:
     Raises:
         InputError: it is no run, or not finished.
     """
-    folder = RunFolder(path)
-    try:
-        values = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
-        config = replace(from_dict(TrainConfig, values), run=path)
-    except FileNotFoundError:
-        raise InputError(f"{path} is not the folder of a run: it has no config.yaml") from None
-    except (InputError, yaml.YAMLError, TypeError, AttributeError) as error:
-        raise InputError(f"{folder.config} cannot be used: {error}".splitlines()[0]) from None
+    config = replace(run_config(path), run=path)
     if not is_finished(config):
         raise InputError(f"{path} is not finished: it has no checkpoint of step {config.steps}")
     return config

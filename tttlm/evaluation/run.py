@@ -109,16 +109,25 @@ def load_run(path: str | Path, step: int | None = None, *, max_length: int | Non
     Raises:
         InputError: it is no run, or has no such checkpoint.
     """
-    folder = RunFolder(path)
-    if not folder.config.exists():
-        raise InputError(f"{path} is not the folder of a run: it has no config.yaml")
-    try:
-        config = from_dict(TrainConfig, yaml.safe_load(folder.config.read_text(encoding="utf-8")))
-    except (InputError, yaml.YAMLError, TypeError, AttributeError) as error:
-        raise InputError(f"{folder.config} cannot be used: {error}".splitlines()[0]) from None
+    folder, config = RunFolder(path), run_config(path)
     model = Model(config.model if max_length is None else with_room(config.model, max_length))
     step, params = load_params(folder.checkpoints, model.shapes, step)
     return Run(folder, config, step, model.bind(params))
+
+
+def run_config(path: str | Path) -> TrainConfig:
+    """What the run in a folder was started with.
+
+    Raises:
+        InputError: it is no run, or its configuration cannot be used.
+    """
+    file = RunFolder(path).config
+    try:
+        return from_dict(TrainConfig, yaml.safe_load(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise InputError(f"{path} is not the folder of a run: it has no config.yaml") from None
+    except (InputError, yaml.YAMLError, TypeError, AttributeError) as error:
+        raise InputError(f"{file} cannot be used: {error}".splitlines()[0]) from None
 
 
 def with_room(config: ModelConfig, tokens: int) -> ModelConfig:
