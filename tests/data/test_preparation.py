@@ -232,11 +232,13 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path, texts, s
     prepare(config, tmp_path / "whole")
     rng, kills = random.Random(0), 0
     folder = tmp_path / "data"
+    # A slow disk: on a fast machine all would be written before the third kill.
+    slow = "import os, time; sync = os.fsync; os.fsync = lambda handle: (time.sleep(0.01), sync(handle))"
     while not (folder / store.MANIFEST).exists():
         done = len(store.read_parts(folder))
         config = replace(config, workers=1 if kills else 2)
-        process = subprocess.Popen(command(config, folder), cwd=ROOT, stderr=subprocess.DEVNULL)
-        while process.poll() is None and len(store.read_parts(folder)) < done + 5:
+        process = subprocess.Popen(command(config, folder, slow), cwd=ROOT, stderr=subprocess.DEVNULL)
+        while process.poll() is None and len(store.read_parts(folder)) < done + 3:
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.05))
         workers = children(process.pid)
