@@ -1,4 +1,5 @@
-"""Trains a small run on each mesh named on the command line and prints, as JSON, its losses and its compiled program.
+"""Trains a small run on each mesh named on the command line and prints, as JSON, its losses, what its layers tell of
+themselves at the end, and its compiled program.
 
 A program of its own, because the number of simulated devices is fixed when JAX starts:
 `python -m tests.training.meshes '{"model.mixers": ["mamba"]}' MESH...`, a mesh being like `data=2,tensor=4`, or with
@@ -10,7 +11,7 @@ import json
 import math
 import re
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import jax
 import numpy as np
@@ -20,6 +21,7 @@ from tttlm.training.collectives import KINDS
 from tttlm.training.config import MeshConfig, TrainConfig
 from tttlm.training.sharding import check_mesh, make_mesh, path_name, place_batch
 from tttlm.training.step import Model, make_init, make_step
+from tttlm.training.telemetry import make_telemetry, named
 
 STEPS, ROWS, LENGTH, CHUNK, WIDTH, VOCABULARY = 20, 8, 32, 4, 64, 632
 SMALL = {
@@ -72,7 +74,8 @@ def train(changes: dict, axes: str) -> dict[str, object]:
     for batch in batches(config):
         state, numbers = step(state, place(batch))
         losses.append(float(numbers["loss"]))
-    return {"losses": losses, **found}
+    measure = make_telemetry(replace(config, accumulate=1), model, mesh)  # all of the batch, whatever the parts
+    return {"losses": losses, "telemetry": named(measure(state.params, place(batch), STEPS)), **found}
 
 
 def facts(step: jax.stages.Compiled, state) -> dict[str, object]:
