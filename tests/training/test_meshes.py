@@ -16,15 +16,17 @@ from tttlm.training.explain import explain
 from tttlm.training.sharding import check_mesh, imagined_mesh
 
 ONE = "data=1"
+WHOLE = ("token_scale", "_norm/scale", "o_proj/bias", "out_proj/bias", "down_proj/bias")  # as they are used
+BIASES = {"model.attention.use_bias": True, "model.mamba2.use_bias": True, "model.feed_forward_bias": True}
 LAYERS = {
     "ttt_linear, mamba backbone": {"model.mixers": ["ttt_linear"]},
     "ttt_linear, transformer backbone": {"model.mixers": ["ttt_linear"], "model.backbone": "transformer"},
     "ttt_mlp, mamba backbone": {"model.mixers": ["ttt_mlp"]},
     "ttt_mlp, transformer backbone": {"model.mixers": ["ttt_mlp"], "model.backbone": "transformer"},
     "attention": {"model.mixers": ["attention"], "model.attention.kv_heads": 2},
-    "sliding_attention": {"model.mixers": ["sliding_attention"], "model.attention.qk_norm": True},
+    "sliding_attention": {"model.mixers": ["sliding_attention"], "model.attention.qk_norm": True, **BIASES},
     "mamba": {"model.mixers": ["mamba"], "model.feed_forward": 0},
-    "mamba2": {"model.mixers": ["mamba2"], "model.feed_forward": 0, "model.mamba2.groups": 2},
+    "mamba2": {"model.mixers": ["mamba2"], "model.feed_forward": 0, "model.mamba2.groups": 2, **BIASES},
     "hybrid": {"model.mixers": ["ttt_linear", "sliding_attention"], "model.tie_embeddings": False},
 }
 MESHES = (
@@ -51,11 +53,11 @@ def check(runs: dict[str, dict], tolerance: float = 1e-5) -> None:
         assert found["telemetry"] == pytest.approx(runs[ONE]["telemetry"], rel=10 * tolerance), axes
         size = {"data": 1, "fsdp": 1, "tensor": 1, "context": 1, "accumulate": 1}
         size |= {name: int(value) for name, value in (axis.split("=") for axis in axes.split(","))}
-        check_shares(found, size["fsdp"], size["tensor"])
+        check_shares(found, size["fsdp"] * size["context"], size["tensor"])
         check_exchanges(found, size)
 
 
-def check_shares(found: dict, fsdp: int, tensor: int) -> None:
+def check_shares(found: dict, storage: int, tensor: int) -> None:
     """Matrices are whole nowhere; of vectors those of heads and channels are shared, and the scales of norms whole."""
     assert found["donated"]
     assert found["in"] == found["out"]
@@ -63,11 +65,11 @@ def check_shares(found: dict, fsdp: int, tensor: int) -> None:
         dimensions = len(shape) - ("stack/" in path)
         times = math.prod(shape) / math.prod(share)
         if dimensions > 1:
-            assert times == fsdp * tensor, f"{path} {shape} lies on a device as {share}"
-        elif "mixer/" in path and "token_scale" not in path and "_norm/scale" not in path:
+            assert times == storage * tensor, f"{path} {shape} lies on a device as {share}"
+        elif ("mixer/" in path or "feed_forward/" in path) and not path.endswith(WHOLE):
             assert times == tensor, f"{path} {shape} lies on a device as {share}"
         elif dimensions == 1:
-            assert path.endswith(("norm/scale", "token_scale", "q_norm/scale", "post_norm/scale", "conv/bias")), path
+            assert path.endswith((*WHOLE, "norm/scale", "conv/bias")), path
 
 
 def check_exchanges(found: dict, size: dict[str, int]) -> None:

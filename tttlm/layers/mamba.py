@@ -11,7 +11,7 @@ from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Float, Int
 
 from tttlm.layers.conv import CausalConv
-from tttlm.layers.partition import each_device, place, project, to_heads, to_stream
+from tttlm.layers.partition import each_device, place, project, project_heads, to_heads, to_stream
 from tttlm.ops.documents import document_in_progress, documents
 from tttlm.ops.projection import projection
 from tttlm.ops.ssm import selective_scan
@@ -120,9 +120,10 @@ class Mamba(nnx.Module):
         x, gate = project(self.in_proj, x, (self.D.shape[0],) * 2)
         x, tail = self.conv(to_heads(x), state.tail, docs)
         x = jax.nn.silu(x)
-        dt, B, C = jnp.split(place(self.x_proj(x), "B"), (self.dt_rank, self.dt_rank + self.state_width), axis=-1)
+        parts = place(project_heads(self.x_proj, x, "H_"), "B")
+        dt, B, C = jnp.split(parts, (self.dt_rank, self.dt_rank + self.state_width), axis=-1)
         dtype = state.ssm.dtype
-        dt = place(self.dt_proj(dt), "B_H").astype(dtype) + self.dt_bias[...].astype(dtype)
+        dt = place(project_heads(self.dt_proj, dt, "_H"), "B_H").astype(dtype) + self.dt_bias[...].astype(dtype)
 
         def scan(x, dt, A, B, C, state, docs):
             return selective_scan(

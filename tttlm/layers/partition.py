@@ -7,7 +7,7 @@ Within it a word of capitals and underscores stands for the dimensions of an arr
     T  tokens, over `context`
     F  features that a projection makes, or vocabulary, over `tensor`
     H  heads or channels within a mixer, over `tensor` and `context`: a device sees every token of those it holds
-    P  a dimension of a parameter, over `fsdp`
+    P  a dimension of a parameter, over `fsdp` and `context`
     _  whole on every device; so are dimensions that are not written down
 
 Between `BTF` and `B_H` lies an all-to-all among the devices of `context`: attention over sequences as DeepSpeed-Ulysses
@@ -31,11 +31,13 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from tttlm.ops.conv import causal_conv
 from tttlm.ops.documents import Documents
+from tttlm.ops.projection import projection
 
 MESH_AXES = ("data", "fsdp", "tensor", "context")
 BATCH, MIXER = ("data", "fsdp"), ("tensor", "context")
+STORAGE = ("fsdp", "context")  # their devices keep a share of a parameter each, and gather it when its turn comes
 _AXES_OF: dict[str, tuple[str, ...]] = {"B": BATCH, "T": ("context",), "F": ("tensor",), "H": MIXER}
-_AXES_OF |= {"P": ("fsdp",), "_": ()}
+_AXES_OF |= {"P": STORAGE, "_": ()}
 _MESH: ContextVar[Mesh | None] = ContextVar("mesh", default=None)
 
 
@@ -108,13 +110,13 @@ def gather_columns(table: Float[Array, "v d"], dims: str) -> Float[Array, "v D"]
     """Within `each_device`, the whole rows of a table that lies as `dims` (`table_dims`) say."""
     if shares(dims[1]) == 1:
         return table
-    return jax.lax.all_gather(table, "fsdp", axis=1, tiled=True)
+    return jax.lax.all_gather(table, STORAGE, axis=1, tiled=True)
 
 
 def scatter_total(x: Float[Array, "v D"], dims: str) -> Float[Array, "v d"]:
     """Within `each_device`, the sum over all rows and tokens, back in the layout that `gather_columns` started from."""
     if shares(dims[1]) > 1:
-        return jax.lax.psum(jax.lax.psum_scatter(x, "fsdp", scatter_dimension=1, tiled=True), ("data", "context"))
+        return jax.lax.psum(jax.lax.psum_scatter(x, STORAGE, scatter_dimension=1, tiled=True), "data")
     return total(x, "BT")
 
 
@@ -161,6 +163,15 @@ def project(linear: nnx.Linear, x: Float[Array, "B T D"], widths: Sequence[int])
         y = a @ place(place(b, "P_"), "PF")  # in two moves that the compiler knows how to make
         parts.append(place(y if c is None else y + c, "BTF"))
     return parts
+
+
+def project_heads(linear: nnx.Linear, x: Float[Array, "B T I"], dims: str) -> Float[Array, "B T O"]:
+    """`linear(x)` without bias, from or to the channels of a mixer, with its kernel as `dims` say: by channels as well.
+
+    Left to itself the compiler may gather the channels of all tokens for the kernel's gradient.
+    """
+    x, kernel = linear.promote_dtype((x, linear.kernel[...]), dtype=linear.dtype)
+    return projection(x, place(kernel, dims), (((x.ndim - 1,), (0,)), ((), ())))
 
 
 def conv_along_stream(

@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tttlm.errors import InputError
-from tttlm.layers.partition import BATCH, MESH_AXES
+from tttlm.layers.partition import BATCH, MESH_AXES, STORAGE
 from tttlm.model import ModelConfig
 from tttlm.training.config import MeshConfig, TrainConfig
 
@@ -19,18 +19,22 @@ _AUTO = (AxisType.Auto,) * len(MESH_AXES)
 
 # The first rule whose pattern is found in the path says over which axes each dimension is shared; the axis of stacked
 # blocks is not counted and stays whole. What no rule finds is whole everywhere: the scales of norms.
+# Parameters lie over `tensor` as they are used, over `fsdp` to be stored, and over `context` to be stored or, within a
+# mixer, as they are used.
 STACKED = re.compile(r"(^|/)stack/")
 RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    (r"embedding$", ("tensor", "fsdp")),  # V D
-    (r"inner/\d+/kernel$", ("tensor", "fsdp", "")),  # H I O
-    (r"inner/\d+/bias$|inner_norm/(scale|bias)$", ("tensor", "fsdp")),  # H K
-    (r"(learning_rate|post_norm|conv\w*)/bias$|post_norm/scale$", ("tensor",)),  # H, D
-    (r"A_log$", ("tensor fsdp", "")),  # E N, or H
+    (r"embedding$", ("tensor", "fsdp context")),  # V D
+    (r"inner/\d+/kernel$", ("tensor context", "fsdp", "")),  # H I O
+    (r"inner/\d+/bias$|inner_norm/(scale|bias)$", ("tensor context", "fsdp")),  # H K
+    (r"(learning_rate|post_norm|conv\w*|(q|k|v|gate|up|in)_proj)/bias$|post_norm/scale$", ("tensor",)),  # H, D, F
+    (r"A_log$", ("tensor context fsdp", "")),  # E N, or H
     (r"(/D|dt_bias|mixer/norm/scale)$", ("tensor",)),  # E, H
-    (r"conv\w*/kernel$", ("", "tensor fsdp")),  # W D
-    (r"in_proj/kernel$", ("fsdp tensor", "")),  # D and several outputs in a row, each of which tensor shares
-    (r"(o_proj|out_proj|down_proj|x_proj)/kernel$", ("tensor", "fsdp")),
-    (r"kernel$", ("fsdp", "tensor")),
+    (r"conv\w*/kernel$", ("", "tensor context fsdp")),  # W D
+    (r"in_proj/kernel$", ("fsdp context tensor", "")),  # D and several outputs in a row, each of which tensor shares
+    (r"x_proj/kernel$", ("tensor context", "fsdp")),  # E R+2N
+    (r"dt_proj/kernel$", ("fsdp", "tensor context")),  # R E
+    (r"(o_proj|out_proj|down_proj)/kernel$", ("tensor", "fsdp context")),
+    (r"kernel$", ("fsdp context", "tensor")),
 )
 
 
@@ -115,8 +119,8 @@ def shared_by_mixer(model: ModelConfig, mixer: str) -> tuple[str, int]:
 def parameter_spec(path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> P:
     """How a parameter of this path and shape is shared.
 
-    Where `tensor` does not divide its dimension it is left out; `fsdp`, which only stores, goes to the largest
-    dimension that it divides. Vectors are never shared over `fsdp`: gathering them takes longer than they are worth.
+    Where `tensor` does not divide its dimension it is left out; `fsdp` and `context`, which only store, go to the
+    largest dimension that they divide. Vectors are not shared over them: gathering one takes longer than it is worth.
     """
     rule = next((axes for pattern, axes in RULES if re.search(pattern, path)), ())
     first = 1 if STACKED.search(path) else 0
@@ -132,9 +136,9 @@ def parameter_spec(path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh) -
 
     for place, axes in zip(range(first, len(shape)), rule, strict=False):
         for axis in axes.split():
-            if mesh.shape[axis] == 1 or (axis == "fsdp" and len(shape) - first == 1):
+            if mesh.shape[axis] == 1 or (axis in STORAGE and len(shape) - first == 1):
                 continue
-            if not share(place, axis) and axis == "fsdp":
+            if not share(place, axis) and axis in STORAGE:
                 any(share(other, axis) for other in sorted(range(first, len(shape)), key=lambda n: -sizes[n]))
     return P(*(axes[0] if len(axes) == 1 else axes or None for axes in spec))
 
