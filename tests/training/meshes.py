@@ -1,5 +1,5 @@
 """Trains a small run on each mesh named on the command line and prints, as JSON, its losses, what its layers tell of
-themselves at the end, and its compiled program.
+themselves at the end, where a fault put into them is found, and its compiled program.
 
 A program of its own, because the number of simulated devices is fixed when JAX starts:
 `python -m tests.training.meshes '{"model.mixers": ["mamba"]}' MESH...`, a mesh being like `data=2,tensor=4`, or with
@@ -17,8 +17,10 @@ import jax
 import numpy as np
 
 from tests.training.small import small_config
+from tttlm.layers.partition import on_mesh
 from tttlm.training.collectives import KINDS
 from tttlm.training.config import MeshConfig, TrainConfig
+from tttlm.training.diagnosis import diagnose
 from tttlm.training.sharding import check_mesh, make_mesh, path_name, place_batch
 from tttlm.training.step import Model, make_init, make_step
 from tttlm.training.telemetry import make_telemetry, named
@@ -75,7 +77,11 @@ def train(changes: dict, axes: str) -> dict[str, object]:
         state, numbers = step(state, place(batch))
         losses.append(float(numbers["loss"]))
     measure = make_telemetry(replace(config, accumulate=1), model, mesh)  # all of the batch, whatever the parts
-    return {"losses": losses, "telemetry": named(measure(state.params, place(batch), STEPS)), **found}
+    told = {"telemetry": named(measure(state.params, place(batch), STEPS))}
+    state.params["stack"]["blocks"][0]["mixer_norm"]["scale"] *= 3e38
+    with on_mesh(mesh):
+        told["fault"] = diagnose(config, model, state.params, place(batch), STEPS)
+    return {"losses": losses, **told, **found}
 
 
 def facts(step: jax.stages.Compiled, state) -> dict[str, object]:

@@ -17,8 +17,11 @@ CONFIG = small_config(**MODEL)
 def healthy():
     model = Model(CONFIG.model)
     tokens = np.random.default_rng(0).integers(0, 300, (2, 33)).astype(np.int32)
-    params = jax.tree.map(np.asarray, init_state(CONFIG, model).params)
-    return model, params, {"inputs": jnp.asarray(tokens[:, :-1]), "targets": jnp.asarray(tokens[:, 1:])}
+    return (
+        model,
+        init_state(CONFIG, model).params,
+        {"inputs": jnp.asarray(tokens[:, :-1]), "targets": jnp.asarray(tokens[:, 1:])},
+    )
 
 
 def changed(params, path: str, value):
@@ -28,7 +31,7 @@ def changed(params, path: str, value):
     at = params
     for name in names:
         at = at[int(name) if name.isdigit() else name]
-    at[last] = value(np.array(at[last]))
+    at[last] = value(at[last])
     return params
 
 
@@ -60,6 +63,6 @@ def test_where_all_is_finite_the_largest_gradient_and_a_growing_inner_loss_are_n
     # Without a norm within it, an inner model that steps too far diverges.
     config = small_config(**MODEL, **{"model.ttt.inner_norm": False})
     model = Model(config.model)
-    far = changed(jax.tree.map(np.asarray, init_state(config, model).params), f"{TTT}/token_scale", lambda x: x + 1e4)
+    far = changed(init_state(config, model).params, f"{TTT}/token_scale", lambda x: x + 1e4)
     said = diagnose(config, model, far, batch, 1)
     assert "; the inner loss of layer 1 (ttt_linear) grows in its update, from " in said

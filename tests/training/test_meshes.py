@@ -48,9 +48,11 @@ def check(runs: dict[str, dict], tolerance: float = 1e-5) -> None:
     losses = runs[ONE]["losses"]
     assert len(losses) == 20
     assert losses[-1] < losses[0] - 0.01
+    assert "the first that" in runs[ONE]["fault"]
     for axes, found in runs.items():
         assert found["losses"] == pytest.approx(losses, abs=tolerance, rel=0), axes
         assert found["telemetry"] == pytest.approx(runs[ONE]["telemetry"], rel=10 * tolerance), axes
+        assert found["fault"] == runs[ONE]["fault"], axes
         size = {"data": 1, "fsdp": 1, "tensor": 1, "context": 1, "accumulate": 1}
         size |= {name: int(value) for name, value in (axis.split("=") for axis in axes.split(","))}
         check_shares(found, size["fsdp"] * size["context"], size["tensor"])

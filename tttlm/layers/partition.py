@@ -182,7 +182,8 @@ def conv_along_stream(
 ) -> Float[Array, "B T C"]:
     """`causal_conv` of whole rows whose tokens `context` shares: every device sends the next one its tail."""
     devices = shares("T")
-    if devices == 1:
+    if devices == 1:  # taps that `tensor` shares would have the stream shared like them, and gathered again
+        kernel, bias = place(kernel, "_"), None if bias is None else place(bias, "_")
         return causal_conv(x, kernel, bias, docs=docs)[0]
 
     def local(x: Array, kernel: Array, bias: Array | None, docs: Documents | None) -> Array:

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Int
 
+from tttlm.layers.partition import lookup
 from tttlm.ops.ttt import InnerStatistics
 from tttlm.training.config import TrainConfig
 from tttlm.training.loss import token_losses
@@ -23,7 +24,8 @@ Batch = dict[str, Array]
 def diagnose(config: TrainConfig, model: Model, params: Any, batch: Batch, step: int) -> str:
     """Names the first thing that is not finite when `batch` is run with `params`: a parameter; the state, the inner
     loss or the activations of a layer; the loss of a token; the gradient of a parameter. Where all are finite, names
-    the largest gradient, and the first layer whose inner loss grows in its update.
+    the largest gradient, and the first layer whose inner loss grows in its update. To be called within `on_mesh` where
+    the training step was traced within it.
 
     Args:
         step: the update, counted from 1, that went wrong.
@@ -38,14 +40,15 @@ def diagnose(config: TrainConfig, model: Model, params: Any, batch: Batch, step:
 def _in_layers(config: TrainConfig, model: Model, params: Any, batch: Batch, multiplier: Array) -> tuple[str, str]:
     """The first that is not finite, and the first inner loss that grows; "" where there is none."""
     bound, tokens, segments = model.bind(params), batch["inputs"], batch.get("segment_ids")
-    h = bound.embed(tokens)
+    h = lookup(bound.embed.embedding[...], tokens, bound.norm.dtype)
     graph, stack = nnx.split(bound.stack)
+    run = jax.jit(_block, static_argnums=(0, 1))
     mixers, growing = config.model.mixers, ""
     for repeat in range(config.model.repeats):
         pattern = jax.tree.map(lambda x, repeat=repeat: x[repeat], stack)
         for place, mixer in enumerate(mixers):
             name = f"layer {repeat * len(mixers) + place} ({mixer})"
-            h, state, inner = _block(graph, place, pattern, h, segments, multiplier)
+            h, state, inner = run(graph, place, pattern, h, segments, multiplier)
             if found := _in_tree(state, f"the state of {name}, {{}},"):
                 return found, growing
             if inner is not None:
@@ -56,11 +59,14 @@ def _in_layers(config: TrainConfig, model: Model, params: Any, batch: Batch, mul
                     growing = f"; the inner loss of {name} grows in its update, from {before:.3g} to {after:.3g}"
             if not bool(jnp.isfinite(h).all()):
                 return f"the activations of {name} are the first that are not finite{_where(h)}", growing
-    losses = token_losses(bound.head(bound.norm(h)), batch["targets"])
+    hidden, chunk = bound.norm(h), config.loss_chunk or h.shape[1]
+    pieces = [slice(start, start + chunk) for start in range(0, h.shape[1], chunk)]
+    losses = jnp.concatenate(
+        [token_losses(bound.head(hidden[:, piece]), batch["targets"][:, piece]) for piece in pieces], axis=1
+    )
     return "" if bool(jnp.isfinite(losses).all()) else f"the loss is not finite{_where(losses)}", growing
 
 
-@partial(jax.jit, static_argnums=(0, 1))
 def _block(
     graph: Any,
     place: int,

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from tttlm.data import open_data
 from tttlm.data.prefetch import DevicePrefetch
 from tttlm.errors import CannotWrite, InputError
+from tttlm.layers.partition import on_mesh
 from tttlm.progress import progress_bar
 from tttlm.training.checkpoints import Checkpoints, saved_steps
 from tttlm.training.clock import Clock, Totals
@@ -141,7 +142,7 @@ class _Run:
         """`start`: see `initial_params`; None starts from random ones."""
         self.config, self.folder, self.loaders, self.interrupts = config, folder, loaders, interrupts
         self.model = Model(config.model)
-        self.place = place_batch(mesh)
+        self.mesh, self.place = mesh, place_batch(mesh)
         self.abstract = abstract_state(config, self.model, mesh)
         self.init, self.start = make_init(config, self.model, mesh), start
         self.step = make_step(config, self.model, mesh)
@@ -291,7 +292,11 @@ class _Run:
 
     def report(self, fault: Fault) -> str:
         """What went wrong where, found by running the batch again from the parameters before it."""
-        where = diagnose(self.config, self.model, self.state.params, fault.batch, fault.step)
+        try:
+            with on_mesh(self.mesh):
+                where = diagnose(self.config, self.model, self.state.params, fault.batch, fault.step)
+        except jax.errors.JaxRuntimeError as error:  # its memory, most likely
+            where = f"where it began could not be found out: {str(error).splitlines()[0]}"
         saved = self.checkpoints.last
         last = f"the last checkpoint is of step {saved}" if saved else "there is no checkpoint yet"
         return f"{fault}: {where}; {last}"
