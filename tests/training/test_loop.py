@@ -191,6 +191,20 @@ def test_a_faulty_step_is_skipped_when_asked_and_changes_nothing(data, tmp_path,
     assert lines[8]["loss"] < lines[1]["loss"]
 
 
+def test_a_fault_that_there_is_no_room_to_trace_is_reported_all_the_same(data, tmp_path, monkeypatch):
+    def out_of_memory(*arguments: Any) -> str:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 99 GiB were asked for\nand more lines")
+
+    on_batch(monkeypatch, spoil)
+    monkeypatch.setattr(loop, "diagnose", out_of_memory)
+    outcome = loop.train(small_config(tmp_path / "run", data, **{"evaluate.every": 0}))
+    assert (outcome.reason, outcome.status) == ("fault", 1)
+    said = (
+        "where it began could not be found out: RESOURCE_EXHAUSTED: 99 GiB were asked for; there is no checkpoint yet"
+    )
+    assert said in outcome.message
+
+
 def test_a_leap_of_the_gradient_norm_is_a_fault_where_it_is_told_to_be(data, tmp_path):
     config = small_config(tmp_path / "run", data, **{"faults.spike": 0.9, "evaluate.every": 0})
     outcome = loop.train(config)  # the norm grows as the run begins
