@@ -17,11 +17,8 @@ CONFIG = small_config(**MODEL)
 def healthy():
     model = Model(CONFIG.model)
     tokens = np.random.default_rng(0).integers(0, 300, (2, 33)).astype(np.int32)
-    return (
-        model,
-        init_state(CONFIG, model).params,
-        {"inputs": jnp.asarray(tokens[:, :-1]), "targets": jnp.asarray(tokens[:, 1:])},
-    )
+    batch = {"inputs": jnp.asarray(tokens[:, :-1]), "targets": jnp.asarray(tokens[:, 1:])}
+    return model, init_state(CONFIG, model).params, batch
 
 
 def changed(params, path: str, value):

@@ -151,7 +151,11 @@ class LanguageModel(nnx.Module):
                 h, _ = block(h, None, segment_ids, multiplier)
             return h, tuple(found)
 
-        return jax.lax.scan(step, lookup(self.embed.embedding[...], tokens, self.norm.dtype), parameters)[1]
+        return jax.lax.scan(step, self.embedded(tokens), parameters)[1]
+
+    def embedded(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """The stream before the first block."""
+        return lookup(self.embed.embedding[...], tokens, self.norm.dtype)
 
     def init_state(self, batch: int) -> State:
         """The state before the first token of `batch` rows; leaves are `[repeats, batch, ...]`."""
@@ -168,5 +172,5 @@ class LanguageModel(nnx.Module):
             step = jax.checkpoint(step, policy=REMAT_POLICIES[self.config.remat], prevent_cse=False)
         if segment_ids is not None:
             segment_ids = place(segment_ids, "B")  # every device knows where documents start in its rows
-        h, state = jax.lax.scan(step, lookup(self.embed.embedding[...], tokens, self.norm.dtype), (parameters, state))
+        h, state = jax.lax.scan(step, self.embedded(tokens), (parameters, state))
         return self.norm(h), state

@@ -10,7 +10,6 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Int
 
-from tttlm.layers.partition import lookup
 from tttlm.ops.ttt import InnerStatistics
 from tttlm.training.config import TrainConfig
 from tttlm.training.loss import token_losses
@@ -40,7 +39,7 @@ def diagnose(config: TrainConfig, model: Model, params: Any, batch: Batch, step:
 def _in_layers(config: TrainConfig, model: Model, params: Any, batch: Batch, multiplier: Array) -> tuple[str, str]:
     """The first that is not finite, and the first inner loss that grows; "" where there is none."""
     bound, tokens, segments = model.bind(params), batch["inputs"], batch.get("segment_ids")
-    h = lookup(bound.embed.embedding[...], tokens, bound.norm.dtype)
+    h = bound.embedded(tokens)
     graph, stack = nnx.split(bound.stack)
     run = jax.jit(_block, static_argnums=(0, 1))
     mixers, growing = config.model.mixers, ""
