@@ -1,0 +1,314 @@
+"""Small files that a program writes and a later one reads: JSON text to typed values, and back.
+
+A file that was cut short, edited or written by another version is refused in one line that names the file, the key
+and what to do; nothing is taken for what it is not.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import os
+import reprlib
+import types
+import typing
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from tttlm.errors import InputError
+
+T = TypeVar("T")
+
+MAX_BYTES = 64 << 20  # of a file; a manifest of a thousand shards is 1 MB
+MAX_LINE_BYTES = 1 << 20  # of a line in a file of JSON lines
+_SHOWN = 60  # characters of a wrong key that a message repeats
+
+
+class RecordError(ValueError):
+    """Raised where a text or a plain value is not of the wanted type; its text names the key and what came."""
+
+
+def read_record(
+    path: str | Path,
+    kind: type[T],
+    *,
+    advice: str,
+    parse: Callable[[str], Any] | None = None,
+    max_bytes: int = MAX_BYTES,
+) -> T:
+    """Reads a small file as a value of a type.
+
+        facts = read_record(folder / "facts.json", Facts, advice="copy it again")
+
+    Args:
+        path: the file, UTF-8 text.
+        kind: a dataclass, or another type that `from_plain` takes.
+        advice: what a person can do about a file that cannot be used; ends the message.
+        parse: turns the text into plain values; `parse_json` by default. It may raise ValueError.
+        max_bytes: a longer file is refused without reading more of it than that.
+
+    Raises:
+        InputError: the file is missing, cannot be read, or does not hold such a value.
+    """
+    text = read_text(path, advice=advice, max_bytes=max_bytes)
+    try:
+        return from_plain((parse or parse_json)(text), kind)
+    except RecordError as error:
+        raise InputError(f"{path}: {error}; {advice}") from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise InputError(f"{path}: cannot be read ({_first_line(error)}); {advice}") from None
+
+
+def read_text(path: str | Path, *, advice: str, max_bytes: int = MAX_BYTES) -> str:
+    """Reads a small UTF-8 file whole, without a byte order mark.
+
+    Raises:
+        InputError: the file is missing, is no regular file, is longer than `max_bytes`, or is not UTF-8.
+    """
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: is not a regular file; {advice}")
+        with open(path, "rb") as stream:
+            data = stream.read(max_bytes + 1)
+    except FileNotFoundError:
+        raise InputError(f"{path}: is missing; {advice}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({_first_line(error)}); {advice}") from None
+    if len(data) > max_bytes:
+        raise InputError(f"{path}: is longer than {max_bytes:,} bytes; {advice}")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text (byte {error.start:,}); {advice}") from None
+
+
+def parse_json(text: str) -> Any:
+    """Parses JSON; a key that stands twice in one object is an error, as nobody can tell which is meant.
+
+    Raises:
+        RecordError: the text is no JSON; the text of the error says where.
+    """
+    if not text.strip():
+        raise RecordError("is empty")
+    try:
+        return json.loads(text, object_pairs_hook=_once)
+    except json.JSONDecodeError as error:
+        raise RecordError(f"is not JSON (line {error.lineno}, column {error.colno}: {error.msg})") from None
+    except RecursionError:
+        raise RecordError("is not JSON that can be read (it nests too deeply)") from None
+    except RecordError:
+        raise
+    except ValueError as error:  # an integer of thousands of digits
+        raise RecordError(f"is not JSON that can be read ({_first_line(error)})") from None
+
+
+def from_plain(value: Any, kind: Any, key: str = "") -> Any:
+    """Builds a typed value from what JSON or YAML consists of: objects, lists, strings, numbers, booleans and null.
+
+    Args:
+        value: the plain value.
+        kind: a dataclass, `dict[str, X]`, `list[X]`, `tuple[X, ...]`, `tuple[X, Y]`, `X | None`, a `Literal`, `str`,
+            `bool`, `int` (64 bits), `float` (an integer will do) or `Any`. A dataclass is built from an object with
+            its fields as keys; those with a default may be left out, others than its fields may not be there.
+        key: where the value stands, for messages, such as `parts[0].files`.
+
+    Raises:
+        RecordError: the value is of another type; names the key.
+    """
+    if kind is Any:
+        return value
+    if dataclasses.is_dataclass(kind):
+        return _dataclass(value, typing.cast(type, kind), key)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        if not any(type(value) is type(choice) and value == choice for choice in arguments):
+            raise _mismatch(key, "one of " + ", ".join(map(repr, arguments)), value)
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return _union(value, arguments, key)
+    if origin is dict:
+        if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+            raise _mismatch(key, "an object", value)
+        return {name: from_plain(item, arguments[1], _below(key, name)) for name, item in value.items()}
+    if origin in (list, tuple):
+        return _sequence(value, origin, arguments, key)
+    return _scalar(value, kind, key)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a value (a dataclass or what JSON can hold) so that the file is there whole or as it was before.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+    write_file(path, (json.dumps(plain, indent=1, sort_keys=True) + "\n").encode())
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Writes a file so that it is there whole or as it was before, also after a loss of power.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Has the operating system write down what files a folder holds."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@dataclasses.dataclass(frozen=True)
+class Line(Generic[T]):
+    """One line of a file of JSON lines.
+
+    Attributes:
+        number: the line's number, from 1.
+        data: its bytes as they stand in the file (at most `MAX_LINE_BYTES` of them), the newline included.
+        value: what it holds; None where it cannot be read.
+        problem: why it cannot be read; "" where it can.
+    """
+
+    number: int
+    data: bytes
+    value: T | None
+    problem: str
+
+
+def read_lines(path: str | Path, kind: type[T]) -> Iterator[Line[T]]:
+    """Reads a file of JSON lines, each as a value of a type; a line that cannot be read is given as such, by number.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with open(path, "rb") as stream:
+        number = 0
+        while data := stream.readline(MAX_LINE_BYTES):
+            number += 1
+            if not data.endswith(b"\n") and len(data) == MAX_LINE_BYTES:
+                while (more := stream.readline(MAX_LINE_BYTES)) and not more.endswith(b"\n"):
+                    pass
+                yield Line(number, data, None, f"is longer than {MAX_LINE_BYTES:,} bytes")
+                continue
+            try:
+                yield Line(number, data, from_plain(parse_json(data.decode()), kind), "")
+            except UnicodeDecodeError:
+                yield Line(number, data, None, "is not UTF-8 text")
+            except RecordError as error:
+                yield Line(number, data, None, str(error))
+
+
+def _dataclass(value: Any, kind: type, key: str) -> Any:
+    if not isinstance(value, dict):
+        raise _mismatch(key, f"an object ({kind.__name__})", value)
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
+    for name in value:
+        if name not in fields:
+            close = difflib.get_close_matches(str(name)[:_SHOWN], fields, n=1)
+            hint = f" (did you mean '{close[0]}'?)" if close else ""
+            raise RecordError(f"unknown key '{_below(key, str(name))}'{hint}")
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in value:
+            raise RecordError(f"key '{_below(key, name)}' is missing")
+    hints = _hints(kind)
+    return kind(**{name: from_plain(item, hints[name], _below(key, name)) for name, item in value.items()})
+
+
+def _union(value: Any, kinds: tuple[Any, ...], key: str) -> Any:
+    if value is None and types.NoneType in kinds:
+        return None
+    problems = []
+    for kind in kinds:
+        if kind is not types.NoneType:
+            try:
+                return from_plain(value, kind, key)
+            except RecordError as error:
+                problems.append(error)
+    raise problems[0] if len(problems) == 1 else _mismatch(key, " or ".join(map(_name, kinds)), value)
+
+
+def _sequence(value: Any, origin: type, arguments: tuple[Any, ...], key: str) -> Any:
+    if not isinstance(value, (list, tuple)):
+        raise _mismatch(key, "a list", value)
+    if origin is tuple and arguments[-1:] != (Ellipsis,):
+        if len(value) != len(arguments):
+            raise _mismatch(key, f"a list of {len(arguments)}", value)
+        kinds = arguments
+    else:
+        kinds = (arguments[0],) * len(value)
+    items = enumerate(zip(value, kinds, strict=True))
+    return origin(from_plain(item, kind, f"{key}[{i}]") for i, (item, kind) in items)
+
+
+def _scalar(value: Any, kind: Any, key: str) -> Any:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if kind is float and whole and abs(value) < 1 << 1023:
+        return float(value)
+    if kind is int and whole and not -(1 << 63) <= value < 1 << 64:
+        raise RecordError(f"{_at(key)}an integer of at most 64 bits was expected, got one of {_digits(value)} digits")
+    if kind is bool or kind is int:
+        right = isinstance(value, bool) if kind is bool else whole
+    else:
+        right = isinstance(value, kind)
+    if not right:
+        raise _mismatch(key, _name(kind), value)
+    return value
+
+
+def _mismatch(key: str, wanted: str, value: Any) -> RecordError:
+    huge = isinstance(value, int) and _digits(value) > _SHOWN
+    shown = f"{_digits(value)} digits" if huge else reprlib.repr(value)
+    return RecordError(f"{_at(key)}{wanted} was expected, got {shown}")
+
+
+def _at(key: str) -> str:
+    return f"'{key}': " if key else ""
+
+
+def _digits(value: int) -> int:
+    return max(1, math.ceil(abs(value).bit_length() * math.log10(2)))
+
+
+def _name(kind: Any) -> str:
+    names = {str: "text", int: "an integer", float: "a number", bool: "true or false", types.NoneType: "null"}
+    return names.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def _below(key: str, name: str) -> str:
+    name = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..."
+    return f"{key}.{name}" if key else name
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise RecordError(f"has the key {twice[:_SHOWN]!r} twice in one object")
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
