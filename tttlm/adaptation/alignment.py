@@ -1,0 +1,75 @@
+"""When does learning from a self-supervised loss help the main one? Where their gradients agree.
+
+Theorem 1 of arXiv 1909.13231: for a convex main loss that is beta-smooth in the parameters, whose gradient and that of
+the self-supervised loss have norms of at most G and an inner product above epsilon, one gradient step on the
+self-supervised loss of size epsilon / (beta G^2) lowers the main loss. `docs/adaptation.md` has the proof.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from tttlm.adaptation.adapter import Objective, split
+from tttlm.adaptation.methods import cross_entropy
+
+
+class Alignment(NamedTuple):
+    """The gradients of the two losses with respect to the shared parameters, sample by sample.
+
+    Attributes:
+        inner_product: `[B]`.
+        cosine: `[B]`, 0 where a gradient vanishes.
+        main_norm, self_supervised_norm: `[B]`, Euclidean.
+    """
+
+    inner_product: Float[Array, "B"]
+    cosine: Float[Array, "B"]
+    main_norm: Float[Array, "B"]
+    self_supervised_norm: Float[Array, "B"]
+
+
+def gradient_alignment(
+    model: nnx.Module,
+    objective: Objective,
+    inputs: Array,
+    labels: Int[Array, "B"],
+    *,
+    shared: Any,
+    loss: Any = cross_entropy,
+    parallel: int = 1,
+    seed: int = 0,
+) -> Alignment:
+    """Inner product and cosine of the gradients of main and self-supervised loss, for each sample alone.
+
+    Args:
+        model: any NNX model.
+        objective: `objective(model, inputs, rng)`.
+        inputs: `[B, ...]`.
+        labels: `[B]`; this measure is for understanding, and needs them.
+        shared: an `nnx` filter of the parameters that both losses read.
+        loss: `loss(model, inputs, labels)`.
+        parallel: samples computed at a time by `jax.vmap`.
+    """
+    graph, params, rest = split(model, shared)
+
+    def one(sample: Any) -> Alignment:
+        x, label, key = sample
+        main = jax.grad(lambda p: loss(nnx.merge(graph, p, rest, copy=True), x[None], label[None]))(params)
+        other = jax.grad(lambda p: objective(nnx.merge(graph, p, rest, copy=True), x[None], key))(params)
+        inner = optax.tree.vdot(main, other)
+        norms = optax.tree.norm(main), optax.tree.norm(other)
+        product = norms[0] * norms[1]
+        return Alignment(inner, jnp.where(product > 0, inner / jnp.where(product > 0, product, 1), 0), *norms)
+
+    keys = jax.random.split(jax.random.key(seed), len(inputs))
+    every = jax.jit(lambda *samples: jax.lax.map(one, samples, batch_size=parallel if parallel > 1 else None))
+    return every(jnp.asarray(inputs), jnp.asarray(labels), keys)
+
+
+def safe_step(epsilon: float, smoothness: float, bound: float) -> float:
+    """The step of theorem 1: epsilon / (beta G^2)."""
+    return epsilon / (smoothness * bound**2)

@@ -1,0 +1,131 @@
+"""Methods that are compared with TTT, each as an `Adapter`: no adaptation, batch statistics, TENT, UDA-SS."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from tttlm.adaptation.adapter import Adapter, Objective, split
+from tttlm.adaptation.objectives import entropy_objective
+from tttlm.errors import InputError
+
+NORMS = (nnx.BatchNorm, nnx.GroupNorm, nnx.LayerNorm, nnx.InstanceNorm, nnx.RMSNorm)
+
+
+def no_adaptation(model: nnx.Module, *, batch_size: int = 1) -> Adapter:
+    """The model as it is."""
+    return Adapter(model, None, batch_size=batch_size)
+
+
+def batch_statistics(model: nnx.Module, *, batch_size: int) -> Adapter:
+    """Every batch normalised by its own statistics instead of those of training (arXiv 2006.10963).
+
+    Raises:
+        InputError: the model has no BatchNorm.
+    """
+    return Adapter(_with_batch_statistics(model), None, batch_size=batch_size)
+
+
+def tent(model: nnx.Module, *, optimizer: optax.GradientTransformation, batch_size: int, steps: int = 1) -> Adapter:
+    """TENT (arXiv 2006.10726): scale and bias of norms descend on the entropy of each batch, after it was predicted.
+
+    BatchNorms use the statistics of the batch. A model with other norms keeps them as they are: their statistics are
+    those of each sample anyway.
+    """
+    if any(isinstance(module, nnx.BatchNorm) for _, module in nnx.iter_modules(model)):
+        model = _with_batch_statistics(model)
+    return Adapter(
+        model,
+        entropy_objective,
+        learns=parameters_of(model, *NORMS),
+        optimizer=optimizer,
+        steps=steps,
+        reset="never",
+        batch_size=batch_size,
+        order="predict_first",
+    )
+
+
+def uda_ss(
+    model: nnx.Module,
+    loss: Callable[[Any, Any, Any], Array],
+    objective: Objective,
+    source: tuple[np.ndarray, Int[np.ndarray, "N"]],
+    target: np.ndarray,
+    *,
+    optimizer: optax.GradientTransformation,
+    steps: int,
+    batch_size: int,
+    seed: int = 0,
+    on_step: Callable[[int], Any] = lambda steps: None,
+) -> Adapter:
+    """Unsupervised domain adaptation by self-supervision (arXiv 1909.11825): the whole unlabelled test set is at hand.
+
+    Each step adds the main loss on labelled source samples to the self-supervised loss on source and on target samples.
+    The test set is seen before the first prediction, which no other method here may do: this is what TTT-Online, which
+    sees a sample when it comes, is held against in section 3 of arXiv 1909.13231.
+
+    Args:
+        model: the model to start from; it is not changed.
+        loss: `loss(model, inputs, labels)`.
+        objective: the self-supervised loss.
+        source: inputs `[N, ...]` and labels `[N]` of training.
+        target: inputs `[M, ...]` of the test set; there is no way to pass labels.
+        on_step: called with 1 after every step.
+
+    Returns:
+        The trained model, which adapts no further.
+    """
+    graph, params, rest = split(model, nnx.Param)
+
+    @jax.jit
+    def train(params: Any, opt_state: Any, inputs: Array, labels: Array, unlabelled: Array, key: Array) -> Any:
+        def total(params: Any) -> Array:
+            bound = nnx.merge(graph, params, rest, copy=True)
+            both = jnp.concatenate([inputs, unlabelled])
+            return loss(bound, inputs, labels) + objective(bound, both, key)
+
+        updates, opt_state = optimizer.update(jax.grad(total)(params), opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    draw, key = np.random.default_rng(seed), jax.random.key(seed)
+    opt_state = optimizer.init(params)
+    for step in range(steps):
+        some = draw.integers(len(source[0]), size=batch_size)
+        others = draw.integers(len(target), size=batch_size)
+        params, opt_state = train(
+            params, opt_state, source[0][some], source[1][some], target[others], jax.random.fold_in(key, step)
+        )
+        on_step(1)
+    return Adapter(nnx.merge(graph, params, rest, copy=True), None, batch_size=batch_size)
+
+
+def parameters_of(model: nnx.Module, *kinds: type) -> Callable[[tuple[Any, ...], Any], bool]:
+    """An `nnx` filter of the parameters that modules of these kinds hold themselves, e.g. scales and biases of norms.
+
+    Raises:
+        InputError: the model has no such module with parameters.
+    """
+    homes = {path for path, module in nnx.iter_modules(model) if isinstance(module, kinds)}
+    paths = {path for path, value in nnx.to_flat_state(nnx.state(model, nnx.Param)) if path[:-1] in homes}
+    if not paths:
+        raise InputError(f"the model has no parameters of {', '.join(kind.__name__ for kind in kinds)}")
+    return lambda path, value: tuple(path) in paths
+
+
+def cross_entropy(model: Any, inputs: Array, labels: Int[Array, "B"]) -> Float[Array, ""]:
+    """The main loss of a classifier: mean cross-entropy in nats."""
+    return optax.softmax_cross_entropy_with_integer_labels(model(inputs), labels).mean()
+
+
+def _with_batch_statistics(model: nnx.Module) -> nnx.Module:
+    if not any(isinstance(module, nnx.BatchNorm) for _, module in nnx.iter_modules(model)):
+        raise InputError("the model has no BatchNorm, so there are no batch statistics to take at test time")
+    copy = nnx.clone(model)
+    copy.set_attributes(nnx.BatchNorm, use_running_average=False)
+    return copy

@@ -1,0 +1,167 @@
+"""The Y of test-time training: shared features, a main branch, a self-supervised branch; and two such networks."""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from tttlm.errors import InputError
+
+Norm = Literal["group", "batch"]
+
+
+class YShaped(nnx.Module):
+    """Two heads on the same features.
+
+    A call gives the main task's answer, `self_supervised` that of the other one.
+
+    Args:
+        shared: features of inputs; they learn at test time.
+        main: from features to the main answer; it rests at test time.
+        auxiliary: from features to the self-supervised answer.
+    """
+
+    def __init__(self, shared: Any, main: Any, auxiliary: Any):
+        self.shared, self.main, self.auxiliary = shared, main, auxiliary
+
+    def __call__(self, inputs: Array) -> Array:
+        return self.main(self.shared(inputs))
+
+    def self_supervised(self, inputs: Array) -> Array:
+        return self.auxiliary(self.shared(inputs))
+
+
+SHARED = nnx.All(nnx.Param, nnx.PathContains("shared"))
+"""The `nnx` filter of what both branches of a `YShaped` model read."""
+
+SELF_SUPERVISED_PATH = nnx.All(nnx.Param, nnx.Any(nnx.PathContains("shared"), nnx.PathContains("auxiliary")))
+"""The `nnx` filter of what learns at test time in arXiv 1909.13231: the shared features and the auxiliary branch."""
+
+
+class Residual(nnx.Module):
+    """A pre-activation block: norm, ReLU, 3x3 convolution, twice; the shortcut averages pixels and pads channels."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, norm: Norm, *, rngs: nnx.Rngs):
+        self.norm_1, self.conv_1 = _norm(norm, inputs, rngs), _conv(inputs, outputs, stride, rngs)
+        self.norm_2, self.conv_2 = _norm(norm, outputs, rngs), _conv(outputs, outputs, 1, rngs)
+        self.stride, self.widening = stride, outputs - inputs
+
+    def __call__(self, x: Float[Array, "B h w c"]) -> Float[Array, "B H W C"]:
+        h = self.conv_1(jax.nn.relu(self.norm_1(x)))
+        h = self.conv_2(jax.nn.relu(self.norm_2(h)))
+        if self.stride > 1:
+            x = nnx.avg_pool(x, (self.stride,) * 2, strides=(self.stride,) * 2)
+        return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, self.widening))) + h
+
+
+class Head(nnx.Module):
+    """What is left of a network after its shared part: stages, a norm, ReLU, the mean over pixels, a linear layer."""
+
+    def __init__(self, stages: list[Any], features: int, outputs: int, norm: Norm, *, rngs: nnx.Rngs):
+        self.stages = nnx.List(stages)
+        self.norm = _norm(norm, features, rngs)
+        self.linear = nnx.Linear(features, outputs, rngs=rngs)
+
+    def __call__(self, h: Float[Array, "B H W C"]) -> Float[Array, "B V"]:
+        for stage in self.stages:
+            h = stage(h)
+        return self.linear(jnp.mean(jax.nn.relu(self.norm(h)), axis=(1, 2)))
+
+
+def resnet26(
+    *, classes: int = 10, channels: int = 3, auxiliary_outputs: int = 4, norm: Norm = "group", rngs: nnx.Rngs
+) -> YShaped:
+    """The network of arXiv 1909.13231 for CIFAR: a pre-activation ResNet of 26 layers, split after its second stage.
+
+    Stages of 16, 32 and 64 channels, four blocks each; the auxiliary branch has a third stage of its own, of the same
+    architecture. GroupNorm has 8 groups, as in the authors' release.
+
+    Args:
+        classes: outputs of the main branch.
+        channels: of the images `[B, S, S, channels]`.
+        auxiliary_outputs: 4 for rotation.
+        norm: group, or batch as in section 3's variants with batch statistics.
+        rngs: for the parameters.
+    """
+
+    def stage(inputs: int, outputs: int, stride: int) -> list[Residual]:
+        first = Residual(inputs, outputs, stride, norm, rngs=rngs)
+        return [first, *(Residual(outputs, outputs, 1, norm, rngs=rngs) for _ in range(3))]
+
+    shared = nnx.Sequential(_conv(channels, 16, 1, rngs), *stage(16, 16, 1), *stage(16, 32, 2))
+    main, auxiliary = (Head(stage(32, 64, 2), 64, n, norm, rngs=rngs) for n in (classes, auxiliary_outputs))
+    return YShaped(shared, main, auxiliary)
+
+
+def small_conv_net(
+    *,
+    classes: int = 10,
+    channels: int = 1,
+    auxiliary_outputs: int = 4,
+    features: int = 16,
+    norm: Norm = "group",
+    rngs: nnx.Rngs,
+) -> YShaped:
+    """A Y for small images: two shared convolutions of stride 2, one more and a linear layer in each branch.
+
+    Args:
+        classes: outputs of the main branch.
+        channels: of the images `[B, S, S, channels]`.
+        auxiliary_outputs: 4 for rotation.
+        features: channels after the first convolution, a multiple of 8; later ones have twice as many.
+        norm: group or batch.
+        rngs: for the parameters.
+    """
+    wide = 2 * features
+    shared = nnx.Sequential(
+        _conv(channels, features, 2, rngs),
+        _norm(norm, features, rngs),
+        jax.nn.relu,
+        _conv(features, wide, 2, rngs),
+        _norm(norm, wide, rngs),
+        jax.nn.relu,
+    )
+    main, auxiliary = (
+        Head([_conv(wide, wide, 1, rngs)], wide, n, norm, rngs=rngs) for n in (classes, auxiliary_outputs)
+    )
+    return YShaped(shared, main, auxiliary)
+
+
+def _norm(norm: Norm, features: int, rngs: nnx.Rngs) -> nnx.Module:
+    if norm == "batch":
+        return nnx.BatchNorm(features, use_running_average=True, momentum=0.9, epsilon=1e-5, rngs=rngs)
+    if features % 8:
+        raise InputError(f"GroupNorm has 8 groups, which do not divide {features} channels")
+    return nnx.GroupNorm(features, num_groups=8, epsilon=1e-5, rngs=rngs)
+
+
+def _conv(inputs: int, outputs: int, stride: int, rngs: nnx.Rngs) -> nnx.Conv:
+    return nnx.Conv(
+        inputs,
+        outputs,
+        (3, 3),
+        strides=stride,
+        padding=1,
+        use_bias=False,
+        kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
+        conv_general_dilated=_convolve,
+        rngs=rngs,
+    )
+
+
+def _convolve(x: Array, kernel: Array, strides: Any, padding: Any, **_: Any) -> Array:
+    """A convolution as one matrix product of shifted slices, each kernel tap against its own.
+
+    Under `vmap` over kernels, one for each sample, it stays a batched matrix product; XLA's own convolution becomes a
+    grouped one there, which is thirty times slower on a CPU.
+    """
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    height, width = ((x.shape[i + 1] - kernel.shape[i]) // strides[i] + 1 for i in range(2))
+    taps = [
+        x[:, i : i + (height - 1) * strides[0] + 1 : strides[0], j : j + (width - 1) * strides[1] + 1 : strides[1]]
+        for i in range(kernel.shape[0])
+        for j in range(kernel.shape[1])
+    ]
+    return jnp.concatenate(taps, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
