@@ -9,7 +9,17 @@ from pathlib import Path
 import tttlm
 
 ROOT = Path(tttlm.__file__).parent
-ROOMS = ["ops", "layers", "model", "interop", "data", "training", "evaluation", "cli"]  # from the ground up
+ROOMS = [
+    "ops",
+    "layers",
+    "model",
+    "interop",
+    "data",
+    "training",
+    "adaptation",
+    "evaluation",
+    "cli",
+]  # from the ground up
 # Data knows nothing of models: it stands beside them, and brings text to batches without JAX.
 APART = {"data": {"interop", "model", "layers", "ops"}, "interop": {"data"}}
 
