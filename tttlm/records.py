@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from tttlm.errors import InputError
+from tttlm.ranges import Rule
 
 T = TypeVar("T")
 
@@ -111,8 +112,9 @@ def from_plain(value: Any, kind: Any, key: str = "") -> Any:
     Args:
         value: the plain value.
         kind: a dataclass, `dict[str, X]`, `list[X]`, `tuple[X, ...]`, `tuple[X, Y]`, `X | None`, a `Literal`, `str`,
-            `bool`, `int` (64 bits), `float` (an integer will do) or `Any`. A dataclass is built from an object with
-            its fields as keys; those with a default may be left out, others than its fields may not be there.
+            `bool`, `int` (64 bits), `float` (an integer will do) or `Any`; any of them within `Annotated`, with the
+            rules of `tttlm.ranges`. A dataclass is built from an object with its fields as keys; those with a default
+            may be left out, others than its fields may not be there.
         key: where the value stands, for messages, such as `parts[0].files`.
 
     Raises:
@@ -123,6 +125,15 @@ def from_plain(value: Any, kind: Any, key: str = "") -> Any:
     if dataclasses.is_dataclass(kind):
         return _dataclass(value, typing.cast(type, kind), key)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        value = from_plain(value, arguments[0], key)
+        for rule in arguments[1:]:
+            if isinstance(rule, Rule):
+                try:
+                    value = rule.read(value)
+                except ValueError as error:
+                    raise RecordError(f"{f'{key!r} ' if key else ''}must be {error}, got {_shown(value)}") from None
+        return value
     if origin is typing.Literal:
         if not any(type(value) is type(choice) and value == choice for choice in arguments):
             raise _mismatch(key, "one of " + ", ".join(map(repr, arguments)), value)
@@ -132,7 +143,10 @@ def from_plain(value: Any, kind: Any, key: str = "") -> Any:
     if origin is dict:
         if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
             raise _mismatch(key, "an object", value)
-        return {name: from_plain(item, arguments[1], _below(key, name)) for name, item in value.items()}
+        return {
+            from_plain(name, arguments[0], key): from_plain(item, arguments[1], _below(key, name))
+            for name, item in value.items()
+        }
     if origin in (list, tuple):
         return _sequence(value, origin, arguments, key)
     return _scalar(value, kind, key)
@@ -271,9 +285,12 @@ def _scalar(value: Any, kind: Any, key: str) -> Any:
 
 
 def _mismatch(key: str, wanted: str, value: Any) -> RecordError:
+    return RecordError(f"{_at(key)}{wanted} was expected, got {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
     huge = isinstance(value, int) and _digits(value) > _SHOWN
-    shown = f"{_digits(value)} digits" if huge else reprlib.repr(value)
-    return RecordError(f"{_at(key)}{wanted} was expected, got {shown}")
+    return f"{_digits(value)} digits" if huge else reprlib.repr(value)
 
 
 def _at(key: str) -> str:
@@ -311,4 +328,4 @@ def _first_line(error: BaseException) -> str:
 
 @cache
 def _hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
+    return typing.get_type_hints(kind, include_extras=True)

@@ -1,0 +1,162 @@
+"""Configurations, field by field: from the values of a file, by dotted names, and checked.
+
+A configuration is a dataclass with a default for every field. A field that is such a dataclass itself is a section, and
+`model.hidden_size` is the dotted name of a field in one. What a field takes stands in its type (`tttlm.ranges`) and is
+the same for a file, a flag and a call from Python.
+"""
+
+import copy
+import dataclasses
+import difflib
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+from tttlm.errors import InputError
+from tttlm.records import RecordError, from_plain
+
+C = TypeVar("C")
+
+
+def is_section(kind: Any) -> bool:
+    """Whether a field of this type holds further fields."""
+    return isinstance(kind, type) and dataclasses.is_dataclass(kind)
+
+
+def field_kinds(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, type) of every field; sections appear as well as what is in them."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    for field in dataclasses.fields(cls):
+        name, kind = prefix + field.name, hints[field.name]
+        yield name, kind
+        if is_section(kind):
+            yield from field_kinds(kind, f"{name}.")
+
+
+def read_fields(cls: type, values: Any, source: str = "", prefix: str = "") -> dict[str, Any]:
+    """Checks nested plain values, as a YAML or JSON file holds them, against the fields of `cls`.
+
+    A value that is left empty (None) is as if it were not there, except in a field that may be None.
+
+    Args:
+        cls: a configuration.
+        values: nested mappings from the names of fields.
+        source: where the values come from, for an error.
+        prefix: the dotted name of the section that `cls` is, with a dot at its end.
+
+    Returns:
+        dotted name -> value of the field's type, for the fields that `values` names.
+
+    Raises:
+        InputError: an unknown name, or a value of another type or outside its range; one line.
+    """
+    begin = f"{source}: " if source else ""
+    if values is None:
+        return {}
+    if not isinstance(values, Mapping):
+        what = f"'{prefix[:-1]}' holds further keys" if prefix else "expected 'key: value' lines"
+        raise InputError(f"{begin}{what}, got {shown(values)}")
+    known = dict(field_kinds(cls, prefix))
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if name not in known or "." in str(key):
+            raise InputError(f"{begin}unknown key '{shown(name, quote=False)}'{nearest(name, known)}")
+        kind = known[name]
+        if is_section(kind):
+            result |= read_fields(kind, value, source, f"{name}.")
+        elif value is not None or type(None) in typing.get_args(kind):
+            result[name] = _read(value, kind, name, begin)
+    return result
+
+
+def with_fields(config: C, values: Mapping[str, Any], *, check: bool = True, prefix: str = "") -> C:
+    """The configuration with some fields changed.
+
+    Args:
+        config: a configuration.
+        values: dotted name -> value, as `read_fields` returns them.
+        check: False leaves out what the dataclasses check when they are made, because more fields are to change.
+        prefix: what the dotted names begin with.
+    """
+    changes = {}
+    for name, kind in typing.get_type_hints(type(config)).items():
+        dotted = prefix + name
+        if is_section(kind):
+            if any(key.startswith(f"{dotted}.") for key in values):
+                changes[name] = with_fields(getattr(config, name), values, check=check, prefix=f"{dotted}.")
+        elif dotted in values:
+            changes[name] = values[dotted]
+    if check:
+        return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+    changed = copy.copy(config)
+    for name, value in changes.items():
+        object.__setattr__(changed, name, value)
+    return changed
+
+
+def from_values(cls: type[C], values: Any, source: str = "", prefix: str = "") -> C:
+    """A configuration from nested plain values, for instance from a run's `config.yaml`.
+
+    Raises:
+        InputError: as `read_fields`, or by the class itself.
+    """
+    return with_fields(cls(), read_fields(cls, values, source, prefix), prefix=prefix)
+
+
+def field_values(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, type, value) of every field that is no section."""
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    for field in dataclasses.fields(config):
+        name, kind, value = prefix + field.name, hints[field.name], getattr(config, field.name)
+        if is_section(kind) and isinstance(value, kind):
+            yield from field_values(value, f"{name}.")
+        else:
+            yield name, kind, value
+
+
+def read_again(config: C) -> C:
+    """The configuration with every value read as from a file: checked, and `~` in a path written out.
+
+    Raises:
+        InputError: names the field, the rule and what came.
+    """
+    values = {name: _read(value, kind, name) for name, kind, value in field_values(config)}
+    return with_fields(config, values, check=False)
+
+
+def check_fields(config: Any, prefix: str = "") -> None:
+    """Refuses a value of another type than its field's, or outside its range, wherever the configuration was made.
+
+    Raises:
+        InputError: names the field, the rule and what came.
+    """
+    for name, kind, value in field_values(config, prefix):
+        if _read(value, kind, name) != value:
+            raise InputError(f"'{name}' must be written out (a tuple for a list, a path without ~), got {shown(value)}")
+
+
+def _read(value: Any, kind: Any, name: str, begin: str = "") -> Any:
+    try:
+        return from_plain(value, kind, name)
+    except RecordError as error:
+        raise InputError(f"{begin}{error}") from None
+
+
+def shown(value: Any, *, quote: bool = True) -> str:
+    """A value as an error shows it: on one line, and cut where it is long."""
+    try:
+        text = repr(value) if quote else str(value)
+    except (ValueError, RecursionError):  # a number of more digits than Python writes, a list that holds itself
+        text = f"a {type(value).__name__} too large to be shown"
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:100])
+    return text if len(text) <= 80 else f"{text[:60]}..."
+
+
+def nearest(name: str, known: Mapping[str, Any], dashes: str = "") -> str:
+    """' (did you mean ...?)' for the closest known name, looked for among whole names and among last parts."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6) if len(name) < 100 else []
+    if not close:
+        last = name.rpartition(".")[2]
+        close = [other for other in known if other.rpartition(".")[2] == last][:1]
+    return f" (did you mean '{dashes}{close[0]}'?)" if close else " (--help lists them all)"

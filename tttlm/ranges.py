@@ -1,0 +1,90 @@
+"""Which values a field takes beyond its type. It stands in the type itself, and whoever reads a value asks it there:
+
+batch_size: Count = 16
+b2: Annotated[float, Range(least=0, below=1)] = 0.95
+run: OutputPath = "runs/default"
+"""
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+
+class Rule:
+    """What stands in `Annotated[type, rule]` and is asked about every value."""
+
+    def read(self, value: Any) -> Any:
+        """Returns the value as the field holds it.
+
+        Raises:
+            ValueError: the field does not take it; the text goes on after "must be".
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Range(Rule):
+    """The numbers that a field takes. NaN is in no range, and infinity only in one that says so.
+
+    Attributes:
+        least: the smallest number.
+        above: a number below all of them.
+        most: the largest number.
+        below: a number above all of them.
+        also: numbers that are taken although they lie outside.
+        infinite: whether infinity is taken.
+    """
+
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    below: float | None = None
+    also: tuple[float, ...] = ()
+    infinite: bool = False
+
+    def read(self, value: float) -> float:
+        if value in self.also:
+            return value
+        finite = isinstance(value, int) or math.isfinite(value) or (self.infinite and not math.isnan(value))
+        rules = (
+            ("a finite number", finite),
+            (f"at least {self.least}", self.least is None or value >= self.least),
+            (f"more than {self.above}", self.above is None or value > self.above),
+            (f"at most {self.most}", self.most is None or value <= self.most),
+            (f"less than {self.below}", self.below is None or value < self.below),
+        )
+        for rule, holds in rules:
+            if not holds:
+                raise ValueError(" or ".join([rule, *map(str, self.also)]))
+        return value
+
+
+@dataclass(frozen=True)
+class PathName(Rule):
+    """Text that names a file or a folder; `~` in front is the home of the person.
+
+    Attributes:
+        empty: whether it may be empty, which names nothing.
+    """
+
+    empty: bool = True
+
+    def read(self, value: str) -> str:
+        if not value and not self.empty:
+            raise ValueError("the name of a file or a folder")
+        if "\0" in value:
+            raise ValueError("a path, which has no character of code 0")
+        path = os.path.expanduser(value)
+        if path.startswith("~"):
+            raise ValueError("a path that begins with the home of a known user (./~name: a file called ~name)")
+        return path
+
+
+LARGEST = 2**31 - 1  # what an index of JAX holds
+Count = Annotated[int, Range(least=1, most=LARGEST)]
+CountOrZero = Annotated[int, Range(least=0, most=LARGEST)]
+PositiveFloat = Annotated[float, Range(above=0)]
+NonNegativeFloat = Annotated[float, Range(least=0)]
+FilePath = Annotated[str, PathName()]
+OutputPath = Annotated[str, PathName(empty=False)]
