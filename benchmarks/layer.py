@@ -35,8 +35,8 @@ class Arguments:
     backbone: Literal["transformer", "mamba"] = "mamba"
     batch: int = 2
     time: int = 2048
-    width: int = 768
-    heads: int = 12
+    hidden_size: int = 768
+    num_heads: int = 12
     mini_batch_size: int = 16
     dtype: Literal["float32", "bfloat16"] = "float32"
     repeats: int = 7
@@ -48,7 +48,7 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Times and prints."""
     a = arguments
-    x = jax.random.normal(jax.random.key(0), (a.batch, a.time, a.width), a.dtype)
+    x = jax.random.normal(jax.random.key(0), (a.batch, a.time, a.hidden_size), a.dtype)
     runs: dict[tuple[str, str], Callable[[], Any]] = {}
     for name in a.layers:
         forwards = {"tttlm": ours(a, name)}
@@ -67,15 +67,16 @@ def main(arguments: Arguments) -> None:
     device = jax.devices()[0]
     print(f"jax {jax.__version__} on {device.platform} ({device.device_kind}); matmul {peak / 1e9:.0f} GFLOP/s")
     print(
-        f"B={a.batch} T={a.time} width={a.width} heads={a.heads} mini-batch={a.mini_batch_size} {a.dtype} {a.backbone}"
+        f"B={a.batch} T={a.time} hidden_size={a.hidden_size} num_heads={a.num_heads} "
+        f"mini_batch_size={a.mini_batch_size} {a.dtype} {a.backbone}"
     )
     for (what, who), seconds in times.items():
         config = ModelConfig(
-            width=a.width,
-            heads=a.heads,
+            hidden_size=a.hidden_size,
+            num_heads=a.num_heads,
             mixers=(what.split()[0],),
             backbone=a.backbone,
-            layers=1,  # type: ignore[arg-type]
+            num_layers=1,  # type: ignore[arg-type]
         )
         flops = mixer_flops_per_token(config, config.mixers[0], a.time) * a.batch * a.time
         flops *= 3 if what.endswith("backward") else 1
@@ -91,8 +92,8 @@ def ours(a: Arguments, name: str) -> tuple[Callable, Any]:
     layer = {"ttt_linear": TTTLinear, "ttt_mlp": TTTMLP}[name]
     mamba = a.backbone == "mamba"
     module = layer(
-        a.width,
-        a.heads,
+        a.hidden_size,
+        a.num_heads,
         mini_batch_size=a.mini_batch_size,
         share_qk=mamba,
         gate=mamba,
@@ -120,8 +121,8 @@ def official(a: Arguments, name: str) -> tuple[Callable, Any]:
     spec.loader.exec_module(module)
     module.jnp = OlderNumpy()  # type: ignore[attr-defined]
     config = types.SimpleNamespace(
-        hidden_size=a.width,
-        num_attention_heads=a.heads,
+        hidden_size=a.hidden_size,
+        num_attention_heads=a.num_heads,
         mini_batch_size=a.mini_batch_size,
         max_sequence_length=a.time,
         rope_theta=10_000.0,
@@ -129,14 +130,14 @@ def official(a: Arguments, name: str) -> tuple[Callable, Any]:
         ttt_base_lr=1.0 if name == "ttt_linear" else 0.1,
         remat_mini_batch_group_size=4,
         remat_conv="",
-        conv_width=4,
+        conv_kernel=4,
         output_ttt_stats=False,
     )
     suffix = "" if a.backbone == "mamba" else "Base"
     layer = getattr(module, {"ttt_linear": "TTTLinear", "ttt_mlp": "TTTMLP"}[name] + suffix)
     layer = layer(config, dtype=jnp.dtype(a.dtype))
     positions = jnp.arange(a.time)[None].repeat(a.batch, 0)
-    x = jnp.zeros((a.batch, a.time, a.width), a.dtype)
+    x = jnp.zeros((a.batch, a.time, a.hidden_size), a.dtype)
     parameters = jax.jit(lambda: layer.init(jax.random.key(0), x, position_ids=positions))()
     return lambda p, x: layer.apply(p, x, position_ids=positions)[0], parameters
 

@@ -43,12 +43,20 @@ def test_every_model_of_a_size_has_the_papers_recipe_at_every_context(size):
             assert (adam.b1, adam.b2, adam.weight_decay, adam.clip) == (0.9, 0.95, 0.1, 1.0)
             assert (config.model.dtype, config.model.param_dtype) == ("bfloat16", "float32")
             assert config.batch_size * config.loss_chunk == 2**15
-            assert config.model.rope_base == (5e5 if name == "transformer" and length > 2048 else 1e4)
+            assert config.model.rope_theta == (5e5 if name == "transformer" and length > 2048 else 1e4)
             assert config.inner_start == (0.1 if mixer == "ttt_mlp" else 1.0)
             if mixer == "attention":
                 assert config.model.attention.max_length >= length
             preset = ModelConfig.preset(size, mixer=mixer, backbone=backbone)
-            for field in ("mixers", "backbone", "layers", "width", "heads", "feed_forward", "vocab_size"):
+            for field in (
+                "mixers",
+                "backbone",
+                "num_layers",
+                "hidden_size",
+                "num_heads",
+                "intermediate_size",
+                "vocab_size",
+            ):
                 assert getattr(config.model, field) == getattr(preset, field), (size, name, field)
 
 
@@ -86,8 +94,10 @@ def test_parameters_are_what_the_shapes_of_the_paper_give(size):
     models = {name: read(CONFIGS / size / f"{name}.yaml").model for name in MODELS}
     counts = {name: model.parameter_count() for name, model in models.items()}
     m = models["transformer"]
-    block = 4 * m.width**2 + 3 * m.width * m.feed_forward + 2 * m.width  # attention, gated feed-forward, two norms
-    assert counts["transformer"] == m.vocab_size * m.width + m.layers * block + m.width
+    block = (
+        4 * m.hidden_size**2 + 3 * m.hidden_size * m.intermediate_size + 2 * m.hidden_size
+    )  # attention, gated feed-forward, two norms
+    assert counts["transformer"] == m.vocab_size * m.hidden_size + m.num_layers * block + m.hidden_size
     named = float(size[:-1]) * (1e9 if size.endswith("b") else 1e6)
     for name, count in counts.items():
         assert 0.85 < count / named < 1.05, (size, name)

@@ -57,7 +57,7 @@ def test_importing_the_package_is_light():
         check=True,
     )
     assert time.perf_counter() - start < 3
-    assert done.stdout.split() == ["False", "0.1.0"]
+    assert done.stdout.split() == ["False", "0.2.0"]
 
 
 def test_every_public_name_is_there():

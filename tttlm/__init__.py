@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from tttlm.layers import TTTMLP, Attention, Mamba, Mamba2, TTTLinear
     from tttlm.model import LanguageModel, ModelConfig
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "Attention": "tttlm.layers",

@@ -22,11 +22,11 @@ ROOT = Path(__file__).parents[2]
 SMALL = """
 output: {folder}/out
 seeds: [0, 1]
-match: {{by: parameters, to: attention, vary: [feed_forward], tolerance: 0.05}}
+match: {{by: parameters, to: attention, vary: [intermediate_size], tolerance: 0.05}}
 positions: {{length: 64, stretches: 2, documents: 4, rows: 4}}
 train:
   data: {{prepare: {{tokenizer: bytes, held_out: 0.25, workers: 1}}}}
-  model: {{vocab_size: 300, width: 16, layers: 1, heads: 2, feed_forward: 16, remat: none}}
+  model: {{vocab_size: 300, hidden_size: 16, num_layers: 1, num_heads: 2, intermediate_size: 16, remat: none}}
   steps: 6
   batch_size: 4
   sequence_length: 32
@@ -35,7 +35,7 @@ train:
   metrics: {{tensorboard: "off"}}
 models:
   attention: {{model: {{mixers: [attention]}}}}
-  window: {{model: {{mixers: [sliding_attention], feed_forward: 40, attention: {{window: 4}}}}}}
+  window: {{model: {{mixers: [sliding_attention], intermediate_size: 40, attention: {{sliding_window: 4}}}}}}
 """
 
 
@@ -91,7 +91,7 @@ def test_the_report_holds_what_was_measured(compared):
     values = json.loads((report / "report.json").read_text())
     attention, window = values["models"]
     assert attention["difference"] is None
-    assert window["shape"]["changed"].startswith("feed_forward 40 -> ")
+    assert window["shape"]["changed"].startswith("intermediate_size 40 -> ")
     assert window["parameters"] == pytest.approx(attention["parameters"], rel=0.05)
     # The loss again, from the scores of the runs: the mean over documents and seeds of the first 32 positions.
     losses = {}
@@ -149,7 +149,7 @@ BAD = {
     "other batches": (["--models.window.batch_size", "8"], "read the same batches, but batch_size is 4 for attention"),
     "match to": (["--match.to", "mamba"], "match.to names one of the models (attention, window), got 'mamba'"),
     "no match": (
-        ["--match.vary", "layers", "--models.window.model.feed_forward", "64"],
+        ["--match.vary", "num_layers", "--models.window.model.intermediate_size", "64"],
         "raise match.tolerance or let match.vary name more",
     ),
     "unknown part": (["--models.window.model.widht", "8"], "unknown flag '--model.widht'"),

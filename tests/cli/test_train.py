@@ -17,7 +17,7 @@ SMALL = """
 data:
   path: {folder}/data
   prepare: {{source: [{folder}/texts], tokenizer: bytes, held_out: 0.25, workers: 1}}
-model: {{vocab_size: 300, width: 16, layers: 2, heads: 2, feed_forward: 16, remat: none}}
+model: {{vocab_size: 300, hidden_size: 16, num_layers: 2, num_heads: 2, intermediate_size: 16, remat: none}}
 steps: {steps}
 batch_size: 4
 sequence_length: 32
@@ -99,7 +99,7 @@ def test_bad_input_is_one_line_and_status_2(name, arguments, says):
 def test_help_names_every_field_with_its_default():
     done = command("train.py", "--help")
     assert done.returncode == 0
-    for flag in ("--model.width", "--optimizer.learning_rate", "--data.prepare.vocab_size", "--faults.policy"):
+    for flag in ("--model.hidden_size", "--optimizer.learning_rate", "--data.prepare.vocab_size", "--faults.policy"):
         assert flag in done.stdout
 
 

@@ -17,7 +17,7 @@ M = 16
 
 @pytest.fixture(scope="module")
 def model() -> LanguageModel:
-    config = ModelConfig(vocab_size=50, width=16, layers=1, heads=2, feed_forward=16, remat="none")
+    config = ModelConfig(vocab_size=50, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=16, remat="none")
     model = LanguageModel(config, rngs=nnx.Rngs(0))
     # Larger weights than at the start, so that what a layer has learned from its document shows in the loss.
     nnx.update(model, jax.tree.map(lambda x: x * 8, nnx.state(model, nnx.Param)))
@@ -63,12 +63,12 @@ def test_rows_and_chunks_do_not_change_the_score(model, alone, rows, chunk):
 def attention() -> LanguageModel:
     config = ModelConfig(
         vocab_size=50,
-        width=16,
-        layers=2,
-        heads=2,
-        feed_forward=16,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        intermediate_size=16,
         mixers=("attention", "sliding_attention"),
-        attention=AttentionConfig(max_length=96, window=9),
+        attention=AttentionConfig(max_length=96, sliding_window=9),
     )
     model = LanguageModel(config, rngs=nnx.Rngs(0))
     nnx.update(model, jax.tree.map(lambda x: x * 8, nnx.state(model, nnx.Param)))

@@ -17,7 +17,9 @@ BINS = [0, 1, 2, 4, 8, 16, 24]
 
 @pytest.fixture(scope="module")
 def model() -> LanguageModel:
-    config = ModelConfig(vocab_size=50, width=16, layers=1, heads=2, feed_forward=16, mixers=("attention",))
+    config = ModelConfig(
+        vocab_size=50, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=16, mixers=("attention",)
+    )
     model = LanguageModel(config, rngs=nnx.Rngs(0))
     nnx.update(model, jax.tree.map(lambda x: x * 8, nnx.state(model, nnx.Param)))
     return model

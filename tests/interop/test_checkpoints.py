@@ -80,13 +80,13 @@ def test_a_released_folder_goes_out_as_it_came_in(shared, tmp_path, name):
 def model():
     config = ModelConfig(
         vocab_size=37,
-        width=16,
-        layers=2,
-        heads=2,
-        feed_forward=24,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        intermediate_size=24,
         mixers=("ttt_mlp",),
         tie_embeddings=False,
-        rope_base=500.0,
+        rope_theta=500.0,
         ttt=TTTConfig(mini_batch_size=4),
     )
     return tttlm.LanguageModel(config, rngs=nnx.Rngs(0))
@@ -103,7 +103,7 @@ def test_sharded_folders_are_written_and_read(model, tmp_path):
     assert not (tmp_path / "model.safetensors").exists()
     again = tttlm.from_pretrained(tmp_path)
     same_parameters(model, again)
-    assert again.config.rope_base == 500.0
+    assert again.config.rope_theta == 500.0
     tokens = jnp.arange(20)[None] % 37
     np.testing.assert_array_equal(model(tokens), again(tokens))
 
@@ -138,7 +138,10 @@ FAULTS = {
     "negative size": (lambda f: edit_config(f, num_hidden_layers=-2), "num_hidden_layers must be a whole number.*-2"),
     "epsilon is a word": (lambda f: edit_config(f, rms_norm_eps="small"), "rms_norm_eps must be a positive number"),
     "gate is a number": (lambda f: edit_config(f, use_gate=1), "use_gate must be true or false, got 1"),
-    "heads do not fit": (lambda f: edit_config(f, num_attention_heads=3), "even head widths, got width 16 and 3"),
+    "heads do not fit": (
+        lambda f: edit_config(f, num_attention_heads=3),
+        "even head dimensions, got hidden_size 16 and num_heads 3",
+    ),
     "unknown inner model": (lambda f: edit_config(f, ttt_layer_type="conv"), "ttt_layer_type must be"),
     "no configuration": (lambda f: (f / "config.json").unlink(), "there is no such file"),
     "configuration is no JSON": (lambda f: (f / "config.json").write_text("{"), "not readable as JSON"),
@@ -160,21 +163,19 @@ def test_a_bad_folder_is_refused_in_one_line_that_says_what(model, tmp_path, fau
     assert "\n" not in str(error.value)
 
 
-SMALL = ModelConfig(vocab_size=37, width=16, layers=2, heads=2, feed_forward=24)
+SMALL = ModelConfig(vocab_size=37, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=24)
 FAMILIES = {
     "ttt": SMALL,
     "llama": dataclasses.replace(SMALL, mixers=("attention",), tie_embeddings=False),
-    "mamba": dataclasses.replace(SMALL, mixers=("mamba",), feed_forward=0),
+    "mamba": dataclasses.replace(SMALL, mixers=("mamba",), intermediate_size=0),
     "mamba2": dataclasses.replace(
-        SMALL, mixers=("mamba2",), feed_forward=0, mamba2=Mamba2Config(state_width=4, head_width=8)
+        SMALL, mixers=("mamba2",), intermediate_size=0, mamba2=Mamba2Config(state_size=4, head_dim=8)
     ),
 }
 BIASED = {
     "llama": {"attention": AttentionConfig(use_bias=True), "feed_forward_bias": True},
     "mamba": {"mamba": MambaConfig(use_bias=True, conv_bias=False)},
-    "mamba2": {
-        "mamba2": Mamba2Config(state_width=4, head_width=8, use_bias=True, conv_bias=False, dt_limit=(0.01, 0.02))
-    },
+    "mamba2": {"mamba2": Mamba2Config(state_size=4, head_dim=8, use_bias=True, conv_bias=False, dt_limit=(0.01, 0.02))},
 }
 
 
@@ -295,7 +296,9 @@ def test_nothing_is_overwritten(model, tmp_path):
 
 
 def test_a_hybrid_has_no_released_layout(tmp_path):
-    config = ModelConfig(vocab_size=11, width=8, layers=2, heads=1, feed_forward=8, mixers=("ttt_linear", "ttt_mlp"))
+    config = ModelConfig(
+        vocab_size=11, hidden_size=8, num_layers=2, num_heads=1, intermediate_size=8, mixers=("ttt_linear", "ttt_mlp")
+    )
     with pytest.raises(InputError, match="no released layout"):
         tttlm.save_pretrained(tttlm.LanguageModel(config, rngs=nnx.Rngs(0)), tmp_path / "out")
     assert not (tmp_path / "out").exists()

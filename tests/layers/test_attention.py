@@ -34,7 +34,7 @@ def in_pieces(attention, x, cuts, ids=None):
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.usefixtures("x64")
 def test_pieces_shorter_and_longer_than_the_window_give_the_same(packed):
-    attention = layer(window=5, kv_heads=2, dtype=jnp.float64, param_dtype=jnp.float64)
+    attention = layer(sliding_window=5, num_kv_heads=2, dtype=jnp.float64, param_dtype=jnp.float64)
     x = random_rows(22, dtype=np.float64)
     ids = jnp.asarray([[1] * 4 + [2] * 15 + [3] * 3, [0] * 2 + [7] * 6 + [0] * 3 + [7] * 11]) if packed else None
     pieces, _ = in_pieces(attention, x, (1, 9, 1, 1, 9, 1), ids)
@@ -43,7 +43,7 @@ def test_pieces_shorter_and_longer_than_the_window_give_the_same(packed):
 
 
 def test_a_window_is_all_that_is_seen_and_all_that_is_kept():
-    attention, x = layer(window=5), random_rows(12)
+    attention, x = layer(sliding_window=5), random_rows(12)
     reached = jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(attention(x)[:, 9]))))(x)
     assert list(np.flatnonzero(np.any(reached[0] != 0, axis=-1))) == [5, 6, 7, 8, 9]
     assert attention.init_state(1).keys.shape[1] == 5
@@ -66,7 +66,7 @@ def test_where_offsets_are_not_known_what_has_no_room_is_nan_and_the_rest_right(
 
 
 def test_grouped_heads_are_full_heads_that_share_keys_and_values():
-    grouped, full = layer(kv_heads=2), layer()
+    grouped, full = layer(num_kv_heads=2), layer()
     for name in ("q_proj", "o_proj"):
         getattr(full, name).kernel[...] = getattr(grouped, name).kernel[...]
     for name in ("k_proj", "v_proj"):
@@ -97,7 +97,7 @@ def test_the_cache_is_of_the_dtype_that_is_computed_in():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"kv_heads": 3}, "kv_heads"), ({"head_width": 5}, "even"), ({"window": 0}, "window")],
+    [({"num_kv_heads": 3}, "num_kv_heads"), ({"head_dim": 5}, "even"), ({"sliding_window": 0}, "a window")],
 )
 def test_what_does_not_fit_is_refused(options, message):
     with pytest.raises(ValueError, match=message):

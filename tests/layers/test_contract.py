@@ -32,10 +32,10 @@ LAYERS = {
         **F64,
     ),
     "ttt_mlp": lambda rngs: TTTMLP(WIDTH, 2, rngs=rngs, **TTT_OPTIONS, **F64),
-    "attention": lambda rngs: Attention(WIDTH, 4, kv_heads=2, max_length=TIME, rngs=rngs, **F64),
-    "sliding_attention": lambda rngs: Attention(WIDTH, 4, window=WINDOW, qk_norm=True, rngs=rngs, **F64),
-    "mamba": lambda rngs: Mamba(WIDTH, state_width=4, chunk_size=5, rngs=rngs, **F64),
-    "mamba2": lambda rngs: Mamba2(WIDTH, state_width=4, head_width=8, groups=2, chunk_size=5, rngs=rngs, **F64),
+    "attention": lambda rngs: Attention(WIDTH, 4, num_kv_heads=2, max_length=TIME, rngs=rngs, **F64),
+    "sliding_attention": lambda rngs: Attention(WIDTH, 4, sliding_window=WINDOW, qk_norm=True, rngs=rngs, **F64),
+    "mamba": lambda rngs: Mamba(WIDTH, state_size=4, chunk_size=5, rngs=rngs, **F64),
+    "mamba2": lambda rngs: Mamba2(WIDTH, state_size=4, head_dim=8, num_groups=2, chunk_size=5, rngs=rngs, **F64),
 }
 
 

@@ -17,7 +17,7 @@ def silu(x):
 
 @pytest.mark.usefixtures("x64")
 def test_the_layer_is_its_equations_written_out():
-    layer = Mamba(WIDTH, state_width=3, dtype=jnp.float64, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    layer = Mamba(WIDTH, state_size=3, dtype=jnp.float64, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
     x = np.random.default_rng(1).normal(size=(1, 5, WIDTH))
     p = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(layer)))
     u, gate = np.split(x[0] @ p["in_proj"]["kernel"], 2, axis=-1)

@@ -20,9 +20,9 @@ def silu(x):
 def test_the_layer_is_its_equations_written_out(groups, norm_groups, dt_limit):
     layer = Mamba2(
         WIDTH,
-        state_width=N,
-        head_width=P,
-        groups=groups,
+        state_size=N,
+        head_dim=P,
+        num_groups=groups,
         norm_groups=norm_groups,
         dt_limit=dt_limit,
         chunk_size=2,
@@ -53,7 +53,7 @@ def test_the_layer_is_its_equations_written_out(groups, norm_groups, dt_limit):
 
 
 def test_initial_weights_are_those_of_the_released_models():
-    layer = Mamba2(256, head_width=2, rngs=nnx.Rngs(0))
+    layer = Mamba2(256, head_dim=2, rngs=nnx.Rngs(0))
     steps, rates = jax.nn.softplus(layer.dt_bias[...]), np.exp(layer.A_log[...])
     assert 1e-3 * 0.99 < np.min(steps) < 1.2e-3
     assert 0.08 < np.max(steps) < 0.1 * 1.01
@@ -63,7 +63,7 @@ def test_initial_weights_are_those_of_the_released_models():
 
 
 def test_states_are_float32_whatever_is_computed_in():
-    options = {"state_width": N, "head_width": P, "rngs": nnx.Rngs(0)}
+    options = {"state_size": N, "head_dim": P, "rngs": nnx.Rngs(0)}
     layer = Mamba2(WIDTH, dtype=jnp.bfloat16, **options)
     x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 9, WIDTH)), jnp.bfloat16)
     y, state = nnx.jit(Mamba2.extend)(layer, x, layer.init_state(2))
@@ -73,7 +73,7 @@ def test_states_are_float32_whatever_is_computed_in():
     np.testing.assert_allclose(y.astype(np.float32), exact, atol=0.03 * float(np.max(np.abs(exact))))
 
 
-@pytest.mark.parametrize("options", [{"head_width": 7}, {"groups": 3}, {"norm_groups": 5}])
+@pytest.mark.parametrize("options", [{"head_dim": 7}, {"num_groups": 3}, {"norm_groups": 5}])
 def test_what_does_not_fit_is_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
-        Mamba2(WIDTH, **({"head_width": P} | options), rngs=nnx.Rngs(0))
+        Mamba2(WIDTH, **({"head_dim": P} | options), rngs=nnx.Rngs(0))

@@ -11,17 +11,19 @@ from flax import nnx
 from tttlm.errors import InputError
 from tttlm.model import PRESETS, AttentionConfig, LanguageModel, Mamba2Config, ModelConfig, TTTConfig
 
-SMALL = ModelConfig(vocab_size=31, width=16, layers=2, heads=2, feed_forward=24, ttt=TTTConfig(mini_batch_size=4))
+SMALL = ModelConfig(
+    vocab_size=31, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=24, ttt=TTTConfig(mini_batch_size=4)
+)
 MODELS = {
     "mamba backbone": SMALL,
     "transformer backbone": dataclasses.replace(SMALL, backbone="transformer", mixers=("ttt_mlp",)),
     "hybrid, untied": dataclasses.replace(
         SMALL,
         mixers=("ttt_linear", "sliding_attention", "mamba", "mamba2"),
-        layers=4,
+        num_layers=4,
         tie_embeddings=False,
-        attention=AttentionConfig(window=6),
-        mamba2=Mamba2Config(state_width=8, head_width=8),
+        attention=AttentionConfig(sliding_window=6),
+        mamba2=Mamba2Config(state_size=8, head_dim=8),
     ),
 }
 # Documents start on mini-batch boundaries; 0 is padding.
@@ -128,15 +130,21 @@ def test_presets_have_the_published_shape_and_roughly_the_published_size(size, m
     config = ModelConfig.preset(size, mixer=mixer)
     millions = {"125m": 125, "350m": 350, "760m": 760, "1.3b": 1300}[size]
     if "mamba" in mixer:
-        assert (config.layers, config.width, config.feed_forward) == (2 * PRESETS[size][0], PRESETS[size][1], 0)
+        assert (config.num_layers, config.hidden_size, config.intermediate_size) == (
+            2 * PRESETS[size][0],
+            PRESETS[size][1],
+            0,
+        )
     else:
-        assert (config.layers, config.width, config.heads, config.feed_forward) == PRESETS[size]
+        assert (config.num_layers, config.hidden_size, config.num_heads, config.intermediate_size) == PRESETS[size]
     assert config.parameter_count() / 1e6 == pytest.approx(millions, rel=0.15)
 
 
 def test_flops_are_those_of_the_compiled_matrix_products(x64):
     """For a plain block the formula is checked against XLA, with no loop that it would count once."""
-    config = dataclasses.replace(SMALL, layers=1, width=64, heads=1, feed_forward=96, backbone="transformer")
+    config = dataclasses.replace(
+        SMALL, num_layers=1, hidden_size=64, num_heads=1, intermediate_size=96, backbone="transformer"
+    )
     config = dataclasses.replace(config, ttt=TTTConfig(mini_batch_size=16))
     graph, parameters = nnx.split(LanguageModel(config, rngs=nnx.Rngs(0)))
     forward = jax.jit(lambda p, t: nnx.merge(graph, p)(t))
@@ -145,8 +153,11 @@ def test_flops_are_those_of_the_compiled_matrix_products(x64):
 
 
 BAD = {
-    "odd head width": (lambda: ModelConfig(width=30, heads=2), "even head widths, got width 30 and 2 heads"),
-    "pattern": (lambda: ModelConfig(layers=3, mixers=("ttt_linear", "ttt_mlp")), "multiple of the 2 model.mixers"),
+    "odd head width": (
+        lambda: ModelConfig(hidden_size=30, num_heads=2),
+        "even head dimensions, got hidden_size 30 and num_heads 2",
+    ),
+    "pattern": (lambda: ModelConfig(num_layers=3, mixers=("ttt_linear", "ttt_mlp")), "multiple of the 2 model.mixers"),
     "no mixer": (lambda: ModelConfig(mixers=()), "at least one mixer"),
     "size": (lambda: ModelConfig.preset("7b"), "unknown model size '7b'; there are 125m"),
     "inner MLP of zeros": (

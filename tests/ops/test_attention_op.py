@@ -28,12 +28,14 @@ class Case(NamedTuple):
     key_segments: jax.Array | None
 
 
-def random_case(seed, *, batch=2, time=24, keys=None, heads=4, kv_heads=2, width=6, segmented=False, dtype=np.float64):
+def random_case(
+    seed, *, batch=2, time=24, keys=None, num_heads=4, num_kv_heads=2, head_dim=6, segmented=False, dtype=np.float64
+):
     """The queries are the last `time` of the `keys` places of a row."""
     rng = np.random.default_rng(seed)
     keys = keys or time
-    q = rng.normal(size=(batch, time, heads, width)).astype(dtype)
-    k, v = (rng.normal(size=(batch, keys, kv_heads, width)).astype(dtype) for _ in range(2))
+    q = rng.normal(size=(batch, time, num_heads, head_dim)).astype(dtype)
+    k, v = (rng.normal(size=(batch, keys, num_kv_heads, head_dim)).astype(dtype) for _ in range(2))
     positions = np.arange(keys, dtype=np.int32)[None]
     segments = np.cumsum(rng.random((batch, keys)) < 0.1, axis=1).astype(np.int32) if segmented else None
     latest = None if segments is None else segments[:, keys - time :]
@@ -41,12 +43,12 @@ def random_case(seed, *, batch=2, time=24, keys=None, heads=4, kv_heads=2, width
 
 
 @partial(jax.jit, static_argnums=(0, 2))
-def value_and_gradients(function, case, window):
+def value_and_gradients(function, case, sliding_window):
     """The outputs, and the gradients of a random projection of them."""
     direction = jnp.asarray(np.random.default_rng(9).normal(size=case.q.shape), case.q.dtype)
 
     def loss(q, k, v):
-        out = function(q, k, v, *case[3:], window)
+        out = function(q, k, v, *case[3:], sliding_window)
         return jnp.sum(out * direction), out
 
     (_, out), gradients = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(*case[:3])
@@ -59,12 +61,12 @@ def assert_same(got, wanted, tolerance):
 
 
 def test_the_reference_is_softmax_over_what_a_query_sees():
-    case, window = random_case(0, batch=1, time=9, heads=4, kv_heads=2, segmented=True), 4
+    case, sliding_window = random_case(0, batch=1, time=9, num_heads=4, num_kv_heads=2, segmented=True), 4
     q, k, v = (np.asarray(x[0]) for x in case[:3])
     segments = np.asarray(case.query_segments[0])
-    out = reference(*case, window)
+    out = reference(*case, sliding_window)
     for t in range(9):
-        seen = [s for s in range(t + 1) if t - s < window and segments[s] == segments[t]]
+        seen = [s for s in range(t + 1) if t - s < sliding_window and segments[s] == segments[t]]
         for h in range(4):
             weights = np.exp([q[t, h] @ k[s, h // 2] / np.sqrt(6) for s in seen])
             wanted = sum(w * v[s, h // 2] for w, s in zip(weights / weights.sum(), seen, strict=True))
@@ -72,7 +74,7 @@ def test_the_reference_is_softmax_over_what_a_query_sees():
 
 
 @pytest.mark.parametrize(
-    ("time", "keys", "heads", "window", "segmented", "block"),
+    ("time", "keys", "num_heads", "sliding_window", "segmented", "block"),
     [
         (1, 1, (1, 1), None, False, 4),
         (19, 19, (4, 2), None, False, 4),
@@ -80,10 +82,10 @@ def test_the_reference_is_softmax_over_what_a_query_sees():
         (5, 23, (4, 1), 9, True, 8),
     ],
 )
-def test_blockwise_is_the_definition(time, keys, heads, window, segmented, block):
-    case = random_case(0, time=time, keys=keys, heads=heads[0], kv_heads=heads[1], segmented=segmented)
-    got = value_and_gradients(partial(blockwise, block=block), case, window)
-    assert_same(got, value_and_gradients(reference, case, window), 1e-11)
+def test_blockwise_is_the_definition(time, keys, num_heads, sliding_window, segmented, block):
+    case = random_case(0, time=time, keys=keys, num_heads=num_heads[0], num_kv_heads=num_heads[1], segmented=segmented)
+    got = value_and_gradients(partial(blockwise, block=block), case, sliding_window)
+    assert_same(got, value_and_gradients(reference, case, sliding_window), 1e-11)
 
 
 SMALL_BLOCKS = partial(blockwise, block=4)
@@ -119,7 +121,7 @@ def test_a_query_that_sees_nothing_gives_zero_and_no_gradient(function):
 
 def test_blockwise_memory_grows_with_time_not_its_square():
     def temporary_bytes(time):
-        case = random_case(4, batch=1, time=time, heads=2, kv_heads=1, width=8, dtype=np.float32)
+        case = random_case(4, batch=1, time=time, num_heads=2, num_kv_heads=1, head_dim=8, dtype=np.float32)
         return value_and_gradients.lower(blockwise, case, None).compile().memory_analysis().temp_size_in_bytes
 
     small, large = temporary_bytes(1024), temporary_bytes(8192)
@@ -134,30 +136,32 @@ def test_blocks_out_of_sight_are_not_computed():
     assert_same(value_and_gradients(lambda *args: blockwise(*args, 8), poisoned, 9)[0], reference(*case, 9), 1e-11)
 
 
-@pytest.mark.parametrize(("window", "segmented"), [(None, True), (40, False)])
-def test_splash_is_the_definition(window, segmented):
+@pytest.mark.parametrize(("sliding_window", "segmented"), [(None, True), (40, False)])
+def test_splash_is_the_definition(sliding_window, segmented):
     with jax.enable_x64(False):  # the kernel computes in float32
-        case = random_case(6, batch=1, time=128, heads=2, kv_heads=1, width=16, segmented=segmented, dtype=np.float32)
-        got = value_and_gradients(partial(splash, interpret=True), case, window)
-        assert_same(got, value_and_gradients(reference, case, window), 1e-4)
+        case = random_case(
+            6, batch=1, time=128, num_heads=2, num_kv_heads=1, head_dim=16, segmented=segmented, dtype=np.float32
+        )
+        got = value_and_gradients(partial(splash, interpret=True), case, sliding_window)
+        assert_same(got, value_and_gradients(reference, case, sliding_window), 1e-4)
 
 
-@pytest.mark.parametrize(("window", "segmented"), [(None, False), (5, False), (5, True)])
-def test_cudnn_is_asked_for_the_definition(monkeypatch, window, segmented):
+@pytest.mark.parametrize(("sliding_window", "segmented"), [(None, False), (5, False), (5, True)])
+def test_cudnn_is_asked_for_the_definition(monkeypatch, sliding_window, segmented):
     """No GPU here: the same call answered by XLA shows that causality, window and segments are handed over right."""
     through_xla = jax.nn.dot_product_attention
     monkeypatch.setattr(
         jax.nn, "dot_product_attention", lambda *a, **kw: through_xla(*a, **{**kw, "implementation": "xla"})
     )
     case = random_case(7, segmented=segmented)
-    got = value_and_gradients(cudnn.cudnn, case, window)
-    assert_same(got, value_and_gradients(reference, case, window), 1e-6)
+    got = value_and_gradients(cudnn.cudnn, case, sliding_window)
+    assert_same(got, value_and_gradients(reference, case, sliding_window), 1e-6)
 
 
 @pytest.mark.parametrize("time", [8, 300])
 def test_what_is_picked_is_the_definition(time):
     case = random_case(8, batch=1, time=time)
-    out = attention(*case[:3], window=50)
+    out = attention(*case[:3], sliding_window=50)
     np.testing.assert_allclose(out, reference(*case, 50), rtol=1e-10)
 
 
@@ -174,7 +178,7 @@ def test_an_implementation_that_cannot_be_used_fails_in_one_line(name):
     ("change", "message"),
     [
         ({"k": jnp.zeros((2, 24, 3, 6)), "v": jnp.zeros((2, 24, 3, 6))}, "multiple of G"),
-        ({"window": 0}, "window"),
+        ({"sliding_window": 0}, "a window"),
         ({"query_segments": jnp.zeros((2, 24), jnp.int32)}, "both"),
         ({"q": jnp.zeros((2, 5, 4, 6))}, "positions"),
     ],

@@ -12,11 +12,11 @@ from tttlm.ops.rope import rotate_halves, rotate_pairs
 
 # One length and few cuts: every shape is compiled anew.
 ids = st.lists(st.integers(0, 3), min_size=12, max_size=12)
-places = st.sampled_from([1, 4, 9])
+positions = st.sampled_from([1, 4, 9])
 documents, causal_conv = jax.jit(documents), jax.jit(causal_conv)
 
 
-@given(row=ids, cut=places)
+@given(row=ids, cut=positions)
 def test_documents_are_those_of_reading_token_by_token(row, cut):
     in_progress, count, expected = 0, 0, []
     for i in row:
@@ -32,7 +32,7 @@ def test_documents_are_those_of_reading_token_by_token(row, cut):
     np.testing.assert_array_equal(index, docs.index)
 
 
-@given(row=ids, cut=places, width=st.sampled_from([1, 4]))
+@given(row=ids, cut=positions, width=st.sampled_from([1, 4]))
 def test_convolution_stays_within_documents_and_can_be_cut(row, cut, width):
     rng = np.random.default_rng(len(row))
     x = jnp.asarray(rng.normal(size=(1, len(row), 3)), jnp.float32)
@@ -56,16 +56,18 @@ def test_convolution_stays_within_documents_and_can_be_cut(row, cut, width):
 def test_rotations_turn_pairs_and_only_their_difference_matters():
     rng = np.random.default_rng(0)
     q, k = (jnp.asarray(rng.normal(size=(1, 5, 2, 8)), jnp.float32) for _ in range(2))
-    places = jnp.arange(5)
+    positions = jnp.arange(5)
     for rotate in (rotate_pairs, rotate_halves):
-        scores = [jnp.einsum("bthk,bshk->bhts", rotate(q, places + by), rotate(k, places + by)) for by in (0, 7)]
+        scores = [jnp.einsum("bthk,bshk->bhts", rotate(q, positions + by), rotate(k, positions + by)) for by in (0, 7)]
         np.testing.assert_allclose(scores[0], scores[1], atol=1e-4)
         assert not np.allclose(scores[0], jnp.einsum("bthk,bshk->bhts", q, k), atol=1e-2)
     # Both are one rotation, on differently ordered features.
     order = np.concatenate([np.arange(0, 8, 2), np.arange(1, 8, 2)])
-    np.testing.assert_allclose(rotate_pairs(q, places)[..., order], rotate_halves(q[..., order], places), atol=1e-6)
+    np.testing.assert_allclose(
+        rotate_pairs(q, positions)[..., order], rotate_halves(q[..., order], positions), atol=1e-6
+    )
     angle = 10_000.0 ** (-2 / 8) * 3  # of the second pair at place 3
-    turned = rotate_pairs(q, places)[0, 3, 0, 2:4]
+    turned = rotate_pairs(q, positions)[0, 3, 0, 2:4]
     a, b = q[0, 3, 0, 2:4]
     expected = [a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)]
     np.testing.assert_allclose(turned, expected, atol=1e-5)

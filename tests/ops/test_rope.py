@@ -10,24 +10,24 @@ from tttlm.ops.rope import rotate_halves, rotate_pairs
 POSITIONS = np.asarray([0, 1, 17, 1023, 1024, 4095, 32_768, 131_071, 1_000_003, 2**31 - 1])
 
 
-def expected(width: int, base: float) -> np.ndarray:
+def expected(head_dim: int, base: float) -> np.ndarray:
     """`[T, K/2]` complex: where the vector (1, 0) of every pair is turned to."""
-    frequencies = base ** (-np.arange(width // 2) / (width // 2))
+    frequencies = base ** (-np.arange(head_dim // 2) / (head_dim // 2))
     return np.exp(1j * ((POSITIONS[:, None] * frequencies.astype(np.longdouble)) % (2 * np.pi)))
 
 
 @pytest.mark.parametrize("base", [10_000.0, 500_000.0])
 @pytest.mark.parametrize("rotate", [rotate_pairs, rotate_halves])
 def test_float32_angles_are_those_of_float64_at_any_position(rotate, base):
-    width = 64
-    real = np.zeros((1, len(POSITIONS), 1, width), np.float32)
+    head_dim = 64
+    real = np.zeros((1, len(POSITIONS), 1, head_dim), np.float32)
     parts = (slice(0, None, 2), slice(1, None, 2)) if rotate is rotate_pairs else (slice(0, 32), slice(32, None))
     real[..., parts[0]] = 1
     positions = jnp.asarray(POSITIONS, jnp.int32)
     turned = np.asarray(jax.jit(lambda x, p: rotate(x, p, base))(real, positions))[0, :, 0]
     came = turned[:, parts[0]] + 1j * turned[:, parts[1]]
     # At the last position, farther than any text goes, the rounded units do add up.
-    np.testing.assert_allclose(came[:-1], expected(width, base)[:-1], atol=2e-6)
+    np.testing.assert_allclose(came[:-1], expected(head_dim, base)[:-1], atol=2e-6)
     per_row = np.asarray(rotate(jnp.asarray(real), positions[None], base))[0, :, 0]
     np.testing.assert_allclose(per_row, turned, atol=1e-6)
 

@@ -20,16 +20,20 @@ def in_float64(x64):
     return
 
 
-def inputs(seed: int, batch: int, time: int, heads: int, width: int, mini_batch: int, depth: int, bare: bool = False):
+def inputs(
+    seed: int, batch: int, time: int, num_heads: int, head_dim: int, mini_batch: int, depth: int, bare: bool = False
+):
     """Random arguments of `ttt_scan`; every inner layer but the last is wider than the head; `bare`: no norm."""
     rng = np.random.default_rng(seed)
     normal = lambda *shape: jnp.asarray(rng.normal(size=shape))
-    widths = [width, *[width + 3 * (i + 1) for i in range(depth - 1)], width]
-    weights = tuple(InnerLayer(normal(heads, i, o) / np.sqrt(i), 0.3 * normal(heads, o)) for i, o in pairwise(widths))
-    tokens = tuple(normal(batch, time, heads, width) for _ in range(3))
-    rates = jnp.asarray(rng.uniform(size=(batch, time, heads))) / width
+    widths = [head_dim, *[head_dim + 3 * (i + 1) for i in range(depth - 1)], head_dim]
+    weights = tuple(
+        InnerLayer(normal(num_heads, i, o) / np.sqrt(i), 0.3 * normal(num_heads, o)) for i, o in pairwise(widths)
+    )
+    tokens = tuple(normal(batch, time, num_heads, head_dim) for _ in range(3))
+    rates = jnp.asarray(rng.uniform(size=(batch, time, num_heads))) / head_dim
     scale = jnp.asarray(rng.uniform(0, 1, size=mini_batch))
-    norm = InnerNorm(1 + 0.2 * normal(heads, width), 0.2 * normal(heads, width))
+    norm = InnerNorm(1 + 0.2 * normal(num_heads, head_dim), 0.2 * normal(num_heads, head_dim))
     if bare:
         norm, weights = None, tuple(layer._replace(bias=None) for layer in weights)
     return *tokens, rates, scale, weights, norm
@@ -80,7 +84,7 @@ def everything(implementation, args, state, segment_ids, **options):
 @given(
     seed=st.integers(0, 2**16),
     time=st.integers(1, 70),
-    width=st.integers(8, 96),
+    head_dim=st.integers(8, 96),
     mini_batch=st.sampled_from([1, 4, 16, 64]),
     depth=st.integers(1, 3),
     carried=st.booleans(),
@@ -89,8 +93,8 @@ def everything(implementation, args, state, segment_ids, **options):
     remat=st.integers(1, 3),
 )
 @settings(max_examples=6)
-def test_dual_is_the_definition(seed, time, width, mini_batch, depth, carried, packed, bare, remat):
-    args = inputs(seed, 2, time, 2, width, mini_batch, depth, bare)
+def test_dual_is_the_definition(seed, time, head_dim, mini_batch, depth, carried, packed, bare, remat):
+    args = inputs(seed, 2, time, 2, head_dim, mini_batch, depth, bare)
     state = state_within(seed, args, mini_batch) if carried else None
     segment_ids = some_segments(seed, 2, time) if packed else None
     got = everything("dual", args, state, segment_ids, remat_mini_batches=remat)
@@ -114,17 +118,17 @@ def test_remat_of_several_mini_batches_keeps_fewer_inner_weights(carried):
     assert kept(4) == each * (count // 4 + count % 4)
 
 
-@pytest.mark.parametrize(("width", "mini_batch", "depth", "time"), [(96, 16, 1, 48), (96, 64, 2, 70)])
-def test_dual_is_the_definition_at_published_head_widths(width, mini_batch, depth, time):
-    args = inputs(0, 1, time, 2, width, mini_batch, depth)
+@pytest.mark.parametrize(("head_dim", "mini_batch", "depth", "time"), [(96, 16, 1, 48), (96, 64, 2, 70)])
+def test_dual_is_the_definition_at_published_head_widths(head_dim, mini_batch, depth, time):
+    args = inputs(0, 1, time, 2, head_dim, mini_batch, depth)
     close(everything("dual", args, None, None), everything("reference", args, None, None))
 
 
 def test_without_norm_bias_and_start_it_is_linear_attention():
     """Theorem 1, with documents: `z_t = sum_{s <= t} v_s (k_s . q_t)`, and the state is the sum of `k v^T`."""
-    time, width = 40, 8
-    q, k, v, *_ = inputs(0, 2, time, 3, width, time, 1)
-    weights = (InnerLayer(jnp.zeros((3, width, width)), None),)
+    time, head_dim = 40, 8
+    q, k, v, *_ = inputs(0, 2, time, 3, head_dim, time, 1)
+    weights = (InnerLayer(jnp.zeros((3, head_dim, head_dim)), None),)
     ids = jnp.asarray([[1] * 25 + [2] * 15, [3] * 40])
     run = lambda time, **o: ttt_scan(
         q[:, :time], k[:, :time], v[:, :time], jnp.ones((2, time, 3)), jnp.ones(40), weights, None, **o
@@ -166,10 +170,10 @@ def test_any_cut_gives_the_same_outputs_and_state(packed, seed, cuts):
     close(outputs, whole)
 
 
-@given(seed=st.integers(0, 2**16), width=st.sampled_from([8, 64]), spread=st.floats(1e-3, 1e3))
-def test_closed_form_gradients_are_those_of_autodiff(seed, width, spread):
+@given(seed=st.integers(0, 2**16), head_dim=st.sampled_from([8, 64]), spread=st.floats(1e-3, 1e3))
+def test_closed_form_gradients_are_those_of_autodiff(seed, head_dim, spread):
     rng = np.random.default_rng(seed)
-    z, target, scale, bias = (jnp.asarray(rng.normal(size=width)) for _ in range(4))
+    z, target, scale, bias = (jnp.asarray(rng.normal(size=head_dim)) for _ in range(4))
 
     @jax.jit
     def compare(z, target, scale, bias):

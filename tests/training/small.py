@@ -31,7 +31,13 @@ def small_config(run: str | Path = "run", data: str | Path = "data", **changes: 
         run=str(run),
         data=DataConfig(path=str(data)),
         model=ModelConfig(
-            vocab_size=300, width=16, layers=2, heads=2, feed_forward=16, mixers=("attention",), remat="none"
+            vocab_size=300,
+            hidden_size=16,
+            num_layers=2,
+            num_heads=2,
+            intermediate_size=16,
+            mixers=("attention",),
+            remat="none",
         ),
         steps=12,
         batch_size=4,

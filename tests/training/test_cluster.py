@@ -56,7 +56,7 @@ def two(data, tmp_path_factory) -> Path:
     reports = run_together(
         2,
         changes(folder / "rows", data),
-        changes(folder / "heads", data, **{"mesh.fsdp": 1, "mesh.tensor": 2}),
+        changes(folder / "num_heads", data, **{"mesh.fsdp": 1, "mesh.tensor": 2}),
         changes(folder / "stopped", data, stop=4),
     )
     (folder / "reports.json").write_text(json.dumps(reports))
@@ -76,7 +76,7 @@ def test_two_processes_have_the_losses_of_one_and_read_each_its_half(two, data, 
 
 
 def test_processes_that_share_rows_read_the_same_ones(two, data, alone):
-    assert_same(small_config(**changes(two / "heads", data)), alone[0])
+    assert_same(small_config(**changes(two / "num_heads", data)), alone[0])
     whole = alone[1][: 4 * STEPS]
     assert [report["read"][: 4 * STEPS] for report in reports(two, 1)] == [whole, whole]
 

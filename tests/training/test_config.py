@@ -22,21 +22,28 @@ def read(*arguments: str) -> TrainConfig:
 
 
 def test_flags_win_over_the_file_and_the_file_over_its_base(tmp_path):
-    write(tmp_path / "base.yaml", "steps: 10\nmodel: {width: 32, heads: 2, layers: 3}\nmesh: {fsdp: 1}\n")
-    file = write(tmp_path / "x.yaml", "base: base.yaml\nsteps: 20\nmodel:\n  width: 64\n  mixers: [ttt_mlp]\n")
-    config = read("--config", file, "--model.width", "128", "--mesh.data=-1", "--data.mixture", "a", "0.5", "b", "2")
-    assert (config.steps, config.model.width, config.model.heads, config.model.layers) == (20, 128, 2, 3)
+    write(tmp_path / "base.yaml", "steps: 10\nmodel: {hidden_size: 32, num_heads: 2, num_layers: 3}\nmesh: {fsdp: 1}\n")
+    file = write(tmp_path / "x.yaml", "base: base.yaml\nsteps: 20\nmodel:\n  hidden_size: 64\n  mixers: [ttt_mlp]\n")
+    config = read(
+        "--config", file, "--model.hidden_size", "128", "--mesh.data=-1", "--data.mixture", "a", "0.5", "b", "2"
+    )
+    assert (config.steps, config.model.hidden_size, config.model.num_heads, config.model.num_layers) == (20, 128, 2, 3)
     assert config.model.mixers == ("ttt_mlp",)
     assert (config.mesh.data, config.mesh.fsdp) == (-1, 1)
     assert config.data.mixture == {"a": 0.5, "b": 2.0}
 
 
 def test_of_several_bases_a_later_one_wins_over_an_earlier_and_the_file_over_all(tmp_path):
-    write(tmp_path / "size.yaml", "batch_size: 8\nsequence_length: 64\nmodel: {width: 32, heads: 2}\n")
-    write(tmp_path / "long.yaml", "batch_size: 2\nsequence_length: 256\nmodel: {heads: 4}\n")
+    write(tmp_path / "size.yaml", "batch_size: 8\nsequence_length: 64\nmodel: {hidden_size: 32, num_heads: 2}\n")
+    write(tmp_path / "long.yaml", "batch_size: 2\nsequence_length: 256\nmodel: {num_heads: 4}\n")
     file = write(tmp_path / "x.yaml", "base: [size.yaml, long.yaml]\nbatch_size: 1\n")
     config = read("--config", file)
-    assert (config.batch_size, config.sequence_length, config.model.width, config.model.heads) == (1, 256, 32, 4)
+    assert (config.batch_size, config.sequence_length, config.model.hidden_size, config.model.num_heads) == (
+        1,
+        256,
+        32,
+        4,
+    )
 
 
 def test_a_file_that_is_its_own_base_is_one_line(tmp_path):
@@ -58,15 +65,15 @@ def test_a_saved_configuration_reads_back_the_same(tmp_path):
     ("text", "flags", "says"),
     [
         ("optimiser: {b1: 1}", [], "x.yaml: unknown key 'optimiser' (did you mean 'optimizer'?)"),
-        ("model: {widht: 1}", [], "x.yaml: unknown key 'model.widht' (did you mean 'model.width'?)"),
-        ("width: 1", [], "x.yaml: unknown key 'width' (did you mean 'model.width'?)"),
+        ("model: {hiden_size: 1}", [], "x.yaml: unknown key 'model.hiden_size' (did you mean 'model.hidden_size'?)"),
+        ("hidden_size: 1", [], "x.yaml: unknown key 'hidden_size' (did you mean 'model.hidden_size'?)"),
         ("steps: many", [], "x.yaml: --steps: invalid literal for int() with base 10: 'many'"),
         ("model: 3", [], "x.yaml: 'model' holds further keys, got 3"),
         ("- 1", [], "x.yaml: expected 'key: value' lines, got a list"),
         ("steps: [", [], "x.yaml: not valid YAML at line 1"),
         ("base: none.yaml", [], "none.yaml: cannot be read: No such file or directory"),
         ("base: {a: 1}", [], "x.yaml: 'base' names another YAML file or a list of them, got {'a': 1}"),
-        ("model: {width: 30, heads: 4}", [], "heads must divide model.width"),
+        ("model: {hidden_size: 30, num_heads: 4}", [], "heads must divide model.hidden_size"),
         ("steps: 1", ["--stepz", "2"], "train.py: unknown flag '--stepz' (did you mean '--steps'?)"),
         ("steps: 1", ["--steps", "x"], "train.py: --steps: invalid literal"),
         ("steps: 1", ["--faults.policy", "hope"], "train.py: invalid choice 'hope'"),
@@ -108,8 +115,8 @@ def test_a_run_may_change_what_does_not_change_its_numbers_and_nothing_else():
     saved = to_dict(config)
     free = {"mesh.data": 2, "checkpoint.every": 7, "faults.policy": "skip", "metrics.every": 3, "run": "other"}
     assert differences(saved, small_config(**free)) == []
-    assert differences(saved, small_config(**{"optimizer.b1": 0.8, "model.width": 32})) == [
-        "model.width: 16 -> 32",
+    assert differences(saved, small_config(**{"optimizer.b1": 0.8, "model.hidden_size": 32})) == [
+        "model.hidden_size: 16 -> 32",
         "optimizer.b1: 0.9 -> 0.8",
     ]
     assert differences(saved, dataclasses.replace(config, seed=1)) == ["seed: 0 -> 1"]

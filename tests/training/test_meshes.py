@@ -23,10 +23,10 @@ LAYERS = {
     "ttt_linear, transformer backbone": {"model.mixers": ["ttt_linear"], "model.backbone": "transformer"},
     "ttt_mlp, mamba backbone": {"model.mixers": ["ttt_mlp"]},
     "ttt_mlp, transformer backbone": {"model.mixers": ["ttt_mlp"], "model.backbone": "transformer"},
-    "attention": {"model.mixers": ["attention"], "model.attention.kv_heads": 2},
+    "attention": {"model.mixers": ["attention"], "model.attention.num_kv_heads": 2},
     "sliding_attention": {"model.mixers": ["sliding_attention"], "model.attention.qk_norm": True, **BIASES},
-    "mamba": {"model.mixers": ["mamba"], "model.feed_forward": 0},
-    "mamba2": {"model.mixers": ["mamba2"], "model.feed_forward": 0, "model.mamba2.groups": 2, **BIASES},
+    "mamba": {"model.mixers": ["mamba"], "model.intermediate_size": 0},
+    "mamba2": {"model.mixers": ["mamba2"], "model.intermediate_size": 0, "model.mamba2.num_groups": 2, **BIASES},
     "hybrid": {"model.mixers": ["ttt_linear", "sliding_attention"], "model.tie_embeddings": False},
 }
 MESHES = (
@@ -92,7 +92,7 @@ def check_exchanges(found: dict, size: dict[str, int]) -> None:
 
 def test_layers_of_every_kind_train_the_same_on_a_mesh_of_all_axes():
     mixers = ["ttt_linear", "attention", "mamba", "mamba2"]
-    changes = {"model.layers": 4, "model.mixers": mixers, "model.attention.kv_heads": 2}
+    changes = {"model.num_layers": 4, "model.mixers": mixers, "model.attention.num_kv_heads": 2}
     check(run(changes, ONE, "fsdp=2,tensor=2,context=2,accumulate=2"))
 
 
@@ -105,7 +105,7 @@ def test_every_layer_trains_the_same_on_every_mesh(layer):
 @pytest.mark.slow
 def test_a_context_of_128k_tokens_trains_on_eight_devices_with_a_share_of_the_memory():
     row = {"sequence_length": 131072, "batch_size": 1, "steps": 2, "loss_chunk": 2048}
-    model = {"model.mixers": ["ttt_linear"], "model.layers": 1, "model.ttt.mini_batch_size": 64}
+    model = {"model.mixers": ["ttt_linear"], "model.num_layers": 1, "model.ttt.mini_batch_size": 64}
     runs = run({**row, **model}, ONE, "context=8")
     assert runs["context=8"]["losses"] == pytest.approx(runs[ONE]["losses"], abs=1e-5, rel=0)
     assert runs["context=8"]["temporary"] < runs[ONE]["temporary"] / 6
@@ -120,13 +120,17 @@ def test_bfloat16_with_float32_weights_trains_on_a_mesh_as_on_one_device(mixer):
 @pytest.mark.parametrize(
     ("changes", "axes", "words"),
     [
-        ({"model.heads": 4}, {"tensor": 2, "context": 4}, "the 4 heads of attention .* 2 x 4"),
-        ({"model.mixers": ("mamba",), "model.width": 6}, {"tensor": 8}, "the 12 channels of mamba .* 8 x 1"),
+        ({"model.num_heads": 4}, {"tensor": 2, "context": 4}, "the 4 heads of attention .* 2 x 4"),
+        ({"model.mixers": ("mamba",), "model.hidden_size": 6}, {"tensor": 8}, "the 12 channels of mamba .* 8 x 1"),
         ({"sequence_length": 36}, {"context": 8}, "sequence_length = 36 is not divisible by mesh.context = 8"),
         ({"batch_size": 6}, {"fsdp": 4}, "6 rows is not divisible by the 4 devices"),
-        ({"model.heads": 8, "loss_chunk": 12, "sequence_length": 48}, {"context": 2, "tensor": 2}, None),
-        ({"model.heads": 8, "loss_chunk": 16, "sequence_length": 48}, {"context": 2}, "loss_chunk = 16 .* 24 tokens"),
-        ({"model.mixers": ("ttt_linear",), "model.heads": 8}, {"context": 16}, "holds 2 tokens .* convolution"),
+        ({"model.num_heads": 8, "loss_chunk": 12, "sequence_length": 48}, {"context": 2, "tensor": 2}, None),
+        (
+            {"model.num_heads": 8, "loss_chunk": 16, "sequence_length": 48},
+            {"context": 2},
+            "loss_chunk = 16 .* 24 tokens",
+        ),
+        ({"model.mixers": ("ttt_linear",), "model.num_heads": 8}, {"context": 16}, "holds 2 tokens .* convolution"),
     ],
 )
 def test_what_a_mesh_cannot_share_is_refused_in_one_line(changes, axes, words):
@@ -142,7 +146,7 @@ def test_what_a_mesh_cannot_share_is_refused_in_one_line(changes, axes, words):
 def test_explain_counts_what_a_device_of_a_larger_machine_holds():
     config = small_config(mesh=MeshConfig(fsdp=4, tensor=2))
     lines = explain(config)
-    rows = {line.split()[0]: line for line in lines if line.startswith(("params/", "moments/"))}
+    rows = {line.split()[0]: line for line in lines if line.startswith(("params/", "opt_state/"))}
     assert "8 devices" in lines[0]
     for place in ("params", "moments/1/mu", "moments/1/nu"):
         row = rows[f"{place}/stack/blocks/0/mixer/q_proj/kernel"]

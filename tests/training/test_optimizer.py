@@ -33,7 +33,7 @@ def test_inner_rate_of_ttt_mlp_warms_up_from_a_tenth_over_a_tenth_of_the_run():
 
 
 def test_matrices_decay_and_vectors_do_not_however_they_are_stacked():
-    params = Model(small_config(**{"model.mixers": ("ttt_mlp",), "model.layers": 2}).model).shapes
+    params = Model(small_config(**{"model.mixers": ("ttt_mlp",), "model.num_layers": 2}).model).shapes
     mask = {path_name(path): decays for path, decays in jax.tree_util.tree_leaves_with_path(decay_mask(params))}
     assert mask["embed/embedding"]
     for name, decays in mask.items():
@@ -48,10 +48,10 @@ def test_update_is_adamw_with_a_clipped_gradient(x64):
     params = {"kernel": jnp.array([[2.0, -4.0]]), "bias": jnp.array([3.0])}
     grads = {"kernel": jnp.array([[30.0, 0.0]]), "bias": jnp.array([-40.0])}
     optimizer = make_optimizer(config)
-    moments = optimizer.init(params)
-    updates, moments = optimizer.update(grads, moments, params)
+    opt_state = optimizer.init(params)
+    updates, opt_state = optimizer.update(grads, opt_state, params)
     # The first step of Adam has the size of 1 in the direction of the gradient, whatever it was clipped to.
     assert updates["kernel"][0, 0] == pytest.approx(1.0 + 0.1 * 2.0)
     assert updates["bias"][0] == pytest.approx(-1.0)
-    (mean,) = (x for x in jax.tree.leaves(moments) if x.shape == (1,) and x[0] < 0)
+    (mean,) = (x for x in jax.tree.leaves(opt_state) if x.shape == (1,) and x[0] < 0)
     assert mean[0] == pytest.approx(0.1 * -40.0 / 50.0)

@@ -73,7 +73,7 @@ def test_a_run_that_goes_on_does_not_start_again(finished, data, tmp_path):
     ("changes", "says"),
     [
         ({"init_from": "no/such/run"}, "init_from = no/such/run is neither the folder of a run"),
-        ({"model.width": 32}, r"parameter embed/embedding is \(300, 16\) there and \(300, 32\) here"),
+        ({"model.hidden_size": 32}, r"parameter embed/embedding is \(300, 16\) there and \(300, 32\) here"),
         (
             {"model.mixers": ("ttt_linear",)},
             "holds another model than `model` describes: parameter stack/blocks/0/conv/bias is missing",

@@ -49,7 +49,7 @@ def test_a_faulty_step_leaves_the_state_as_it_was_and_halts_unless_told_to_skip(
         assert not numbers["good"]
         assert (int(state.step), int(state.batch)) == (1, 1)
         jax.tree.map(np.testing.assert_array_equal, state.params, params)
-        assert all(not np.any(x) for x in jax.tree.leaves(state.moments))
+        assert all(not np.any(x) for x in jax.tree.leaves(state.opt_state))
         state, numbers = step(state, good)
         changed = any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (state.params, params)), strict=True))
         assert changed == goes_on

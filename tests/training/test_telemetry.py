@@ -13,7 +13,7 @@ from tttlm.training.clock import Clock, Totals
 
 HYBRID = {
     "model.mixers": ("ttt_linear", "attention"),
-    "model.layers": 4,
+    "model.num_layers": 4,
     "model.ttt.mini_batch_size": 8,
     "steps": 6,
     "evaluate.every": 0,

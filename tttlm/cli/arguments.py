@@ -21,7 +21,7 @@ C = TypeVar("C")
 
 
 def parse(cls: type[C], arguments: Sequence[str], *, prog: str, description: str = "") -> C:
-    """Builds `cls`, a dataclass of dataclasses, from `--config FILE` and flags such as `--model.width 256`.
+    """Builds `cls`, a dataclass of dataclasses, from `--config FILE` and flags such as `--model.hidden_size 256`.
 
     A later source wins: the defaults of `cls`, then `base:` of the file, the file, the flags. `--help` prints every
     field with its default and leaves.

@@ -177,7 +177,8 @@ def describe_models(comparison: Comparison) -> Iterator[str]:
         model = entry.configs[0].model
         flops = model.flops_per_token(comparison.length)
         note = "finished run" if entry.given else entry.changed or ("as it is" if by != "none" else "")
-        yield f"{entry.name:24} {model.layers:6} {model.width:6} {model.parameter_count():11,} {flops:12,.0f}  {note}"
+        shape = f"{entry.name:24} {model.num_layers:6} {model.hidden_size:6}"
+        yield f"{shape} {model.parameter_count():11,} {flops:12,.0f}  {note}"
 
 
 def _check_same(run: TrainConfig) -> None:

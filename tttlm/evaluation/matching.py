@@ -20,8 +20,8 @@ class MatchConfig:
     """parameters, embeddings included, or FLOPs of a token at the training length, by the model's own formula."""
     to: str = ""
     """The model that the others are matched to."""
-    vary: tuple[Literal["width", "layers", "feed_forward"], ...] = ("width",)
-    """What may be changed. Widths keep the head width; feed_forward is kept in proportion where it is not named."""
+    vary: tuple[Literal["hidden_size", "num_layers", "intermediate_size"], ...] = ("hidden_size",)
+    """What may be changed. hidden_size keeps head_dim; intermediate_size stays in proportion where it is not named."""
     tolerance: float = 0.02
     """Largest miss, as a share of the target."""
 
@@ -91,15 +91,17 @@ class _Cost:
 
     def __call__(self, config: ModelConfig) -> float:
         period = len(config.mixers)
-        thin = replace(config, layers=period, feed_forward=FEED_FORWARD_STEP if config.feed_forward else 0)
+        thin = replace(
+            config, num_layers=period, intermediate_size=FEED_FORWARD_STEP if config.intermediate_size else 0
+        )
         if thin not in self._of_width:
             count = lambda **changes: cost_of(replace(thin, **changes), self._by, self._length)
             once = count()
-            wider = count(feed_forward=2 * FEED_FORWARD_STEP) - once if config.feed_forward else 0.0
-            self._of_width[thin] = once, count(layers=2 * period) - once, wider / FEED_FORWARD_STEP
+            wider = count(intermediate_size=2 * FEED_FORWARD_STEP) - once if config.intermediate_size else 0.0
+            self._of_width[thin] = once, count(num_layers=2 * period) - once, wider / FEED_FORWARD_STEP
         once, repeat, wider = self._of_width[thin]
-        repeats = config.layers // period
-        return once + (repeats - 1) * repeat + repeats * wider * (config.feed_forward - thin.feed_forward)
+        repeats = config.num_layers // period
+        return once + (repeats - 1) * repeat + repeats * wider * (config.intermediate_size - thin.intermediate_size)
 
 
 def _candidates(
@@ -107,22 +109,22 @@ def _candidates(
 ) -> Iterator[ModelConfig]:
     """Around the target: for every depth, the widths on both sides of it and the feed-forward width that meets it."""
     period = len(config.mixers)
-    depths = range(period, 4 * config.layers + 1, period) if "layers" in vary else [config.layers]
-    for layers in depths:
-        deep = replace(config, layers=layers)
-        for wide in _widths(deep, target, cost) if "width" in vary else [deep]:
+    depths = range(period, 4 * config.num_layers + 1, period) if "num_layers" in vary else [config.num_layers]
+    for num_layers in depths:
+        deep = replace(config, num_layers=num_layers)
+        for wide in _widths(deep, target, cost) if "hidden_size" in vary else [deep]:
             yield wide
-            if "feed_forward" in vary and config.feed_forward:
-                one, two = (cost(replace(wide, feed_forward=n * FEED_FORWARD_STEP)) for n in (1, 2))
+            if "intermediate_size" in vary and config.intermediate_size:
+                one, two = (cost(replace(wide, intermediate_size=n * FEED_FORWARD_STEP)) for n in (1, 2))
                 steps = 1 + round((target - one) / (two - one))
                 if steps >= 1:
-                    yield replace(wide, feed_forward=steps * FEED_FORWARD_STEP)
+                    yield replace(wide, intermediate_size=steps * FEED_FORWARD_STEP)
 
 
 def _widths(config: ModelConfig, target: float, cost: Callable[[ModelConfig], float]) -> list[ModelConfig]:
     """The two models on both sides of the target, and the next ones: cost grows with the width."""
     unit = width_unit(config)
-    low, high = 1, max(2, 4 * config.width // unit)
+    low, high = 1, max(2, 4 * config.hidden_size // unit)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if cost(with_width(config, middle * unit)) <= target else (low, middle)
@@ -132,41 +134,41 @@ def _widths(config: ModelConfig, target: float, cost: Callable[[ModelConfig], fl
 def width_unit(config: ModelConfig) -> int:
     """Widths are multiples of this: what keeps the width of heads."""
     units = [4]
-    own = config.attention.head_width is not None
+    own = config.attention.head_dim is not None
     if any(m in TTT_MIXERS or (m in ATTENTION_MIXERS and not own) for m in config.mixers):
-        kept = config.heads // math.gcd(config.heads, config.attention.kv_heads or config.heads)
-        units.append(config.width // config.heads * kept)
+        kept = config.num_heads // math.gcd(config.num_heads, config.attention.num_kv_heads or config.num_heads)
+        units.append(config.hidden_size // config.num_heads * kept)
     if "mamba2" in config.mixers:
-        channels = config.mamba2.head_width * config.mamba2.groups
+        channels = config.mamba2.head_dim * config.mamba2.num_groups
         units.append(channels // math.gcd(channels, config.mamba2.expand))
     return math.lcm(*units)
 
 
-def with_width(config: ModelConfig, width: int) -> ModelConfig:
+def with_width(config: ModelConfig, hidden_size: int) -> ModelConfig:
     """The same model wider or narrower: heads as wide as before, feed-forward blocks in proportion."""
-    share = width / config.width
-    feed_forward = max(1, round(config.feed_forward * share / FEED_FORWARD_STEP)) * FEED_FORWARD_STEP
-    attention, heads = config.attention, config.heads
-    if attention.head_width is None and width * heads % config.width == 0:
-        heads = width * heads // config.width
-        if attention.kv_heads is not None:
-            attention = replace(attention, kv_heads=attention.kv_heads * heads // config.heads)
+    share = hidden_size / config.hidden_size
+    intermediate_size = max(1, round(config.intermediate_size * share / FEED_FORWARD_STEP)) * FEED_FORWARD_STEP
+    attention, num_heads = config.attention, config.num_heads
+    if attention.head_dim is None and hidden_size * num_heads % config.hidden_size == 0:
+        num_heads = hidden_size * num_heads // config.hidden_size
+        if attention.num_kv_heads is not None:
+            attention = replace(attention, num_kv_heads=attention.num_kv_heads * num_heads // config.num_heads)
     return replace(
         config,
-        width=width,
-        heads=heads,
+        hidden_size=hidden_size,
+        num_heads=num_heads,
         attention=attention,
-        feed_forward=feed_forward if config.feed_forward else 0,
+        intermediate_size=intermediate_size if config.intermediate_size else 0,
     )
 
 
 def _distance(a: ModelConfig, b: ModelConfig) -> float:
     """How far two shapes are from each other, in factors; depth counts twice, as it changes the most."""
-    shape = lambda c: (c.width, c.layers, c.layers, max(c.feed_forward, 1) / c.width)
+    shape = lambda c: (c.hidden_size, c.num_layers, c.num_layers, max(c.intermediate_size, 1) / c.hidden_size)
     return sum(abs(math.log(x / y)) for x, y in zip(shape(a), shape(b), strict=True))
 
 
 def _changes(a: ModelConfig, b: ModelConfig) -> str:
-    names = ("layers", "width", "heads", "feed_forward")
+    names = ("num_layers", "hidden_size", "num_heads", "intermediate_size")
     pairs = ((name, getattr(a, name), getattr(b, name)) for name in names)
     return ", ".join(f"{name} {x} -> {y}" for name, x, y in pairs if x != y)

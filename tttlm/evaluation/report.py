@@ -66,7 +66,17 @@ def _lines(comparison: Comparison, results: Results, command: str) -> Iterator[s
     yield "## Models"
     yield ""
     yield from _table(
-        ("model", "mixers", "layers", "width", "heads", "feed-forward", "parameters", "FLOPs/token", "matched by"),
+        (
+            "model",
+            "mixers",
+            "num_layers",
+            "hidden_size",
+            "num_heads",
+            "feed-forward",
+            "parameters",
+            "FLOPs/token",
+            "matched by",
+        ),
         (_shape(model) for model in results.models),
     )
     yield ""
@@ -143,8 +153,8 @@ def _shape(model: Result) -> tuple[str, ...]:
     return (
         model.name,
         ", ".join(shape["mixers"]),
-        *(str(shape[name]) for name in ("layers", "width", "heads")),
-        str(shape["feed_forward"] or "none"),
+        *(str(shape[name]) for name in ("num_layers", "hidden_size", "num_heads")),
+        str(shape["intermediate_size"] or "none"),
         f"{model.parameters:,}",
         f"{model.flops_per_token:,.0f}",
         shape["changed"],

@@ -159,10 +159,10 @@ def _result(entry: Entry, scores: list[dict[str, Any]], within: np.ndarray, diff
     return Result(
         name=entry.name,
         shape={
-            "layers": model.layers,
-            "width": model.width,
-            "heads": model.heads,
-            "feed_forward": model.feed_forward,
+            "num_layers": model.num_layers,
+            "hidden_size": model.hidden_size,
+            "num_heads": model.num_heads,
+            "intermediate_size": model.intermediate_size,
             "mixers": list(model.mixers),
             "changed": entry.changed,
         },

@@ -12,25 +12,25 @@ MIXERS = {"attention": "attention"}
 
 def config(values: dict[str, Any]) -> ModelConfig:
     """Our configuration of what config.json says."""
-    heads, width = integer(values, "num_attention_heads"), integer(values, "hidden_size")
+    num_heads, hidden_size = integer(values, "num_attention_heads"), integer(values, "hidden_size")
     expect(values, hidden_act="silu")
     refuse(values, "sliding_window", "quantization_config")
     return ModelConfig(
         vocab_size=integer(values, "vocab_size"),
-        width=width,
-        layers=integer(values, "num_hidden_layers"),
-        heads=heads,
-        feed_forward=integer(values, "intermediate_size"),
+        hidden_size=hidden_size,
+        num_layers=integer(values, "num_hidden_layers"),
+        num_heads=num_heads,
+        intermediate_size=integer(values, "intermediate_size"),
         feed_forward_bias=flag(values, "mlp_bias", False),
         mixers=("attention",),
         backbone="transformer",
         tie_embeddings=flag(values, "tie_word_embeddings", False),
-        rope_base=_rope_base(values),
+        rope_theta=_rope_base(values),
         norm_eps=number(values, "rms_norm_eps", 1e-6),
-        init_std=number(values, "initializer_range", 0.02),
+        initializer_range=number(values, "initializer_range", 0.02),
         attention=AttentionConfig(
-            kv_heads=integer(values, "num_key_value_heads", heads),
-            head_width=integer(values, "head_dim", max(1, width // heads)),
+            num_kv_heads=integer(values, "num_key_value_heads", num_heads),
+            head_dim=integer(values, "head_dim", max(1, hidden_size // num_heads)),
             use_bias=flag(values, "attention_bias", False),
             max_length=integer(values, "max_position_embeddings", 2048),
         ),
@@ -53,25 +53,25 @@ def _rope_base(values: dict[str, Any]) -> float:
 
 def values(config: ModelConfig) -> dict[str, Any]:
     """What config.json says of our configuration."""
-    if config.attention.qk_norm or config.conv_before("attention") or not config.feed_forward:
+    if config.attention.qk_norm or config.conv_before("attention") or not config.intermediate_size:
         raise InputError("a Llama checkpoint has feed-forward blocks, and neither QK norm nor convolutions")
     return {
         "architectures": ["LlamaForCausalLM"],
         "vocab_size": config.vocab_size,
-        "hidden_size": config.width,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.attention.kv_heads or config.heads,
-        "head_dim": config.attention.head_width or config.width // config.heads,
-        "intermediate_size": config.feed_forward,
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.attention.num_kv_heads or config.num_heads,
+        "head_dim": config.attention.head_dim or config.hidden_size // config.num_heads,
+        "intermediate_size": config.intermediate_size,
         "hidden_act": "silu",
         "attention_bias": config.attention.use_bias,
         "mlp_bias": config.feed_forward_bias,
         "max_position_embeddings": config.attention.max_length,
         "tie_word_embeddings": config.tie_embeddings,
-        "rope_theta": config.rope_base,
+        "rope_theta": config.rope_theta,
         "rms_norm_eps": config.norm_eps,
-        "initializer_range": config.init_std,
+        "initializer_range": config.initializer_range,
     }
 
 

@@ -17,7 +17,7 @@ def config(values: dict[str, Any]) -> ModelConfig:
         **common_config(values),
         mixers=("mamba",),
         mamba=MambaConfig(
-            state_width=integer(values, "state_size", 16),
+            state_size=integer(values, "state_size", 16),
             expand=integer(values, "expand", 2),
             dt_rank=None if auto else integer(values, "time_step_rank"),
             use_bias=flag(values, "use_bias", False),
@@ -31,10 +31,10 @@ def values(config: ModelConfig) -> dict[str, Any]:
     return {
         "architectures": ["MambaForCausalLM"],
         **common_values(config),
-        "state_size": config.mamba.state_width,
+        "state_size": config.mamba.state_size,
         "expand": config.mamba.expand,
-        "intermediate_size": config.mamba.expand * config.width,
-        "time_step_rank": config.mamba.dt_rank or -(-config.width // 16),
+        "intermediate_size": config.mamba.expand * config.hidden_size,
+        "time_step_rank": config.mamba.dt_rank or -(-config.hidden_size // 16),
         "use_bias": config.mamba.use_bias,
         "use_conv_bias": config.mamba.conv_bias,
     }
@@ -53,35 +53,35 @@ def table(config: ModelConfig) -> list[Entry]:
 
 def common_config(values: dict[str, Any]) -> dict[str, Any]:
     """What Mamba and Mamba-2 have in common."""
-    width = integer(values, "hidden_size")
-    expect(values, hidden_act="silu", intermediate_size=integer(values, "expand", 2) * width)
+    hidden_size = integer(values, "hidden_size")
+    expect(values, hidden_act="silu", intermediate_size=integer(values, "expand", 2) * hidden_size)
     refuse(values, "quantization_config", "attention_layers_idx", "mlp_intermediate_size")
     return {
         "vocab_size": integer(values, "vocab_size"),
-        "width": width,
-        "layers": integer(values, "num_hidden_layers"),
-        "feed_forward": 0,
-        "conv_width": integer(values, "conv_kernel", 4),
+        "hidden_size": hidden_size,
+        "num_layers": integer(values, "num_hidden_layers"),
+        "intermediate_size": 0,
+        "conv_kernel": integer(values, "conv_kernel", 4),
         "tie_embeddings": flag(values, "tie_word_embeddings", True),
         "norm_eps": number(values, "layer_norm_epsilon", 1e-5),
-        "init_std": number(values, "initializer_range", 0.1),
+        "initializer_range": number(values, "initializer_range", 0.1),
     }
 
 
 def common_values(config: ModelConfig) -> dict[str, Any]:
     """The other way round."""
-    if config.feed_forward or config.conv_before(config.mixers[0]):
+    if config.intermediate_size or config.conv_before(config.mixers[0]):
         raise InputError(
-            f"a Mamba checkpoint has no feed-forward blocks, got model.feed_forward = {config.feed_forward}"
+            f"a Mamba checkpoint has no feed-forward blocks, got model.intermediate_size = {config.intermediate_size}"
         )
     return {
         "vocab_size": config.vocab_size,
-        "hidden_size": config.width,
-        "num_hidden_layers": config.layers,
-        "conv_kernel": config.conv_width,
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.num_layers,
+        "conv_kernel": config.conv_kernel,
         "tie_word_embeddings": config.tie_embeddings,
         "layer_norm_epsilon": config.norm_eps,
-        "initializer_range": config.init_std,
+        "initializer_range": config.initializer_range,
         "hidden_act": "silu",
     }
 

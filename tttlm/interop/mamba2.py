@@ -16,18 +16,18 @@ def config(values: dict[str, Any]) -> ModelConfig:
     expect(values, rms_norm=True)
     shared = common_config(values)
     mamba2 = Mamba2Config(
-        state_width=integer(values, "state_size", 128),
-        head_width=integer(values, "head_dim", 64),
+        state_size=integer(values, "state_size", 128),
+        head_dim=integer(values, "head_dim", 64),
         expand=integer(values, "expand", 2),
-        groups=integer(values, "n_groups", 1),
+        num_groups=integer(values, "n_groups", 1),
         dt_limit=_dt_limit(values),
         use_bias=flag(values, "use_bias", False),
         conv_bias=flag(values, "use_conv_bias", True),
     )
-    heads = mamba2.expand * shared["width"] // mamba2.head_width
-    if integer(values, "num_heads", max(1, heads)) != heads:
+    num_heads = mamba2.expand * shared["hidden_size"] // mamba2.head_dim
+    if integer(values, "num_heads", max(1, num_heads)) != num_heads:
         raise InputError(
-            f"config.json: num_heads must be expand * hidden_size / head_dim = {heads}, got {values['num_heads']}"
+            f"config.json: num_heads must be expand * hidden_size / head_dim = {num_heads}, got {values['num_heads']}"
         )
     return ModelConfig(**shared, mixers=("mamba2",), mamba2=mamba2)
 
@@ -52,11 +52,11 @@ def values(config: ModelConfig) -> dict[str, Any]:
     return {
         "architectures": ["Mamba2ForCausalLM"],
         **common_values(config),
-        "state_size": m.state_width,
-        "head_dim": m.head_width,
+        "state_size": m.state_size,
+        "head_dim": m.head_dim,
         "expand": m.expand,
-        "n_groups": m.groups,
-        "num_heads": m.expand * config.width // m.head_width,
+        "n_groups": m.num_groups,
+        "num_heads": m.expand * config.hidden_size // m.head_dim,
         "rms_norm": True,
         "time_step_limit": list(m.dt_limit),
         "use_bias": m.use_bias,

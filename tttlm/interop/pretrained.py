@@ -123,7 +123,7 @@ def _places(entry: Entry, config: ModelConfig) -> Iterator[tuple[Place, list[str
         return
     period = len(config.mixers)
     for p in range(period):
-        yield ("stack", "blocks", p, *path), [entry.name.format(i=i) for i in range(p, config.layers, period)]
+        yield ("stack", "blocks", p, *path), [entry.name.format(i=i) for i in range(p, config.num_layers, period)]
 
 
 def _shape_there(entry: Entry, shape: tuple[int, ...], *, stacked: bool) -> tuple[int, ...]:

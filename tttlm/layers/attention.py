@@ -42,20 +42,20 @@ class AttentionState(NamedTuple):
 class Attention(nnx.Module):
     """Causal attention with rotary positions in the layout of Llama checkpoints (arXiv 2302.13971).
 
-    >>> layer = Attention(64, 4, kv_heads=2, window=16, rngs=nnx.Rngs(0))
+    >>> layer = Attention(64, 4, num_kv_heads=2, sliding_window=16, rngs=nnx.Rngs(0))
     >>> layer(jnp.ones((2, 50, 64))).shape
     (2, 50, 64)
 
     Args:
-        width: model width `D`.
-        heads: heads `H` of queries.
-        kv_heads: heads `G` of keys and values (arXiv 2305.13245); None for `H`.
-        head_width: width `K` of a head, even; None for `D / H`.
-        window: tokens that a query sees, itself included; None for all before it.
+        hidden_size: model width `D`.
+        num_heads: heads `H` of queries.
+        num_kv_heads: heads `G` of keys and values (arXiv 2305.13245); None for `H`.
+        head_dim: width `K` of a head, even; None for `D / H`.
+        sliding_window: tokens that a query sees, itself included; None for all before it.
         max_length: tokens that the cache of a layer without a window has room for. Beyond it `extend` raises, or
             where it is compiled, and offsets are not known, gives NaN. Not needed to call the layer on a whole row.
         qk_norm: RMSNorm over every head's query and key before they are rotated (arXiv 2302.05442).
-        rope_base: base of the rotary embedding.
+        rope_theta: base of the rotary embedding.
         use_bias: of the four projections.
         dtype: what is computed in, and what the cache holds; None promotes input and parameters. Scores and softmax
             are float32 at least.
@@ -72,15 +72,15 @@ class Attention(nnx.Module):
 
     def __init__(
         self,
-        width: int,
-        heads: int,
+        hidden_size: int,
+        num_heads: int,
         *,
-        kv_heads: int | None = None,
-        head_width: int | None = None,
-        window: int | None = None,
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        sliding_window: int | None = None,
         max_length: int | None = None,
         qk_norm: bool = False,
-        rope_base: float = 10_000.0,
+        rope_theta: float = 10_000.0,
         use_bias: bool = False,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
@@ -88,19 +88,24 @@ class Attention(nnx.Module):
         implementation: str | None = None,
         rngs: nnx.Rngs,
     ):
-        kv_heads = heads if kv_heads is None else kv_heads
-        if kv_heads < 1 or heads % kv_heads:
-            raise ValueError(f"kv_heads must divide the heads; got {heads} heads and {kv_heads} kv_heads")
-        if head_width is None:
-            if width % heads:
-                raise ValueError(f"heads must divide the width or head_width be given; got {width} and {heads} heads")
-            head_width = width // heads
-        if head_width % 2:
-            raise ValueError(f"head_width must be even, which rotary embeddings turn in pairs; got {head_width}")
-        if window is not None and window < 1:
-            raise ValueError(f"a window holds at least 1 token; got {window}")
-        self.heads, self.kv_heads, self.head_width = heads, kv_heads, head_width
-        self.window, self.max_length, self.rope_base = window, max_length, rope_base
+        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        if num_kv_heads < 1 or num_heads % num_kv_heads:
+            raise ValueError(
+                f"num_kv_heads must divide the heads; got {num_heads} heads and {num_kv_heads} num_kv_heads"
+            )
+        if head_dim is None:
+            if hidden_size % num_heads:
+                raise ValueError(
+                    "num_heads must divide hidden_size or head_dim be given; "
+                    f"got hidden_size {hidden_size} and num_heads {num_heads}"
+                )
+            head_dim = hidden_size // num_heads
+        if head_dim % 2:
+            raise ValueError(f"head_dim must be even, which rotary embeddings turn in pairs; got {head_dim}")
+        if sliding_window is not None and sliding_window < 1:
+            raise ValueError(f"a window holds at least 1 token; got {sliding_window}")
+        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
+        self.sliding_window, self.max_length, self.rope_theta = sliding_window, max_length, rope_theta
         self.dtype, self.param_dtype = dtype, param_dtype
         self.implementation = implementation
 
@@ -117,12 +122,12 @@ class Attention(nnx.Module):
             )
 
         def norm() -> RMSNorm | None:
-            return RMSNorm(head_width, dtype=dtype, param_dtype=param_dtype, rngs=rngs) if qk_norm else None
+            return RMSNorm(head_dim, dtype=dtype, param_dtype=param_dtype, rngs=rngs) if qk_norm else None
 
-        self.q_proj = linear(width, heads * head_width)
-        self.k_proj = linear(width, kv_heads * head_width)
-        self.v_proj = linear(width, kv_heads * head_width)
-        self.o_proj = linear(heads * head_width, width)
+        self.q_proj = linear(hidden_size, num_heads * head_dim)
+        self.k_proj = linear(hidden_size, num_kv_heads * head_dim)
+        self.v_proj = linear(hidden_size, num_kv_heads * head_dim)
+        self.o_proj = linear(num_heads * head_dim, hidden_size)
         self.q_norm, self.k_norm = norm(), norm()
 
     def __call__(self, x: Float[Array, "B T D"], segment_ids: Int[Array, "B T"] | None = None) -> Float[Array, "B T D"]:
@@ -138,13 +143,13 @@ class Attention(nnx.Module):
                 q,
                 k,
                 v,
-                window=self.window,
+                sliding_window=self.sliding_window,
                 query_segments=segments,
                 key_segments=segments,
                 implementation=self.implementation,
             )
 
-        q, k, v = (place(a, "B_H") for a in (q, share_groups(k, self.heads), share_groups(v, self.heads)))
+        q, k, v = (place(a, "B_H") for a in (q, share_groups(k, self.num_heads), share_groups(v, self.num_heads)))
         y = each_device(attend, ("B_H", "B_H", "B_H", "B"), "B_H")(q, k, v, segments)
         return self.o_proj(to_stream(y.reshape(batch, time, -1)))
 
@@ -157,16 +162,16 @@ class Attention(nnx.Module):
             ValueError: when the cache has no room for `T` more tokens, and the offsets are known.
         """
         (batch, time), slots = x.shape[:2], state.keys.shape[1]
-        if self.window is None:
+        if self.sliding_window is None:
             check_room(state, time)
         docs = None if segment_ids is None else documents(segment_ids, state.document)
         segments = _segments(docs, (batch, time))
-        places = state.offset[:, None] + jnp.arange(time, dtype=jnp.int32)
-        q, k, v = self._project(x, places)
+        positions = state.offset[:, None] + jnp.arange(time, dtype=jnp.int32)
+        q, k, v = self._project(x, positions)
 
         # Without a window every token has its own slot, and there is none past the last. With one, tokens take turns.
-        first = 0 if self.window is None else max(0, time - slots)
-        slot = places[:, first:] if self.window is None else places[:, first:] % slots
+        first = 0 if self.sliding_window is None else max(0, time - slots)
+        slot = positions[:, first:] if self.sliding_window is None else positions[:, first:] % slots
 
         def put(cache: Array, new: Array) -> Array:
             return cache.at[jnp.arange(batch)[:, None], slot].set(new[:, first:].astype(cache.dtype), mode="drop")
@@ -180,7 +185,7 @@ class Attention(nnx.Module):
             document=document_in_progress(state.document, docs),
         )
         cached = jnp.where(state.live, 0, EMPTY)
-        if self.window is None or time == 1:  # nothing that a query of this call sees has been overwritten
+        if self.sliding_window is None or time == 1:  # nothing that a query of this call sees has been overwritten
             keys, values, key_segments = after.keys, after.values, put(cached, segments)
             key_places = self._places(after.offset, slots)
         else:
@@ -188,20 +193,20 @@ class Attention(nnx.Module):
                 jnp.concatenate([a, b.astype(a.dtype)], axis=1) for a, b in ((state.keys, k), (state.values, v))
             )
             key_segments = jnp.concatenate([cached, segments], axis=1)
-            key_places = jnp.concatenate([self._places(state.offset, slots), places], axis=1)
+            key_places = jnp.concatenate([self._places(state.offset, slots), positions], axis=1)
         y = attention(
             q,
             keys,
             values,
-            window=self.window,
-            query_positions=places,
+            sliding_window=self.sliding_window,
+            query_positions=positions,
             key_positions=key_places,
             query_segments=segments,
             key_segments=key_segments,
         )
         y = self.o_proj(y.reshape(batch, time, -1))
-        if self.window is None:
-            y = jnp.where((places < slots)[..., None], y, jnp.nan)  # rather than silently wrong
+        if self.sliding_window is None:
+            y = jnp.where((positions < slots)[..., None], y, jnp.nan)  # rather than silently wrong
         return y, after
 
     def init_state(self, batch: int) -> AttentionState:
@@ -210,10 +215,10 @@ class Attention(nnx.Module):
         Raises:
             ValueError: when the layer has neither a window nor a `max_length`.
         """
-        slots = self.max_length if self.window is None else self.window
+        slots = self.max_length if self.sliding_window is None else self.sliding_window
         if slots is None:
             raise ValueError("attention without a window needs max_length, the tokens its cache has room for; got None")
-        shape = (batch, slots, self.kv_heads, self.head_width)
+        shape = (batch, slots, self.num_kv_heads, self.head_dim)
         dtype = self.dtype or self.param_dtype
         count = jnp.zeros((batch,), jnp.int32)
         return AttentionState(
@@ -221,21 +226,21 @@ class Attention(nnx.Module):
         )
 
     def _project(
-        self, x: Float[Array, "B T D"], places: Int[Array, "*B T"]
+        self, x: Float[Array, "B T D"], positions: Int[Array, "*B T"]
     ) -> tuple[Float[Array, "B T H K"], Float[Array, "B T G K"], Float[Array, "B T G K"]]:
         q, k, v = (
-            place(proj(x), "BTF").reshape(*x.shape[:2], -1, self.head_width)
+            place(proj(x), "BTF").reshape(*x.shape[:2], -1, self.head_dim)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = (rotate_halves(a, places, self.rope_base).astype(v.dtype) for a in (q, k))
+        q, k = (rotate_halves(a, positions, self.rope_theta).astype(v.dtype) for a in (q, k))
         return q, k, v
 
     def _places(self, offset: Int[Array, "B"], slots: int) -> Int[Array, "B S"]:
         """Where in the row the token of each slot stands; negative before there was one."""
         slot = jnp.arange(slots, dtype=jnp.int32)
-        if self.window is None:
+        if self.sliding_window is None:
             return jnp.broadcast_to(slot, (offset.shape[0], slots))
         last = offset[:, None] - 1
         return last - (last - slot) % slots

@@ -16,11 +16,11 @@ from tttlm.ops.documents import Documents
 class CausalConv(nnx.Module):
     """`tttlm.ops.conv.causal_conv` as a module.
 
-    The weights start uniform in `+-1/sqrt(kernel_width)`, as PyTorch's `Conv1d` of one channel a group does.
+    The weights start uniform in `+-1/sqrt(kernel_size)`, as PyTorch's `Conv1d` of one channel a group does.
 
     Args:
-        width: channels `C`.
-        kernel_width: taps `W`.
+        channels: channels `C`.
+        kernel_size: taps `W`.
         use_bias: whether a bias is added.
         dtype: computed in; None promotes input and kernel.
         param_dtype: of kernel `[W, C]` and bias `[C]`.
@@ -28,19 +28,19 @@ class CausalConv(nnx.Module):
 
     def __init__(
         self,
-        width: int,
-        kernel_width: int,
+        channels: int,
+        kernel_size: int,
         *,
         use_bias: bool = True,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        bound = 1 / math.sqrt(kernel_width)
-        shape = (kernel_width, width)
+        bound = 1 / math.sqrt(kernel_size)
+        shape = (kernel_size, channels)
         self.kernel = nnx.Param(jax.random.uniform(rngs.params(), shape, param_dtype, -bound, bound))
         self.bias = (
-            nnx.Param(jax.random.uniform(rngs.params(), (width,), param_dtype, -bound, bound)) if use_bias else None
+            nnx.Param(jax.random.uniform(rngs.params(), (channels,), param_dtype, -bound, bound)) if use_bias else None
         )
         self.dtype = dtype
 
@@ -66,5 +66,5 @@ class CausalConv(nnx.Module):
 
     def init_tail(self, batch: int, dtype: Dtype) -> Float[Array, "B P C"]:
         """The tail before the first token."""
-        width, channels = self.kernel.shape
-        return jnp.zeros((batch, width - 1, channels), dtype)
+        size, channels = self.kernel.shape
+        return jnp.zeros((batch, size - 1, channels), dtype)

@@ -15,7 +15,7 @@ class SwiGLU(nnx.Module):
     """`down(silu(gate(x)) * up(x))` (arXiv 2002.05202).
 
     Args:
-        width: model width `D`.
+        hidden_size: model width `D`.
         hidden: feed-forward width `F`.
         use_bias: of the three projections.
         dtype, param_dtype, kernel_init, rngs: as in `nnx.Linear`.
@@ -23,7 +23,7 @@ class SwiGLU(nnx.Module):
 
     def __init__(
         self,
-        width: int,
+        hidden_size: int,
         hidden: int,
         *,
         use_bias: bool = False,
@@ -44,9 +44,9 @@ class SwiGLU(nnx.Module):
                 rngs=rngs,
             )
 
-        self.gate_proj = linear(width, hidden)
-        self.up_proj = linear(width, hidden)
-        self.down_proj = linear(hidden, width)
+        self.gate_proj = linear(hidden_size, hidden)
+        self.up_proj = linear(hidden_size, hidden)
+        self.down_proj = linear(hidden, hidden_size)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         gate, up = (place(proj(x), "BTF") for proj in (self.gate_proj, self.up_proj))

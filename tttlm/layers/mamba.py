@@ -51,10 +51,10 @@ class Mamba(nnx.Module):
     (2, 50, 64)
 
     Args:
-        width: model width `D`.
-        state_width: states `N` of every channel.
+        hidden_size: model width `D`.
+        state_size: states `N` of every channel.
         expand: `E / D`, channels for every feature of the model.
-        conv_width: taps of the convolution.
+        conv_kernel: taps of the convolution.
         dt_rank: width `R` of the bottleneck before the step sizes; None for `ceil(D / 16)`.
         use_bias: of the projections in and out.
         conv_bias: of the convolution.
@@ -74,11 +74,11 @@ class Mamba(nnx.Module):
 
     def __init__(
         self,
-        width: int,
+        hidden_size: int,
         *,
-        state_width: int = 16,
+        state_size: int = 16,
         expand: int = 2,
-        conv_width: int = 4,
+        conv_kernel: int = 4,
         dt_rank: int | None = None,
         use_bias: bool = False,
         conv_bias: bool = True,
@@ -90,23 +90,23 @@ class Mamba(nnx.Module):
         implementation: str | None = None,
         rngs: nnx.Rngs,
     ):
-        inner = expand * width
-        self.state_width = state_width
-        self.dt_rank = math.ceil(width / 16) if dt_rank is None else dt_rank
+        inner = expand * hidden_size
+        self.state_size = state_size
+        self.dt_rank = math.ceil(hidden_size / 16) if dt_rank is None else dt_rank
         self.chunk_size, self.implementation = chunk_size, implementation
         self.dtype, self.param_dtype = dtype, param_dtype
 
         linear = partial(nnx.Linear, dtype=dtype, param_dtype=param_dtype, dot_general=projection, rngs=rngs)
-        self.in_proj = linear(width, 2 * inner, use_bias=use_bias, kernel_init=kernel_init)
-        self.conv = CausalConv(inner, conv_width, use_bias=conv_bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.x_proj = linear(inner, self.dt_rank + 2 * state_width, use_bias=False, kernel_init=kernel_init)
+        self.in_proj = linear(hidden_size, 2 * inner, use_bias=use_bias, kernel_init=kernel_init)
+        self.conv = CausalConv(inner, conv_kernel, use_bias=conv_bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.x_proj = linear(inner, self.dt_rank + 2 * state_size, use_bias=False, kernel_init=kernel_init)
         self.dt_proj = linear(self.dt_rank, inner, use_bias=False, kernel_init=default_kernel_init)
         # Added in float32: rounded to bfloat16 a bias around -5 would be off by more than a percent.
         self.dt_bias = nnx.Param(step_bias_init(rngs.params(), (inner,), param_dtype))
-        rates = jnp.broadcast_to(jnp.arange(1, state_width + 1, dtype=jnp.float32), (inner, state_width))
+        rates = jnp.broadcast_to(jnp.arange(1, state_size + 1, dtype=jnp.float32), (inner, state_size))
         self.A_log = nnx.Param(jnp.log(rates).astype(param_dtype))
         self.D = nnx.Param(jnp.ones((inner,), param_dtype))
-        self.out_proj = linear(inner, width, use_bias=use_bias, kernel_init=out_kernel_init or kernel_init)
+        self.out_proj = linear(inner, hidden_size, use_bias=use_bias, kernel_init=out_kernel_init or kernel_init)
 
     def __call__(self, x: Float[Array, "B T D"], segment_ids: Int[Array, "B T"] | None = None) -> Float[Array, "B T D"]:
         """The layer on whole rows; `segment_ids` tells their documents apart (see `tttlm.ops.documents`)."""
@@ -121,7 +121,7 @@ class Mamba(nnx.Module):
         x, tail = self.conv(to_heads(x), state.tail, docs)
         x = jax.nn.silu(x)
         parts = place(project_heads(self.x_proj, x, "H_"), "B")
-        dt, B, C = jnp.split(parts, (self.dt_rank, self.dt_rank + self.state_width), axis=-1)
+        dt, B, C = jnp.split(parts, (self.dt_rank, self.dt_rank + self.state_size), axis=-1)
         dtype = state.ssm.dtype
         dt = place(project_heads(self.dt_proj, dt, "_H"), "B_H").astype(dtype) + self.dt_bias[...].astype(dtype)
 
@@ -149,7 +149,7 @@ class Mamba(nnx.Module):
         """The state before the first token, for `batch` rows."""
         dtype = self.dtype or self.param_dtype
         return MambaState(
-            jnp.zeros((batch, self.state_width, self.D.shape[0]), jnp.promote_types(dtype, jnp.float32)),
+            jnp.zeros((batch, self.state_size, self.D.shape[0]), jnp.promote_types(dtype, jnp.float32)),
             self.conv.init_tail(batch, dtype),
             jnp.zeros((batch,), jnp.int32),
         )

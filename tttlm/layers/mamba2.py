@@ -34,14 +34,14 @@ class Mamba2State(NamedTuple):
 class GatedRMSNorm(nnx.Module):
     """`RMSNorm(x * silu(gate))` over each of `groups` parts of the last axis, computed in float32 at least."""
 
-    def __init__(self, width: int, *, groups: int, eps: float, param_dtype: Dtype):
-        self.scale = nnx.Param(jnp.ones((width,), param_dtype))
-        self.groups, self.eps = groups, eps
+    def __init__(self, hidden_size: int, *, num_groups: int, eps: float, param_dtype: Dtype):
+        self.scale = nnx.Param(jnp.ones((hidden_size,), param_dtype))
+        self.num_groups, self.eps = num_groups, eps
 
     def __call__(self, x: Float[Array, "B T E"], gate: Float[Array, "B T E"]) -> Float[Array, "B T E"]:
         dtype = jnp.promote_types(x.dtype, jnp.float32)
         y = x.astype(dtype) * jax.nn.silu(gate.astype(dtype))
-        parts = y.reshape(*y.shape[:-1], self.groups, -1)
+        parts = y.reshape(*y.shape[:-1], self.num_groups, -1)
         parts = parts * jax.lax.rsqrt(jnp.mean(jnp.square(parts), axis=-1, keepdims=True) + self.eps)
         return (parts.reshape(y.shape) * self.scale[...].astype(dtype)).astype(gate.dtype)
 
@@ -49,19 +49,19 @@ class GatedRMSNorm(nnx.Module):
 class Mamba2(nnx.Module):
     """Mamba-2 (arXiv 2405.21060, section 7), in the layout and with the initial weights of its released models.
 
-    >>> layer = Mamba2(64, head_width=16, state_width=32, rngs=nnx.Rngs(0))
+    >>> layer = Mamba2(64, head_dim=16, state_size=32, rngs=nnx.Rngs(0))
     >>> layer(jnp.ones((2, 50, 64))).shape
     (2, 50, 64)
 
     Args:
-        width: model width `D`.
-        state_width: width `N` of the input and output vectors.
-        head_width: width `P` of a head; there are `H = E / P`.
+        hidden_size: model width `D`.
+        state_size: width `N` of the input and output vectors.
+        head_dim: width `P` of a head; there are `H = E / P`.
         expand: `E / D`, channels for every feature of the model.
-        groups: `G`, how many input and output vectors the heads share.
+        num_groups: `G`, how many input and output vectors the heads share.
         norm_groups: parts that the norm before the projection out is over. One in `Mamba2ForCausalLM`; its authors'
             code has as many as `groups`.
-        conv_width: taps of the convolution.
+        conv_kernel: taps of the convolution.
         dt_limit: what step sizes are clipped to.
         norm_eps: of the norm.
         use_bias: of the projections in and out.
@@ -85,14 +85,14 @@ class Mamba2(nnx.Module):
 
     def __init__(
         self,
-        width: int,
+        hidden_size: int,
         *,
-        state_width: int = 128,
-        head_width: int = 64,
+        state_size: int = 128,
+        head_dim: int = 64,
         expand: int = 2,
-        groups: int = 1,
+        num_groups: int = 1,
         norm_groups: int = 1,
-        conv_width: int = 4,
+        conv_kernel: int = 4,
         dt_limit: tuple[float, float] = (0.0, float("inf")),
         norm_eps: float = 1e-5,
         use_bias: bool = False,
@@ -105,14 +105,14 @@ class Mamba2(nnx.Module):
         implementation: str | None = None,
         rngs: nnx.Rngs,
     ):
-        inner = expand * width
-        heads = inner // head_width
-        if inner % head_width or heads % groups or inner % norm_groups:
+        inner = expand * hidden_size
+        num_heads = inner // head_dim
+        if inner % head_dim or num_heads % num_groups or inner % norm_groups:
             raise ValueError(
-                f"head_width and norm_groups must divide the {inner} channels, and groups the heads; "
-                f"got head_width {head_width}, norm_groups {norm_groups}, groups {groups}"
+                f"head_dim and norm_groups must divide the {inner} channels, and groups the heads; "
+                f"got head_dim {head_dim}, norm_groups {norm_groups}, groups {num_groups}"
             )
-        self.inner, self.heads, self.groups, self.state_width = inner, heads, groups, state_width
+        self.inner, self.num_heads, self.num_groups, self.state_size = inner, num_heads, num_groups, state_size
         self.dt_limit = dt_limit
         self.chunk_size, self.implementation = chunk_size, implementation
         self.dtype, self.param_dtype = dtype, param_dtype
@@ -120,17 +120,17 @@ class Mamba2(nnx.Module):
         linear = partial(
             nnx.Linear, use_bias=use_bias, dtype=dtype, param_dtype=param_dtype, dot_general=projection, rngs=rngs
         )
-        channels = inner + 2 * groups * state_width
-        self.in_proj = linear(width, inner + channels + heads, kernel_init=kernel_init)
+        channels = inner + 2 * num_groups * state_size
+        self.in_proj = linear(hidden_size, inner + channels + num_heads, kernel_init=kernel_init)
         self.conv = CausalConv(
-            channels, conv_width, use_bias=conv_bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+            channels, conv_kernel, use_bias=conv_bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs
         )
-        self.dt_bias = nnx.Param(step_bias_init(rngs.params(), (heads,), param_dtype))
-        rates = jax.random.uniform(rngs.params(), (heads,), jnp.float32, 1, 16)
+        self.dt_bias = nnx.Param(step_bias_init(rngs.params(), (num_heads,), param_dtype))
+        rates = jax.random.uniform(rngs.params(), (num_heads,), jnp.float32, 1, 16)
         self.A_log = nnx.Param(jnp.log(rates).astype(param_dtype))
-        self.D = nnx.Param(jnp.ones((heads,), param_dtype))
-        self.norm = GatedRMSNorm(inner, groups=norm_groups, eps=norm_eps, param_dtype=param_dtype)
-        self.out_proj = linear(inner, width, kernel_init=out_kernel_init or kernel_init)
+        self.D = nnx.Param(jnp.ones((num_heads,), param_dtype))
+        self.norm = GatedRMSNorm(inner, num_groups=norm_groups, eps=norm_eps, param_dtype=param_dtype)
+        self.out_proj = linear(inner, hidden_size, kernel_init=out_kernel_init or kernel_init)
 
     def __call__(self, x: Float[Array, "B T D"], segment_ids: Int[Array, "B T"] | None = None) -> Float[Array, "B T D"]:
         """The layer on whole rows; `segment_ids` tells their documents apart (see `tttlm.ops.documents`)."""
@@ -142,12 +142,12 @@ class Mamba2(nnx.Module):
         """Goes on from `state` and returns the next one; however a sequence is cut, the outputs are the same."""
         batch, time = x.shape[:2]
         docs = None if segment_ids is None else documents(segment_ids, state.document)
-        inner, of_groups = self.inner, 2 * self.groups * self.state_width
-        gate, x, BC, dt = project(self.in_proj, x, (inner, inner, of_groups, self.heads))
+        inner, of_groups = self.inner, 2 * self.num_groups * self.state_size
+        gate, x, BC, dt = project(self.in_proj, x, (inner, inner, of_groups, self.num_heads))
         x, tail_x = self.conv(to_heads(x), state.tail[..., :inner], docs, slice(inner))
         BC, tail_BC = self.conv(place(BC, "B"), state.tail[..., inner:], docs, slice(inner, None))
-        x = jax.nn.silu(x).reshape(batch, time, self.heads, -1)
-        B, C = jnp.split(jax.nn.silu(BC).reshape(batch, time, 2 * self.groups, -1), 2, axis=2)
+        x = jax.nn.silu(x).reshape(batch, time, self.num_heads, -1)
+        B, C = jnp.split(jax.nn.silu(BC).reshape(batch, time, 2 * self.num_groups, -1), 2, axis=2)
         dtype = state.ssm.dtype
         dt = jax.nn.softplus(to_heads(dt).astype(dtype) + self.dt_bias[...].astype(dtype))
 
@@ -168,8 +168,8 @@ class Mamba2(nnx.Module):
             x,
             jnp.clip(dt, *self.dt_limit),
             -jnp.exp(self.A_log[...].astype(dtype)),
-            share_groups(B, self.heads),
-            share_groups(C, self.heads),
+            share_groups(B, self.num_heads),
+            share_groups(C, self.num_heads),
             state.ssm,
             docs,
         )
@@ -181,7 +181,7 @@ class Mamba2(nnx.Module):
     def init_state(self, batch: int) -> Mamba2State:
         """The state before the first token, for `batch` rows."""
         dtype = self.dtype or self.param_dtype
-        shape = (batch, self.heads, self.inner // self.heads, self.state_width)
+        shape = (batch, self.num_heads, self.inner // self.num_heads, self.state_size)
         return Mamba2State(
             jnp.zeros(shape, jnp.promote_types(dtype, jnp.float32)),
             self.conv.init_tail(batch, dtype),

@@ -11,7 +11,7 @@ class RMSNorm(nnx.Module):
     """`scale * x / sqrt(mean(x^2) + eps)` over the last axis (arXiv 1910.07467), computed in float32 at least.
 
     Args:
-        width: size of the last axis.
+        num_features: size of the last axis.
         eps: added to the mean square.
         dtype: of the result; None promotes input and scale.
         param_dtype: of the scale.
@@ -19,7 +19,7 @@ class RMSNorm(nnx.Module):
 
     def __init__(
         self,
-        width: int,
+        num_features: int,
         *,
         eps: float = 1e-6,
         dtype: Dtype | None = None,
@@ -27,7 +27,7 @@ class RMSNorm(nnx.Module):
         rngs: nnx.Rngs,
     ):
         del rngs  # a scale of ones needs no randomness; the argument keeps the manner of nnx modules
-        self.scale = nnx.Param(jnp.ones((width,), param_dtype))
+        self.scale = nnx.Param(jnp.ones((num_features,), param_dtype))
         self.eps = eps
         self.dtype = dtype
 

@@ -138,12 +138,12 @@ def lookup(table: Float[Array, "V D"], tokens: Int[Array, "B T"], dtype: Dtype) 
     return each_device(local, (dims, "BT"), "BT")(table, tokens)
 
 
-def share_groups(x: Shaped[Array, "B T G N"], heads: int) -> Shaped[Array, "B T R N"]:
+def share_groups(x: Shaped[Array, "B T G N"], num_heads: int) -> Shaped[Array, "B T R N"]:
     """Groups that several heads read, repeated as often as it takes for every device to hold those of its heads."""
     devices = shares("H")
     groups = x.shape[2]
     repeats = next(r for r in range(1, devices + 1) if groups * r % devices == 0)
-    assert heads % (groups * repeats) == 0, "devices that share the heads divide them"
+    assert num_heads % (groups * repeats) == 0, "devices that share the heads divide them"
     return x if repeats == 1 else x.repeat(repeats, axis=2)
 
 

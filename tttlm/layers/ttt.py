@@ -48,7 +48,7 @@ class InnerLinear(nnx.Module):
 
     def __init__(
         self,
-        heads: int,
+        num_heads: int,
         inputs: int,
         outputs: int,
         *,
@@ -57,24 +57,24 @@ class InnerLinear(nnx.Module):
         kernel_init: Initializer,
         rngs: nnx.Rngs,
     ):
-        self.kernel = nnx.Param(kernel_init(rngs.params(), (heads, inputs, outputs), param_dtype))
-        self.bias = nnx.Param(jnp.zeros((heads, outputs), param_dtype)) if use_bias else None
+        self.kernel = nnx.Param(kernel_init(rngs.params(), (num_heads, inputs, outputs), param_dtype))
+        self.bias = nnx.Param(jnp.zeros((num_heads, outputs), param_dtype)) if use_bias else None
 
 
 class InnerLayerNorm(nnx.Module):
     """Scale and bias `[H, K]` of the LayerNorm at the end of every head's inner model."""
 
-    def __init__(self, heads: int, head_width: int, *, param_dtype: Dtype):
-        self.scale = nnx.Param(jnp.ones((heads, head_width), param_dtype))
-        self.bias = nnx.Param(jnp.zeros((heads, head_width), param_dtype))
+    def __init__(self, num_heads: int, head_dim: int, *, param_dtype: Dtype):
+        self.scale = nnx.Param(jnp.ones((num_heads, head_dim), param_dtype))
+        self.bias = nnx.Param(jnp.zeros((num_heads, head_dim), param_dtype))
 
 
 class TTT(nnx.Module):
     """A TTT layer with an inner MLP of any depth; `TTTLinear` and `TTTMLP` are its two published forms.
 
     Args:
-        width: model width `D`.
-        heads: heads `H`; each has an inner model of width `K = D / H`, which must be even.
+        hidden_size: model width `D`.
+        num_heads: heads `H`; each has an inner model of width `K = D / H`, which must be even.
         inner_hidden: widths of the inner model's hidden layers; none for a linear inner model.
         mini_batch_size: tokens `M` of one inner step.
         inner_learning_rate: base inner learning rate, multiplied for every token and head by a learned gate in (0, 1).
@@ -86,8 +86,8 @@ class TTT(nnx.Module):
             `inner_learning_rate / K` at every place.
         share_qk: one projection for queries and keys, told apart by a causal convolution each (Mamba backbone).
         gate: multiply the output by `gelu(g_proj(x))` (Mamba backbone).
-        conv_width: taps of those convolutions.
-        rope_base: base of the rotary embedding, which turns by the place within the mini-batch.
+        conv_kernel: taps of those convolutions.
+        rope_theta: base of the rotary embedding, which turns by the place within the mini-batch.
         dtype: what projections, convolutions and norms are computed in; None promotes input and parameters. The
             inner model is trained in float32 at least.
         param_dtype: of all parameters.
@@ -108,8 +108,8 @@ class TTT(nnx.Module):
 
     def __init__(
         self,
-        width: int,
-        heads: int,
+        hidden_size: int,
+        num_heads: int,
         *,
         inner_hidden: tuple[int, ...] = (),
         mini_batch_size: int = 16,
@@ -120,8 +120,8 @@ class TTT(nnx.Module):
         learned_rate: bool = True,
         share_qk: bool = False,
         gate: bool = False,
-        conv_width: int = 4,
-        rope_base: float = 10_000.0,
+        conv_kernel: int = 4,
+        rope_theta: float = 10_000.0,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
         kernel_init: Initializer = default_kernel_init,
@@ -129,21 +129,24 @@ class TTT(nnx.Module):
         implementation: str | None = None,
         rngs: nnx.Rngs,
     ):
-        if width % heads or (width // heads) % 2:
-            raise ValueError(f"heads must divide the width into even head widths, got width {width} and {heads} heads")
+        if hidden_size % num_heads or (hidden_size // num_heads) % 2:
+            raise ValueError(
+                "num_heads must divide hidden_size into even head dimensions, "
+                f"got hidden_size {hidden_size} and num_heads {num_heads}"
+            )
         if inner_hidden and not learned_start:
             raise ValueError("an inner model with hidden layers cannot learn from zeros: it needs learned_start")
-        head_width = width // heads
-        self.width, self.heads, self.head_width = width, heads, head_width
+        head_dim = hidden_size // num_heads
+        self.hidden_size, self.num_heads, self.head_dim = hidden_size, num_heads, head_dim
         self.mini_batch_size = mini_batch_size
         self.inner_learning_rate = inner_learning_rate
-        self.rope_base = rope_base
+        self.rope_theta = rope_theta
         self.dtype, self.param_dtype = dtype, param_dtype
         self.remat_mini_batches, self.implementation = remat_mini_batches, implementation
 
         def linear(outputs: int, use_bias: bool = False) -> nnx.Linear:
             return nnx.Linear(
-                width,
+                hidden_size,
                 outputs,
                 use_bias=use_bias,
                 dtype=dtype,
@@ -154,27 +157,29 @@ class TTT(nnx.Module):
             )
 
         def conv() -> CausalConv:
-            return CausalConv(width, conv_width, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+            return CausalConv(hidden_size, conv_kernel, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
-        self.q_proj = linear(width)
-        self.k_proj = None if share_qk else linear(width)
+        self.q_proj = linear(hidden_size)
+        self.k_proj = None if share_qk else linear(hidden_size)
         self.conv_q = conv() if share_qk else None
         self.conv_k = conv() if share_qk else None
-        self.v_proj = linear(width)
-        self.g_proj = linear(width) if gate else None
-        self.o_proj = linear(width)
-        self.learning_rate = linear(heads, use_bias=True) if learned_rate else None
+        self.v_proj = linear(hidden_size)
+        self.g_proj = linear(hidden_size) if gate else None
+        self.o_proj = linear(hidden_size)
+        self.learning_rate = linear(num_heads, use_bias=True) if learned_rate else None
         self.token_scale = nnx.Param(jnp.zeros((mini_batch_size,), param_dtype)) if learned_rate else None
 
         self.inner_bias = inner_bias
-        widths = (head_width, *inner_hidden, head_width)
+        widths = (head_dim, *inner_hidden, head_dim)
         self.inner = nnx.List(
-            InnerLinear(heads, i, o, use_bias=inner_bias, param_dtype=param_dtype, kernel_init=kernel_init, rngs=rngs)
+            InnerLinear(
+                num_heads, i, o, use_bias=inner_bias, param_dtype=param_dtype, kernel_init=kernel_init, rngs=rngs
+            )
             for i, o in (pairwise(widths) if learned_start else ())
         )
-        self.inner_norm = InnerLayerNorm(heads, head_width, param_dtype=param_dtype) if inner_norm else None
+        self.inner_norm = InnerLayerNorm(num_heads, head_dim, param_dtype=param_dtype) if inner_norm else None
         self.post_norm = nnx.LayerNorm(
-            width, epsilon=1e-6, dtype=dtype, param_dtype=param_dtype, use_fast_variance=False, rngs=rngs
+            hidden_size, epsilon=1e-6, dtype=dtype, param_dtype=param_dtype, use_fast_variance=False, rngs=rngs
         )
 
     def __call__(
@@ -234,17 +239,17 @@ class TTT(nnx.Module):
             docs = documents(segment_ids, jnp.zeros((batch,), jnp.int32) if inner is None else inner.document)
         q, k, tail = self._queries_and_keys(x, None if state is None else state.tail, docs)
 
-        places = jnp.arange(time)
+        positions = jnp.arange(time)
         if inner is not None:
-            places = places + inner.offset[:, None]
-        places = places % self.mini_batch_size
+            positions = positions + inner.offset[:, None]
+        positions = positions % self.mini_batch_size
 
         def split_heads(a: Float[Array, "B T D"]) -> Float[Array, "B T H K"]:
-            return a.reshape(batch, time, self.heads, self.head_width)
+            return a.reshape(batch, time, self.num_heads, self.head_dim)
 
-        q, k = (rotate_pairs(split_heads(a), places, self.rope_base).astype(a.dtype) for a in (q, k))
+        q, k = (rotate_pairs(split_heads(a), positions, self.rope_theta).astype(a.dtype) for a in (q, k))
         v = split_heads(to_heads(self.v_proj(x)))
-        return (q, k, v, *self._rates(x, self.inner_learning_rate * multiplier / self.head_width)), tail
+        return (q, k, v, *self._rates(x, self.inner_learning_rate * multiplier / self.head_dim)), tail
 
     def _forward(self, x, state, segment_ids, multiplier):
         (q, k, v, rates, token_scale), tail = self._inner_inputs(x, state, segment_ids, multiplier)
@@ -280,7 +285,7 @@ class TTT(nnx.Module):
         """`eta_ts = base * max(0, 1/(t+1) + learned[t]) * sigmoid(gate(x_s))`, as its factors of `s` and of `t`."""
         dtype = jnp.promote_types(x.dtype, jnp.float32)
         if self.learning_rate is None or self.token_scale is None:
-            rates = jnp.full((*x.shape[:2], self.heads), base, dtype)
+            rates = jnp.full((*x.shape[:2], self.num_heads), base, dtype)
             return rates, jnp.ones((self.mini_batch_size,), dtype)
         rates = base * jax.nn.sigmoid(self.learning_rate(x).astype(dtype))
         token_scale = self.token_scale[...].astype(dtype)
@@ -301,7 +306,7 @@ class TTT(nnx.Module):
 
     def _inner_weights(self) -> tuple[InnerLayer, ...]:
         if not self.inner:
-            kernel = jnp.zeros((self.heads, self.head_width, self.head_width), self.param_dtype)
+            kernel = jnp.zeros((self.num_heads, self.head_dim, self.head_dim), self.param_dtype)
             return (InnerLayer(kernel, kernel[:, 0] if self.inner_bias else None),)
         return tuple(
             InnerLayer(layer.kernel[...], None if layer.bias is None else layer.bias[...]) for layer in self.inner
@@ -318,8 +323,10 @@ class TTTLinear(TTT):
     Arguments are those of `TTT`, without `inner_hidden`.
     """
 
-    def __init__(self, width: int, heads: int, *, inner_learning_rate: float = 1.0, rngs: nnx.Rngs, **options):
-        super().__init__(width, heads, inner_learning_rate=inner_learning_rate, rngs=rngs, **options)
+    def __init__(
+        self, hidden_size: int, num_heads: int, *, inner_learning_rate: float = 1.0, rngs: nnx.Rngs, **options
+    ):
+        super().__init__(hidden_size, num_heads, inner_learning_rate=inner_learning_rate, rngs=rngs, **options)
 
 
 class TTTMLP(TTT):
@@ -331,8 +338,10 @@ class TTTMLP(TTT):
     Arguments are those of `TTT`, without `inner_hidden`. The base inner learning rate is 0.1 as in the paper.
     """
 
-    def __init__(self, width: int, heads: int, *, inner_learning_rate: float = 0.1, rngs: nnx.Rngs, **options):
-        hidden = (4 * (width // heads),)
+    def __init__(
+        self, hidden_size: int, num_heads: int, *, inner_learning_rate: float = 0.1, rngs: nnx.Rngs, **options
+    ):
+        hidden = (4 * (hidden_size // num_heads),)
         super().__init__(
-            width, heads, inner_hidden=hidden, inner_learning_rate=inner_learning_rate, rngs=rngs, **options
+            hidden_size, num_heads, inner_hidden=hidden, inner_learning_rate=inner_learning_rate, rngs=rngs, **options
         )

@@ -37,24 +37,24 @@ class Block(nnx.Module):
         dtypes: dict[str, Any] = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
 
         def norm() -> RMSNorm:
-            return RMSNorm(config.width, eps=config.norm_eps, rngs=rngs, **dtypes)
+            return RMSNorm(config.hidden_size, eps=config.norm_eps, rngs=rngs, **dtypes)
 
         self.conv_norm = norm() if config.conv_before(mixer) else None
-        self.conv = CausalConv(config.width, config.conv_width, rngs=rngs, **dtypes) if self.conv_norm else None
+        self.conv = CausalConv(config.hidden_size, config.conv_kernel, rngs=rngs, **dtypes) if self.conv_norm else None
         self.mixer_norm = norm()
         self.mixer: Any = build_mixer(config, mixer, rngs=rngs)
-        self.feed_forward_norm = norm() if config.feed_forward else None
-        init = nnx.initializers.normal(config.init_std)
+        self.feed_forward_norm = norm() if config.intermediate_size else None
+        init = nnx.initializers.normal(config.initializer_range)
         self.feed_forward = (
             SwiGLU(
-                config.width,
-                config.feed_forward,
+                config.hidden_size,
+                config.intermediate_size,
                 use_bias=config.feed_forward_bias,
                 kernel_init=init,
                 rngs=rngs,
                 **dtypes,
             )
-            if config.feed_forward
+            if config.intermediate_size
             else None
         )
         self.is_ttt = mixer in TTT_MIXERS

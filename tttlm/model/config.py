@@ -39,11 +39,11 @@ class TTTConfig:
 class AttentionConfig:
     """Of the mixers `attention` and `sliding_attention`; see `tttlm.layers.Attention`."""
 
-    kv_heads: int | None = None
+    num_kv_heads: int | None = None
     """Heads of keys and values; None: as many as of queries."""
-    head_width: int | None = None
-    """Width of a head; None: width / heads."""
-    window: int = 1024
+    head_dim: int | None = None
+    """Size of a head; None: hidden_size / num_heads."""
+    sliding_window: int = 1024
     """Tokens that `sliding_attention` sees."""
     qk_norm: bool = False
     """RMSNorm of every query and key."""
@@ -59,10 +59,10 @@ class AttentionConfig:
 class MambaConfig:
     """Of the mixer `mamba`; see `tttlm.layers.Mamba`."""
 
-    state_width: int = 16
+    state_size: int = 16
     expand: int = 2
     dt_rank: int | None = None
-    """Width of the bottleneck before the step sizes; None: ceil(width / 16)."""
+    """Size of the bottleneck before the step sizes; None: ceil(hidden_size / 16)."""
     use_bias: bool = False
     """Biases of the projections in and out."""
     conv_bias: bool = True
@@ -73,10 +73,10 @@ class MambaConfig:
 class Mamba2Config:
     """Of the mixer `mamba2`; see `tttlm.layers.Mamba2`."""
 
-    state_width: int = 128
-    head_width: int = 64
+    state_size: int = 128
+    head_dim: int = 64
     expand: int = 2
-    groups: int = 1
+    num_groups: int = 1
     norm_groups: int = 1
     """Parts that the norm before the projection out is over; its authors' code has as many as `groups`."""
     dt_limit: tuple[float, float] = (0.0, float("inf"))
@@ -94,13 +94,13 @@ class ModelConfig:
     """A language model: embedding, `layers` blocks whose mixers repeat a pattern, a norm and a head."""
 
     vocab_size: int = 32_000
-    width: int = 768
-    """Model width."""
-    layers: int = 12
+    hidden_size: int = 768
+    """Size of the residual stream."""
+    num_layers: int = 12
     """Blocks; a multiple of the number of `mixers`."""
-    heads: int = 12
+    num_heads: int = 12
     """Heads of TTT and attention mixers."""
-    feed_forward: int = 2048
+    intermediate_size: int = 2048
     """Width of the feed-forward blocks; 0 for none, as in Mamba."""
     feed_forward_bias: bool = False
     """Biases of the feed-forward blocks."""
@@ -110,13 +110,13 @@ class ModelConfig:
     """What surrounds a TTT layer: `mamba` adds a convolution before each block, shared queries and keys, and a gate."""
     conv_before_block: bool | None = None
     """A convolution before each block; None: before TTT blocks of the Mamba backbone."""
-    conv_width: int = 4
+    conv_kernel: int = 4
     """Taps of every convolution."""
     tie_embeddings: bool = True
     """Whether the head is the embedding."""
-    rope_base: float = 10_000.0
+    rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
-    init_std: float = 0.02
+    initializer_range: float = 0.02
     ttt: TTTConfig = field(default_factory=TTTConfig)
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     mamba: MambaConfig = field(default_factory=MambaConfig)
@@ -131,20 +131,21 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if not self.mixers:
             raise InputError("model.mixers must name at least one mixer, got none")
-        for name in ("vocab_size", "width", "layers", "heads", "conv_width"):
+        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "conv_kernel"):
             if getattr(self, name) < 1:
                 raise InputError(f"model.{name} must be at least 1, got {getattr(self, name)}")
-        if self.feed_forward < 0:
-            raise InputError(f"model.feed_forward must be 0 (none) or more, got {self.feed_forward}")
-        if self.layers % len(self.mixers):
+        if self.intermediate_size < 0:
+            raise InputError(f"model.intermediate_size must be 0 (none) or more, got {self.intermediate_size}")
+        if self.num_layers % len(self.mixers):
             raise InputError(
-                f"model.layers must be a multiple of the {len(self.mixers)} model.mixers that repeat, got {self.layers}"
+                f"model.num_layers must be a multiple of the {len(self.mixers)} model.mixers that repeat, "
+                f"got {self.num_layers}"
             )
         if any(m in TTT_MIXERS for m in self.mixers):
-            if self.width % self.heads or (self.width // self.heads) % 2:
+            if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 2:
                 raise InputError(
-                    "model.heads must divide model.width into even head widths, "
-                    f"got width {self.width} and {self.heads} heads"
+                    "model.num_heads must divide model.hidden_size into even head dimensions, "
+                    f"got hidden_size {self.hidden_size} and num_heads {self.num_heads}"
                 )
             for name in ("mini_batch_size", "remat_mini_batches"):
                 if getattr(self.ttt, name) < 1:
@@ -153,24 +154,30 @@ class ModelConfig:
                 raise InputError("an inner MLP cannot learn from zeros: ttt_mlp needs model.ttt.learned_start")
         if any(m in ATTENTION_MIXERS for m in self.mixers):
             attention = self.attention
-            if attention.head_width is None and self.width % self.heads:
-                raise InputError(f"model.heads must divide model.width, got width {self.width} and {self.heads} heads")
-            if (attention.head_width or self.width // self.heads) % 2:
-                raise InputError("attention heads must have an even width, which rotary embeddings turn in pairs")
-            if attention.kv_heads is not None and (attention.kv_heads < 1 or self.heads % attention.kv_heads):
+            if attention.head_dim is None and self.hidden_size % self.num_heads:
                 raise InputError(
-                    f"model.attention.kv_heads must divide model.heads ({self.heads}), got {attention.kv_heads}"
+                    "model.num_heads must divide model.hidden_size, "
+                    f"got hidden_size {self.hidden_size} and num_heads {self.num_heads}"
                 )
-            if attention.window < 1:
-                raise InputError(f"model.attention.window must be at least 1, got {attention.window}")
-        if "mamba2" in self.mixers:
-            inner, m = self.mamba2.expand * self.width, self.mamba2
-            if min(m.head_width, m.groups, m.norm_groups, m.state_width, inner) < 1:
-                raise InputError("model.mamba2: widths, expand and numbers of groups must be at least 1")
-            if inner % m.head_width or (inner // m.head_width) % m.groups or inner % m.norm_groups:
+            if (attention.head_dim or self.hidden_size // self.num_heads) % 2:
+                raise InputError("attention heads must have an even head_dim, which rotary embeddings rotate in pairs")
+            if attention.num_kv_heads is not None and (
+                attention.num_kv_heads < 1 or self.num_heads % attention.num_kv_heads
+            ):
                 raise InputError(
-                    f"model.mamba2: head_width {m.head_width} and norm_groups {m.norm_groups} must divide "
-                    f"expand * width ({inner}), and groups {m.groups} the heads"
+                    f"model.attention.num_kv_heads must divide model.num_heads ({self.num_heads}), "
+                    f"got {attention.num_kv_heads}"
+                )
+            if attention.sliding_window < 1:
+                raise InputError(f"model.attention.sliding_window must be at least 1, got {attention.sliding_window}")
+        if "mamba2" in self.mixers:
+            inner, m = self.mamba2.expand * self.hidden_size, self.mamba2
+            if min(m.head_dim, m.num_groups, m.norm_groups, m.state_size, inner) < 1:
+                raise InputError("model.mamba2: sizes, expand and numbers of groups must be at least 1")
+            if inner % m.head_dim or (inner // m.head_dim) % m.num_groups or inner % m.norm_groups:
+                raise InputError(
+                    f"model.mamba2: head_dim {m.head_dim} and norm_groups {m.norm_groups} must divide "
+                    f"expand * hidden_size ({inner}), and num_groups {m.num_groups} the heads"
                 )
             if not 0 <= m.dt_limit[0] < m.dt_limit[1]:
                 raise InputError(f"model.mamba2.dt_limit is a smallest and a largest step size, got {m.dt_limit}")
@@ -178,7 +185,7 @@ class ModelConfig:
     @property
     def repeats(self) -> int:
         """How often the pattern of mixers repeats."""
-        return self.layers // len(self.mixers)
+        return self.num_layers // len(self.mixers)
 
     def conv_before(self, mixer: str) -> bool:
         """Whether blocks of this mixer begin with a convolution."""
@@ -220,7 +227,7 @@ class ModelConfig:
         model = nnx.eval_shape(lambda: LanguageModel(self, rngs=nnx.Rngs(0)))
         count = sum(math.prod(p.shape) for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
         tables = 1 if self.tie_embeddings else 2
-        return count if embeddings else count - tables * self.vocab_size * self.width
+        return count if embeddings else count - tables * self.vocab_size * self.hidden_size
 
     @classmethod
     def preset(cls, size: str, *, mixer: MixerName = "ttt_linear", backbone: str = "mamba", **changes: Any) -> Self:
@@ -233,14 +240,19 @@ class ModelConfig:
         """
         if size not in PRESETS:
             raise InputError(f"unknown model size {size!r}; there are {', '.join(PRESETS)}")
-        layers, width, heads, feed_forward = PRESETS[size]
+        num_layers, hidden_size, num_heads, intermediate_size = PRESETS[size]
         if mixer in ("mamba", "mamba2"):  # arXiv 2312.00752, table 12: twice the blocks, no feed-forward
-            layers, feed_forward = {12: 24, 24: 48}[layers], 0
-        values = {"layers": layers, "width": width, "heads": heads, "feed_forward": feed_forward}
+            num_layers, intermediate_size = {12: 24, 24: 48}[num_layers], 0
+        values = {
+            "num_layers": num_layers,
+            "hidden_size": hidden_size,
+            "num_heads": num_heads,
+            "intermediate_size": intermediate_size,
+        }
         return cls(**{**values, "mixers": (mixer,), "backbone": backbone, **changes})
 
 
-# layers, width, heads, feed-forward width: arXiv 2407.04620, table of training details
+# num_layers, hidden_size, num_heads, intermediate_size: arXiv 2407.04620, table of training details
 PRESETS = {
     "125m": (12, 768, 12, 2048),
     "350m": (24, 1024, 16, 2736),

@@ -43,7 +43,7 @@ class Pattern(nnx.Module):
 class LanguageModel(nnx.Module):
     """A causal language model of any mixers, with one contract for all of them.
 
-    >>> model = LanguageModel(ModelConfig(width=64, layers=2, heads=4, feed_forward=128), rngs=nnx.Rngs(0))
+    >>> model = LanguageModel(ModelConfig(hidden_size=64, num_heads=4), rngs=nnx.Rngs(0))
     >>> logits = model(tokens)                                         # [B, T] -> [B, T, V]
     >>> logits, state = model.extend(tokens, model.init_state(batch))  # the same, and go on from there
 
@@ -57,15 +57,15 @@ class LanguageModel(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         dtypes: dict[str, Any] = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
-        init = nnx.initializers.normal(config.init_std)
+        init = nnx.initializers.normal(config.initializer_range)
 
         def table() -> nnx.Embed:
-            return nnx.Embed(config.vocab_size, config.width, embedding_init=init, rngs=rngs, **dtypes)
+            return nnx.Embed(config.vocab_size, config.hidden_size, embedding_init=init, rngs=rngs, **dtypes)
 
         self.config = config
         self.embed = table()
         self.lm_head = None if config.tie_embeddings else table()
-        self.norm = RMSNorm(config.width, eps=config.norm_eps, rngs=rngs, **dtypes)
+        self.norm = RMSNorm(config.hidden_size, eps=config.norm_eps, rngs=rngs, **dtypes)
 
         @nnx.split_rngs(splits=config.repeats)
         @nnx.vmap(in_axes=0, out_axes=0)

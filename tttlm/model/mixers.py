@@ -14,14 +14,14 @@ def build_mixer(config: ModelConfig, name: str, *, rngs: nnx.Rngs) -> nnx.Module
     common: dict[str, Any] = {
         "dtype": jnp.dtype(config.dtype),
         "param_dtype": jnp.dtype(config.param_dtype),
-        "kernel_init": nnx.initializers.normal(config.init_std),
+        "kernel_init": nnx.initializers.normal(config.initializer_range),
         "rngs": rngs,
     }
     if name in ("ttt_linear", "ttt_mlp"):
         layer = TTTLinear if name == "ttt_linear" else TTTMLP
         return layer(
-            config.width,
-            config.heads,
+            config.hidden_size,
+            config.num_heads,
             mini_batch_size=config.ttt.mini_batch_size,
             remat_mini_batches=config.ttt.remat_mini_batches,
             inner_learning_rate=config.inner_learning_rate(name),
@@ -31,37 +31,37 @@ def build_mixer(config: ModelConfig, name: str, *, rngs: nnx.Rngs) -> nnx.Module
             learned_rate=config.ttt.learned_rate,
             share_qk=config.share_qk,
             gate=config.gate,
-            conv_width=config.conv_width,
-            rope_base=config.rope_base,
+            conv_kernel=config.conv_kernel,
+            rope_theta=config.rope_theta,
             **common,
         )
     if name in ("attention", "sliding_attention"):
         attention = config.attention
         sliding = name == "sliding_attention"
         return Attention(
-            config.width,
-            config.heads,
-            kv_heads=attention.kv_heads,
-            head_width=attention.head_width,
-            window=attention.window if sliding else None,
+            config.hidden_size,
+            config.num_heads,
+            num_kv_heads=attention.num_kv_heads,
+            head_dim=attention.head_dim,
+            sliding_window=attention.sliding_window if sliding else None,
             max_length=None if sliding else attention.max_length,
             qk_norm=attention.qk_norm,
             use_bias=attention.use_bias,
-            rope_base=config.rope_base,
+            rope_theta=config.rope_theta,
             implementation=attention.implementation,
             **common,
         )
     # As the authors' code starts: PyTorch's default, and the projection out smaller the more blocks add to it.
     del common["kernel_init"]
-    common["out_kernel_init"] = nnx.initializers.variance_scaling(1 / (3 * config.layers), "fan_in", "uniform")
+    common["out_kernel_init"] = nnx.initializers.variance_scaling(1 / (3 * config.num_layers), "fan_in", "uniform")
     if name == "mamba":
         mamba = config.mamba
         return Mamba(
-            config.width,
-            state_width=mamba.state_width,
+            config.hidden_size,
+            state_size=mamba.state_size,
             expand=mamba.expand,
             dt_rank=mamba.dt_rank,
-            conv_width=config.conv_width,
+            conv_kernel=config.conv_kernel,
             use_bias=mamba.use_bias,
             conv_bias=mamba.conv_bias,
             **common,
@@ -69,14 +69,14 @@ def build_mixer(config: ModelConfig, name: str, *, rngs: nnx.Rngs) -> nnx.Module
     if name == "mamba2":
         mamba2 = config.mamba2
         return Mamba2(
-            config.width,
-            state_width=mamba2.state_width,
-            head_width=mamba2.head_width,
+            config.hidden_size,
+            state_size=mamba2.state_size,
+            head_dim=mamba2.head_dim,
             expand=mamba2.expand,
-            groups=mamba2.groups,
+            num_groups=mamba2.num_groups,
             norm_groups=mamba2.norm_groups,
             dt_limit=mamba2.dt_limit,
-            conv_width=config.conv_width,
+            conv_kernel=config.conv_kernel,
             use_bias=mamba2.use_bias,
             conv_bias=mamba2.conv_bias,
             norm_eps=config.norm_eps,

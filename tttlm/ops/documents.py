@@ -39,8 +39,8 @@ class Documents:
 def documents(segment_ids: Int[Array, "B T"], carried: Int[Array, "B"]) -> Documents:
     """Reads `segment_ids`, going on from the ids `carried` in progress (0 before the first token)."""
     real = segment_ids != 0
-    places = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)
-    latest = jax.lax.cummax(jnp.where(real, places, -1), axis=1)  # the last place <= t that is no padding
+    positions = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)
+    latest = jax.lax.cummax(jnp.where(real, positions, -1), axis=1)  # the last place <= t that is no padding
     here = jnp.take_along_axis(segment_ids, jnp.maximum(latest, 0), axis=1)
     in_progress = jnp.where(latest >= 0, here, carried[:, None])
     before = jnp.concatenate([carried[:, None], in_progress[:, :-1]], axis=1)

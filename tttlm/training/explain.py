@@ -34,7 +34,7 @@ def explain(config: TrainConfig) -> list[str]:
             "  ".join([*(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)), size.rjust(15)])
         )
     lines.append("")
-    for name, part in (("parameters", state.params), ("optimiser state", state.moments), ("all", state)):
+    for name, part in (("parameters", state.params), ("optimiser state", state.opt_state), ("all", state)):
         whole, here = (sum(f(x) for x in jax.tree.leaves(part)) for f in (_whole_bytes, _bytes))
         lines.append(f"{name:16}{here / GIB:8.3f} GiB a device, {whole / GIB:8.3f} GiB in all")
     return lines

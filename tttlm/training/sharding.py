@@ -92,10 +92,10 @@ def check_mesh(mesh: Mesh | AbstractMesh, config: TrainConfig) -> None:
             f"loss_chunk = {config.loss_chunk} does not divide the {tokens} tokens of a row that a device holds "
             f"under mesh.context = {size['context']}"
         )
-    if tokens < model.conv_width - 1 and any(model.conv_before(mixer) for mixer in model.mixers):
+    if tokens < model.conv_kernel - 1 and any(model.conv_before(mixer) for mixer in model.mixers):
         raise InputError(
             f"a device holds {tokens} tokens of a row under mesh.context = {size['context']}, "
-            f"fewer than the {model.conv_width - 1} that a convolution of model.conv_width looks back: lower it"
+            f"fewer than the {model.conv_kernel - 1} that a convolution of model.conv_kernel looks back: lower it"
         )
     shares = size["tensor"] * size["context"]
     for mixer in model.mixers:
@@ -110,10 +110,10 @@ def check_mesh(mesh: Mesh | AbstractMesh, config: TrainConfig) -> None:
 def shared_by_mixer(model: ModelConfig, mixer: str) -> tuple[str, int]:
     """What the devices of tensor and context share within a mixer, and how many of them there are."""
     if mixer == "mamba":
-        return "channels", model.mamba.expand * model.width
+        return "channels", model.mamba.expand * model.hidden_size
     if mixer == "mamba2":
-        return "heads", model.mamba2.expand * model.width // model.mamba2.head_width
-    return "heads", model.heads
+        return "num_heads", model.mamba2.expand * model.hidden_size // model.mamba2.head_dim
+    return "num_heads", model.num_heads
 
 
 def parameter_spec(path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> P:

@@ -37,7 +37,7 @@ class TrainState(NamedTuple):
     step: Int[Array, ""]
     batch: Int[Array, ""]
     params: Any
-    moments: Any
+    opt_state: Any
     norm_mean: Float[Array, ""]
     halted: Bool[Array, ""]
 
@@ -73,7 +73,7 @@ def init_state(config: TrainConfig, model: Model) -> TrainState:
         step=jnp.zeros((), jnp.int32),
         batch=jnp.zeros((), jnp.int32),
         params=params,
-        moments=make_optimizer(config.optimizer).init(params),
+        opt_state=make_optimizer(config.optimizer).init(params),
         norm_mean=jnp.zeros((), jnp.float32),
         halted=jnp.zeros((), jnp.bool_),
     )
@@ -132,11 +132,11 @@ def train_step(
     halted = state.halted | ~good if config.faults.policy != "skip" else state.halted
     apply = good & ~halted
 
-    updates, moments = make_optimizer(config.optimizer).update(grads, state.moments, state.params)
+    updates, opt_state = make_optimizer(config.optimizer).update(grads, state.opt_state, state.params)
     rate = learning_rate(config, state.step)
     params = jax.tree.map(lambda p, u: (p - rate * u).astype(p.dtype), state.params, updates)
-    params, moments = jax.tree.map(
-        lambda new, old: jnp.where(apply, new, old), (params, moments), (state.params, state.moments)
+    params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(apply, new, old), (params, opt_state), (state.params, state.opt_state)
     )
     norm_mean = jnp.where(state.norm_mean == 0, norm, 0.98 * state.norm_mean + 0.02 * norm)
     norm_mean = jnp.where(apply, norm_mean, state.norm_mean).astype(jnp.float32)
@@ -149,7 +149,7 @@ def train_step(
         "tokens": tokens,
         "good": good,
     }
-    return TrainState(state.step + 1, state.batch + 1, params, moments, norm_mean, halted), metrics
+    return TrainState(state.step + 1, state.batch + 1, params, opt_state, norm_mean, halted), metrics
 
 
 def batch_gradient(

@@ -36,26 +36,26 @@ def blockwise(
     key_positions: Int[Array, "#B S"],
     query_segments: Int[Array, "B T"] | None,
     key_segments: Int[Array, "B S"] | None,
-    window: int | None,
+    sliding_window: int | None,
     block: int | None = None,
 ) -> Float[Array, "B T H K"]:
     """See `tttlm.ops.attention.attention`; `block` is the number of queries, and of keys, in a block."""
-    batch, time, heads, width = q.shape
+    batch, time, num_heads, head_dim = q.shape
     groups = k.shape[2]
     if block is None:
         block = LARGEST_BLOCK
-        while block > 128 and batch * heads * block**2 > BLOCK_SCORES:
+        while block > 128 and batch * num_heads * block**2 > BLOCK_SCORES:
             block //= 2
     query_block, key_block = min(block, time), min(block, k.shape[1])
     lowest = jnp.iinfo(jnp.int32).min  # what fills the last block up is of segments of its own
     queries = _side(query_positions, query_segments, query_block, lowest)
     keys = _side(key_positions, key_segments, key_block, lowest + 1)
-    grouped = q.reshape(batch, time, groups, heads // groups, width)
+    grouped = q.reshape(batch, time, groups, num_heads // groups, head_dim)
     q_blocks = jnp.transpose(_split(grouped, query_block), (1, 0, 3, 4, 2, 5))  # [N, B, G, R, Q, K]
     k_blocks = jnp.transpose(_split(k, key_block), (1, 0, 3, 2, 4))  # [N, B, G, S, K]
     v_blocks = jnp.transpose(_split(v, key_block), (1, 0, 3, 2, 4))
-    out = _attend(q_blocks, k_blocks, v_blocks, queries, keys, window)
-    return jnp.transpose(out, (1, 0, 4, 2, 3, 5)).reshape(batch, -1, heads, width)[:, :time]
+    out = _attend(q_blocks, k_blocks, v_blocks, queries, keys, sliding_window)
+    return jnp.transpose(out, (1, 0, 4, 2, 3, 5)).reshape(batch, -1, num_heads, head_dim)[:, :time]
 
 
 def _split(x: Array, block: int) -> Array:
@@ -76,13 +76,13 @@ def _side(positions: Int[Array, "#B T"], segments: Int[Array, "B T"] | None, blo
     )
 
 
-def _needed(queries: _Side, keys: _Side, window: int | None) -> Bool[Array, "N M"]:
+def _needed(queries: _Side, keys: _Side, sliding_window: int | None) -> Bool[Array, "N M"]:
     """False where no query of block n can see a key of block m in any row."""
     first_query, last_query = (f(queries.positions, axis=2)[:, None] for f in (jnp.min, jnp.max))
     first_key, last_key = (f(keys.positions, axis=2)[None] for f in (jnp.min, jnp.max))
     needed = first_key <= last_query
-    if window is not None:
-        needed &= last_key > first_query - window
+    if sliding_window is not None:
+        needed &= last_key > first_query - sliding_window
     needed &= jnp.max(keys.segments, axis=2)[None] >= jnp.min(queries.segments, axis=2)[:, None]
     needed &= jnp.min(keys.segments, axis=2)[None] <= jnp.max(queries.segments, axis=2)[:, None]
     return jnp.any(needed, axis=2)
@@ -102,13 +102,13 @@ def _attend(
     v: Float[Array, "M B G S K"],
     queries: _Side,
     keys: _Side,
-    window: int | None,
+    sliding_window: int | None,
 ) -> Float[Array, "N B G R Q K"]:
-    return _forward(q, k, v, queries, keys, window)[0]
+    return _forward(q, k, v, queries, keys, sliding_window)[0]
 
 
 def _forward(
-    q: Array, k: Array, v: Array, queries: _Side, keys: _Side, window: int | None
+    q: Array, k: Array, v: Array, queries: _Side, keys: _Side, sliding_window: int | None
 ) -> tuple[Float[Array, "N B G R Q K"], Float[Array, "N B G R Q"]]:
     """The outputs, and the logarithm of every query's normaliser."""
     dtype = jnp.promote_types(q.dtype, jnp.float32)
@@ -120,7 +120,7 @@ def _forward(
         def key_block(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             out, top, total = carry
             scores = jnp.einsum("bgrqk,bgsk->bgrqs", q_i, k[j], preferred_element_type=dtype) * scale
-            seen = visible(queries_i.positions, keys.positions[j], queries_i.segments, keys.segments[j], window)
+            seen = visible(queries_i.positions, keys.positions[j], queries_i.segments, keys.segments[j], sliding_window)
             scores = jnp.where(seen[:, None, None], scores, MASKED)
             new_top = jnp.maximum(top, jnp.max(scores, axis=-1))
             weights = jnp.exp(scores - new_top[..., None])
@@ -138,16 +138,18 @@ def _forward(
         total = jnp.where(total == 0, 1, total)
         return (out / total[..., None]).astype(q.dtype), top + jnp.log(total)
 
-    first, last = _range(_needed(queries, keys, window))
+    first, last = _range(_needed(queries, keys, sliding_window))
     return jax.lax.map(query_block, (q, queries, first, last))
 
 
-def _attend_fwd(q: Array, k: Array, v: Array, queries: _Side, keys: _Side, window: int | None) -> tuple[Array, tuple]:
-    out, log_total = _forward(q, k, v, queries, keys, window)
+def _attend_fwd(
+    q: Array, k: Array, v: Array, queries: _Side, keys: _Side, sliding_window: int | None
+) -> tuple[Array, tuple]:
+    out, log_total = _forward(q, k, v, queries, keys, sliding_window)
     return out, (q, k, v, queries, keys, out, log_total)
 
 
-def _attend_bwd(window: int | None, saved: tuple, d_out: Array) -> tuple:
+def _attend_bwd(sliding_window: int | None, saved: tuple, d_out: Array) -> tuple:
     q, k, v, queries, keys, out, log_total = saved
     dtype = jnp.promote_types(q.dtype, jnp.float32)
     scale = 1 / math.sqrt(q.shape[-1])
@@ -161,7 +163,7 @@ def _attend_bwd(window: int | None, saved: tuple, d_out: Array) -> tuple:
         def query_block(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             d_q, d_k, d_v = carry
             scores = jnp.einsum("bgsk,bgrqk->bgsrq", k_j, q[i], preferred_element_type=dtype) * scale
-            seen = visible(queries.positions[i], keys_j.positions, queries.segments[i], keys_j.segments, window)
+            seen = visible(queries.positions[i], keys_j.positions, queries.segments[i], keys_j.segments, sliding_window)
             scores = jnp.where(jnp.swapaxes(seen, 1, 2)[:, None, :, None], scores, MASKED)
             weights = jnp.exp(scores - log_total[i][:, :, None])
             d_v += jnp.einsum("bgsrq,bgrqk->bgsk", weights.astype(v.dtype), d_out[i], preferred_element_type=dtype)
@@ -175,7 +177,7 @@ def _attend_bwd(window: int | None, saved: tuple, d_out: Array) -> tuple:
         d_q, d_k, d_v = jax.lax.fori_loop(first, last, query_block, start)
         return d_q, (d_k.astype(k.dtype), d_v.astype(v.dtype))
 
-    first, last = _range(_needed(queries, keys, window).T)
+    first, last = _range(_needed(queries, keys, sliding_window).T)
     d_q, (d_k, d_v) = jax.lax.scan(key_block, jnp.zeros(q.shape, dtype), (k, v, keys, first, last))
     return d_q.astype(q.dtype), d_k, d_v, None, None
 

@@ -24,10 +24,10 @@ def obstacle(q: Float[Array, "B T H K"], in_order: bool, segmented: bool) -> str
         return f"cuDNN attention needs compute capability 8.0; this GPU has {capability}"
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         return f"cuDNN attention computes in bfloat16 or float16, not in {q.dtype}"
-    time, width = q.shape[1], q.shape[3]
+    time, head_dim = q.shape[1], q.shape[3]
     widest = 256 if capability >= 9 else 128
-    if width % 8 or width > widest:
-        return f"cuDNN attention needs a head width of at most {widest} and a multiple of 8, not {width}"
+    if head_dim % 8 or head_dim > widest:
+        return f"cuDNN attention needs a head_dim of at most {widest} and a multiple of 8, not {head_dim}"
     if not in_order:
         return "cuDNN attention knows no positions other than 0, 1, 2, ..."
     if segmented and (time % 2 or time > LONGEST_MASK):
@@ -43,11 +43,11 @@ def cudnn(
     key_positions: Int[Array, "1 T"],
     query_segments: Int[Array, "B T"] | None,
     key_segments: Int[Array, "B T"] | None,
-    window: int | None,
+    sliding_window: int | None,
 ) -> Float[Array, "B T H K"]:
     """See `tttlm.ops.attention.attention`."""
     if query_segments is None:
-        local = None if window is None else (window - 1, 0)
+        local = None if sliding_window is None else (sliding_window - 1, 0)
         return jax.nn.dot_product_attention(q, k, v, is_causal=True, local_window_size=local, implementation="cudnn")
-    seen = visible(query_positions, key_positions, query_segments, key_segments, window)
+    seen = visible(query_positions, key_positions, query_segments, key_segments, sliding_window)
     return jax.nn.dot_product_attention(q, k, v, mask=seen[:, None], implementation="cudnn")

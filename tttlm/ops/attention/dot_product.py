@@ -24,7 +24,7 @@ def attention(
     k: Float[Array, "B S G K"],
     v: Float[Array, "B S G K"],
     *,
-    window: int | None = None,
+    sliding_window: int | None = None,
     query_positions: Int[Array, "#B T"] | None = None,
     key_positions: Int[Array, "#B S"] | None = None,
     query_segments: Int[Array, "B T"] | None = None,
@@ -34,13 +34,13 @@ def attention(
     """`softmax(q kᵀ / √K) v` over the keys that a query sees (arXiv 1706.03762, eq. 1).
 
     A query sees the keys of its own segment whose position is not after its own and, with a window, less than
-    `window` before it. A query that sees no key gives zeros. Scores and softmax are computed in float32, or in
+    `sliding_window` before it. A query that sees no key gives zeros. Scores and softmax are computed in float32, or in
     float64 when `q` is.
 
     Args:
         q: queries of `H` heads.
         k, v: keys and values of `G` heads; head `h` of `q` reads head `h // (H / G)` (arXiv 2305.13245).
-        window: how many positions a query sees, its own included; None for all.
+        sliding_window: how many positions a query sees, its own included; None for all.
         query_positions, key_positions: places in the row, in any order; None for 0, 1, 2, ...
         query_segments, key_segments: any non-negative ids, or -1 and -2; None when every query may see every key.
         implementation: "reference", "blockwise" (memory grows with T), "cudnn" or "splash". None picks by the device
@@ -54,17 +54,17 @@ def attention(
 
     Example:
         >>> q = k = v = jnp.ones((1, 8, 2, 16))
-        >>> attention(q, k, v, window=4).shape
+        >>> attention(q, k, v, sliding_window=4).shape
         (1, 8, 2, 16)
     """
-    (batch, time, heads, width), groups = q.shape, k.shape[2]
-    if k.shape != v.shape or k.shape[0] != batch or k.shape[3] != width or heads % groups:
+    (batch, time, num_heads, head_dim), groups = q.shape, k.shape[2]
+    if k.shape != v.shape or k.shape[0] != batch or k.shape[3] != head_dim or num_heads % groups:
         raise ValueError(
             "keys and values must be [B, S, G, K] for queries [B, T, H, K] with H a multiple of G; "
             f"got q {q.shape}, k {k.shape}, v {v.shape}"
         )
-    if window is not None and window < 1:
-        raise ValueError(f"a window holds at least 1 position; got {window}")
+    if sliding_window is not None and sliding_window < 1:
+        raise ValueError(f"a window holds at least 1 position; got {sliding_window}")
     if (query_segments is None) != (key_segments is None) or (query_positions is None) != (key_positions is None):
         raise ValueError("give segments, and positions, of queries and keys both or of neither")
     if query_positions is None and time != k.shape[1]:
@@ -82,7 +82,7 @@ def attention(
     if query_positions is None or key_positions is None:
         query_positions = key_positions = jnp.arange(time, dtype=jnp.int32)[None]
     function = IMPLEMENTATIONS[implementation]
-    return function(q, k, v, query_positions, key_positions, query_segments, key_segments, window)
+    return function(q, k, v, query_positions, key_positions, query_segments, key_segments, sliding_window)
 
 
 def _pick(q: Array, k: Array, in_order: bool, segmented: bool) -> str:

@@ -8,13 +8,13 @@ def visible(
     key_positions: Int[Array, "#B S"],
     query_segments: Int[Array, "#B T"] | None,
     key_segments: Int[Array, "#B S"] | None,
-    window: int | None,
+    sliding_window: int | None,
 ) -> Bool[Array, "#B T S"]:
     """A query sees the keys of its own segment at its own place and, if a window is set, less than that far back."""
     distance = query_positions[:, :, None] - key_positions[:, None, :]
     seen = distance >= 0
-    if window is not None:
-        seen &= distance < window
+    if sliding_window is not None:
+        seen &= distance < sliding_window
     if query_segments is not None and key_segments is not None:
         seen &= query_segments[:, :, None] == key_segments[:, None, :]
     return seen

@@ -16,16 +16,16 @@ def reference(
     key_positions: Int[Array, "#B S"],
     query_segments: Int[Array, "B T"] | None,
     key_segments: Int[Array, "B S"] | None,
-    window: int | None,
+    sliding_window: int | None,
 ) -> Float[Array, "B T H K"]:
     """See `tttlm.ops.attention.attention`."""
-    batch, time, heads, width = q.shape
+    batch, time, num_heads, head_dim = q.shape
     groups = k.shape[2]
     accumulate = jnp.promote_types(q.dtype, jnp.float32)
-    grouped = q.reshape(batch, time, groups, heads // groups, width)
+    grouped = q.reshape(batch, time, groups, num_heads // groups, head_dim)
     scores = jnp.einsum("btgrk,bsgk->bgrts", grouped, k, preferred_element_type=accumulate)
-    seen = visible(query_positions, key_positions, query_segments, key_segments, window)[:, None, None]
-    scores = jnp.where(seen, scores / math.sqrt(width), jnp.finfo(accumulate).min)
+    seen = visible(query_positions, key_positions, query_segments, key_segments, sliding_window)[:, None, None]
+    scores = jnp.where(seen, scores / math.sqrt(head_dim), jnp.finfo(accumulate).min)
     weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.where(seen, weights, 0)
     total = jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), jnp.finfo(accumulate).tiny)

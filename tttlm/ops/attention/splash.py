@@ -32,13 +32,13 @@ def splash(
     key_positions: Int[Array, "1 T"],
     query_segments: Int[Array, "B T"] | None,
     key_segments: Int[Array, "B T"] | None,
-    window: int | None,
+    sliding_window: int | None,
     interpret: bool = False,
 ) -> Float[Array, "B T H K"]:
     """See `tttlm.ops.attention.attention`; `interpret` runs the kernel's program on any device, slowly."""
     del query_positions, key_positions  # in order, or the kernel is not used
-    time, heads, width = q.shape[1:]
-    mask = kernels.LocalMask((time, time), (None if window is None else window - 1, 0), 0)
+    time, num_heads, head_dim = q.shape[1:]
+    mask = kernels.LocalMask((time, time), (None if sliding_window is None else sliding_window - 1, 0), 0)
     block = max(size for size in (128, 256, 512) if time % size == 0)
     sizes = kernels.BlockSizes(
         block_q=block,
@@ -49,11 +49,11 @@ def splash(
         block_kv_dq=block,
     )
     kernel = kernels.make_splash_mha_single_device(
-        kernels.MultiHeadMask([mask] * heads), block_sizes=sizes, interpret=interpret
+        kernels.MultiHeadMask([mask] * num_heads), block_sizes=sizes, interpret=interpret
     )
 
     def rows(q: Array, k: Array, v: Array, query_segments: Array | None, key_segments: Array | None) -> Array:
-        q, k, v = (x.swapaxes(1, 2) for x in (q / math.sqrt(width), k, v))
+        q, k, v = (x.swapaxes(1, 2) for x in (q / math.sqrt(head_dim), k, v))
         segments = None
         if query_segments is not None and key_segments is not None:
             segments = kernels.SegmentIds(query_segments, key_segments)
