@@ -148,7 +148,7 @@ def test_explain_counts_what_a_device_of_a_larger_machine_holds():
     lines = explain(config)
     rows = {line.split()[0]: line for line in lines if line.startswith(("params/", "opt_state/"))}
     assert "8 devices" in lines[0]
-    for place in ("params", "moments/1/mu", "moments/1/nu"):
+    for place in ("params", "opt_state/1/mu", "opt_state/1/nu"):
         row = rows[f"{place}/stack/blocks/0/mixer/q_proj/kernel"]
         assert "2 x 16 x 16" in row
         assert "-, fsdp, tensor" in row
