@@ -1,0 +1,70 @@
+"""Writes whose target looks ahead: a convolution over the neighbours of a token, within its chunk.
+
+In-Place TTT (arXiv 2604.06169) writes `h_sᵀ y_s` with `y_s = Σ_j conv_j ∘ x_{s+j-A}`, `A` taps of it ahead, which is
+known only `A` tokens later. Under a loss linear in the target the same sum is had from what each token knows: its own
+key with the taps behind, and the keys of the tokens before it with what the token adds to their targets.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from tttlm.ops.documents import Documents
+
+
+class Neighbors(NamedTuple):
+    """The last keys `[B, A, F]` and inputs `[B, A, D]` before a stretch; zeros for padding and before the first."""
+
+    keys: Float[Array, "B A F"]
+    inputs: Float[Array, "B A D"]
+
+
+def neighbor_writes(
+    keys: Float[Array, "B T F"],
+    inputs: Float[Array, "B T D"],
+    conv: Float[Array, "D J"],
+    chunk_size: int,
+    *,
+    tail: Neighbors | None = None,
+    offset: Int[Array, "B"] | None = None,
+    docs: Documents | None = None,
+) -> tuple[Float[Array, "B Tn F"], Float[Array, "B Tn D"], Neighbors]:
+    """The `1 + A` writes of every token, in the order of `Clocks.writes_per_token`.
+
+    Args:
+        keys: what a token is written along.
+        inputs: what the targets are made of.
+        conv: `J = 2 A + 1` taps for each channel, the first of the token `A` before.
+        chunk_size: tokens beyond whose chunk nothing is seen.
+        tail: what came before; None at the start of a row.
+        offset: where in a chunk each row stands; None at its start.
+        docs: documents of the rows; nothing of one is seen by another.
+
+    Returns:
+        keys and targets of the writes, and the tail to go on with.
+    """
+    (batch, time, _), ahead = keys.shape, conv.shape[1] // 2
+    if tail is None:
+        tail = Neighbors(*(jnp.zeros((batch, ahead, a.shape[-1]), a.dtype) for a in (keys, inputs)))
+    first = jnp.zeros((batch, 1), jnp.int32) if offset is None else offset[:, None]
+    position = (first + jnp.arange(time)) % chunk_size
+    index = jnp.zeros((batch, time), jnp.int32)
+    if docs is not None:
+        index = docs.index
+        keys, inputs = (jnp.where(docs.real[..., None], a, 0) for a in (keys, inputs))
+    index = jnp.concatenate([jnp.zeros((batch, ahead), jnp.int32), index], axis=1)
+    keys, inputs = (jnp.concatenate([old, new], axis=1) for old, new in zip(tail, (keys, inputs), strict=True))
+
+    def back(a, by):  # of every token, what stands `by` before it
+        return a[:, ahead - by : ahead - by + time]
+
+    near = [((position >= by) & (back(index, by) == back(index, 0)))[..., None] for by in range(ahead + 1)]
+    own = sum(jnp.where(near[by], conv[:, ahead - by] * back(inputs, by), 0) for by in range(ahead + 1))
+    later = [jnp.where(near[by], conv[:, ahead + by] * back(inputs, 0), 0) for by in range(1, ahead + 1)]
+    of_writes = lambda parts: jnp.stack(parts, axis=2).reshape(batch, time * (1 + ahead), -1)
+    return (
+        of_writes([back(keys, by) for by in range(ahead + 1)]),
+        of_writes([own, *later]),
+        Neighbors(keys[:, time:], inputs[:, time:]),
+    )
