@@ -1,0 +1,100 @@
+"""Distances between all pairs of two samples, block by block: the matrix `[N, M]` is never held."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+ROWS, COLUMNS = 1024, 4096
+Step = Callable[[Any, jax.Array, jax.Array, jax.Array, Any], Any]
+
+
+def row_blocks(x: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Blocks `[R, D]` of the rows of `x`, the last one filled up with zeros, each with the rows that it holds."""
+    size = min(ROWS, len(x))
+    for start in range(0, len(x), size):
+        block = x[start : start + size]
+        yield slice(start, start + len(block)), np.pad(block, ((0, size - len(block)), (0, 0)))
+
+
+def column_blocks(y: np.ndarray) -> jax.Array:
+    """`[M, D]` as blocks `[J, C, D]` on the device, the last one filled up with zeros."""
+    size = min(COLUMNS, len(y))
+    count = -(-len(y) // size)
+    return jnp.asarray(np.pad(y, ((0, count * size - len(y)), (0, 0))).reshape(count, size, y.shape[1]))
+
+
+def scan_columns(x: jax.Array, y: jax.Array, length: int, step: Step, start: Any, beside: Any = None) -> Any:
+    """Runs `step(carry, squares, columns, real, beside_block)` over the blocks of `y`.
+
+    Args:
+        x: block of rows `[R, D]`.
+        y: blocks `[J, C, D]` of `length` columns.
+        step: gets the squared distances `[R, C]`, the indices `[C]` of the columns, whether each exists, and the block
+            of `beside`, an array or tree of arrays `[J, C, ...]`.
+    """
+    size = y.shape[1]
+    x_squares = jnp.sum(x * x, 1)
+
+    def body(carry, scanned):
+        j, block, extra = scanned
+        products = jnp.matmul(x, block.T, precision=jax.lax.Precision.HIGHEST)
+        squares = jnp.maximum(x_squares[:, None] + jnp.sum(block * block, 1) - 2 * products, 0)
+        columns = j * size + jnp.arange(size)
+        return step(carry, squares, columns, columns < length, extra), None
+
+    return jax.lax.scan(body, start, (jnp.arange(y.shape[0]), y, beside))[0]
+
+
+@partial(jax.jit, static_argnames=("length", "k", "same"))
+def _nearest(x: jax.Array, first: int, y: jax.Array, *, length: int, k: int, same: bool) -> jax.Array:
+    rows = first + jnp.arange(len(x))
+
+    def step(best, squares, columns, real, _):
+        usable = real & (columns != rows[:, None]) if same else real[None, :]
+        values, places = jax.lax.top_k(jnp.where(usable, -squares, -jnp.inf), min(k, len(columns)))
+        values = jnp.concatenate([best[0], values], 1)
+        indices = jnp.concatenate([best[1], columns[places].astype(jnp.int32)], 1)
+        values, places = jax.lax.top_k(values, k)
+        return values, jnp.take_along_axis(indices, places, 1)
+
+    start = jnp.full((len(x), k), -jnp.inf, x.dtype), jnp.zeros((len(x), k), jnp.int32)
+    _, indices = scan_columns(x, y, length, step, start)
+    # The squares above are differences of large numbers; the few that count are computed again from the points.
+    differences = x[:, None] - y.reshape(-1, y.shape[-1])[indices]
+    return jnp.sort(jnp.sqrt(jnp.sum(differences**2, -1)), 1)
+
+
+def nearest(x: np.ndarray, y: np.ndarray, k: int, *, same: bool = False) -> np.ndarray:
+    """Distances `[N, k]` from every row of `x` to its `k` nearest rows of `y`, ascending.
+
+    Args:
+        same: `y` is `x`, and a row is no neighbour of itself.
+    """
+    out = np.empty((len(x), k), x.dtype)
+    columns = column_blocks(y)
+    for rows, block in row_blocks(x):
+        found = _nearest(block, rows.start, columns, length=len(y), k=k, same=same)
+        out[rows] = np.asarray(found)[: rows.stop - rows.start]
+    return out
+
+
+@partial(jax.jit, static_argnames=("length",))
+def _count(x: jax.Array, radius: jax.Array, y: jax.Array, *, length: int) -> jax.Array:
+    def step(count, squares, columns, real, _):
+        return count + jnp.sum((squares < radius[:, None] ** 2) & real, 1, dtype=jnp.int32)
+
+    return scan_columns(x, y, length, step, jnp.zeros(len(x), jnp.int32))
+
+
+def count_within(x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> np.ndarray:
+    """How many rows of `y` are closer to each row of `x` than its `radius` `[N]`."""
+    out = np.empty(len(x), np.int64)
+    columns = column_blocks(y)
+    for rows, block in row_blocks(x):
+        radii = np.pad(radius[rows], (0, len(block) - (rows.stop - rows.start)))
+        out[rows] = np.asarray(_count(block, radii, columns, length=len(y)))[: rows.stop - rows.start]
+    return out

@@ -1,0 +1,172 @@
+"""Maximum mean discrepancy with Gaussian kernels: unbiased with a permutation test, and in linear time."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tttlm.errors import InputError
+from tttlm.shift.distances import column_blocks, row_blocks, scan_columns
+from tttlm.shift.estimate import Estimate, normal_interval, one_sided_p
+from tttlm.shift.samples import Features, centred, pair_of
+
+_MEDIAN_OF = 2000
+
+
+def median_width(a: Any, b: Any, *, features: Features | None = None, seed: int = 0) -> float:
+    """The median distance between two different samples of A and B together, among 2,000 of them at most.
+
+    Raises:
+        InputError: the samples are all the same, or no finite arrays of one width.
+    """
+    a, b = centred(*pair_of(a, b, features, 1))
+    return _median_width(np.concatenate([a, b]), seed)
+
+
+def _median_width(pooled: np.ndarray, seed: int) -> float:
+    if len(pooled) > _MEDIAN_OF:
+        pooled = pooled[np.random.default_rng(seed).choice(len(pooled), _MEDIAN_OF, replace=False)]
+    squares = np.asarray(_all_squares(pooled))[np.triu_indices(len(pooled), 1)]
+    width = float(np.sqrt(np.median(squares)))
+    if width == 0:  # more than half of the pairs are copies
+        width = float(np.sqrt(np.mean(squares)))
+    if not width > 0:
+        raise InputError("all samples of A and B are the same; there is no distance to set the kernel's width by")
+    return width
+
+
+@jax.jit
+def _all_squares(x: jax.Array) -> jax.Array:
+    step = lambda carry, squares, columns, real, _: squares
+    return scan_columns(x, x[None], len(x), step, jnp.zeros((len(x), len(x)), x.dtype))
+
+
+def mmd(
+    a: Any,
+    b: Any,
+    *,
+    widths: float | Sequence[float] | None = None,
+    permutations: int = 199,
+    features: Features | None = None,
+    seed: int = 0,
+) -> Estimate:
+    """Squared maximum mean discrepancy, unbiased, and the p-value of its permutation test (Gretton et al. 2012, eq. 3).
+
+    `MMD^2 = mean_{i != j} k(a_i, a_j) + mean_{i != j} k(b_i, b_j) - 2 mean k(a_i, b_j)` with
+    `k(x, y) = exp(-|x - y|^2 / (2 width^2))`; it is 0 on average under no shift and can be negative. All permutations
+    are computed in the one pass over the kernel, whose matrix is never held. Among `permutations` that exchange samples
+    between A and B, the p-value is `(1 + how many reach the value) / (1 + permutations)`, which is exact.
+
+    Args:
+        a, b: features `[N, D]` and `[M, D]`, or inputs for `features`.
+        widths: of the kernel, in units of the features; several give the mean of their kernels. None takes the median
+            distance between samples.
+        permutations: how many; the smallest p-value is `1 / (1 + permutations)`; 0 leaves the test out.
+        features: a model's features of a batch of inputs.
+        seed: of the permutations.
+
+    Raises:
+        InputError: fewer than two samples, widths that are not positive, or features that are no finite arrays.
+    """
+    a, b = centred(*pair_of(a, b, features, 2))
+    n, m, pooled = len(a), len(b), np.concatenate([a, b])
+    kernel_widths = _checked_widths(widths, pooled, seed)
+    rng = np.random.default_rng(seed)
+    in_a = np.zeros((permutations + 1, n + m), pooled.dtype)
+    in_a[:, :n] = 1
+    in_a[1:] = rng.permuted(in_a[1:], axis=1)
+    in_a = np.ascontiguousarray(in_a.T)  # [N + M, permutations + 1], the samples as they are first
+    # A constant taken from all off-diagonal values changes nothing, and leaves small numbers to add up.
+    median = _median_width(pooled, seed) if widths is not None else kernel_widths[0]
+    offset = float(np.mean(np.exp(-0.5 * (median / kernel_widths) ** 2)))
+    columns, beside = column_blocks(pooled), column_blocks(np.hstack([in_a, np.ones((n + m, 1), in_a.dtype)]))
+    within_a, from_a, total = np.zeros(permutations + 1), np.zeros(permutations + 1), 0.0
+    for rows, block in row_blocks(pooled):
+        sums = _kernel_sums(block, rows.start, columns, beside, kernel_widths, offset, length=n + m)
+        sums = np.asarray(sums)[: rows.stop - rows.start].astype(np.float64)
+        chosen = in_a[rows]
+        within_a += np.sum(chosen * sums[:, :-1], 0)
+        from_a += sums[:, -1] @ chosen
+        total += sums[:, -1].sum()
+    between = from_a - within_a
+    within_b = total - 2 * between - within_a
+    values = within_a / (n * (n - 1)) + within_b / (m * (m - 1)) - 2 * between / (n * m)
+    if not permutations:
+        return Estimate(float(values[0]))
+    rounding = 1e-6 * np.abs(values).max()  # an exchange that changes nothing must count as reaching the value
+    reached = int(np.count_nonzero(values[1:] >= values[0] - rounding))
+    return Estimate(float(values[0]), p_value=(1 + reached) / (1 + permutations))
+
+
+def _checked_widths(widths: float | Sequence[float] | None, pooled: np.ndarray, seed: int) -> np.ndarray:
+    if widths is None:
+        widths = _median_width(pooled, seed)
+    found = np.atleast_1d(np.asarray(widths, pooled.dtype))
+    if found.ndim != 1 or not found.size or not (found > 0).all():
+        raise InputError(f"widths of the kernel are positive numbers; they were {widths}")
+    return found
+
+
+def _kernel(squares: jax.Array, widths: jax.Array) -> jax.Array:
+    """Mean over the widths of the Gaussian kernels of squared distances."""
+    total = jnp.zeros_like(squares)
+    for i in range(len(widths)):
+        total += jnp.exp(-0.5 * squares / widths[i] ** 2)
+    return total / len(widths)
+
+
+@partial(jax.jit, static_argnames=("length",))
+def _kernel_sums(
+    x: jax.Array, first: int, y: jax.Array, beside: jax.Array, widths: jax.Array, offset: float, *, length: int
+) -> jax.Array:
+    """Kernel of a block of rows with all columns times `beside`, the diagonal left out and `offset` taken away."""
+    rows = first + jnp.arange(len(x))
+
+    def step(sums, squares, columns, real, weights):
+        kernel = jnp.where(columns == rows[:, None], 0, _kernel(squares, widths) - offset)
+        return sums + jnp.matmul(kernel, weights, precision=jax.lax.Precision.HIGHEST)
+
+    # What fills up the last block has weight zero.
+    return scan_columns(x, y, length, step, jnp.zeros((len(x), beside.shape[-1]), x.dtype), beside)
+
+
+def linear_time_mmd(
+    a: Any,
+    b: Any,
+    *,
+    widths: float | Sequence[float] | None = None,
+    features: Features | None = None,
+    seed: int = 0,
+) -> Estimate:
+    """Squared maximum mean discrepancy in linear time, with an interval and a p-value (Gretton et al. 2012, lemma 14).
+
+    It is the mean over disjoint pairs of `k(a, a') + k(b, b') - k(a, b') - k(a', b)`, so its distribution is normal for
+    many samples; it takes far more samples than `mmd` to see the same shift. Samples that the larger one has more than
+    the smaller are not used.
+
+    Args:
+        a, b: features `[N, D]` and `[M, D]`, or inputs for `features`.
+        widths: of the kernel, in units of the features; several give the mean of their kernels. None takes the median
+            distance between samples.
+        features: a model's features of a batch of inputs.
+        seed: of the pairs.
+
+    Raises:
+        InputError: fewer than four samples, widths that are not positive, or features that are no finite arrays.
+    """
+    a, b = centred(*pair_of(a, b, features, 4))
+    kernel_widths = _checked_widths(widths, np.concatenate([a, b]), seed)
+    rng, pairs = np.random.default_rng(seed), min(len(a), len(b)) // 2
+    a, b = (x[rng.permutation(len(x))[: 2 * pairs]] for x in (a, b))
+    terms = np.asarray(_pair_terms(a[::2], a[1::2], b[::2], b[1::2], kernel_widths)).astype(np.float64)
+    value, error = terms.mean(), terms.std(ddof=1) / np.sqrt(pairs)
+    return normal_interval(value, error, one_sided_p(value / error) if error > 0 else 1.0)
+
+
+@jax.jit
+def _pair_terms(a: jax.Array, a2: jax.Array, b: jax.Array, b2: jax.Array, widths: jax.Array) -> jax.Array:
+    kernel = lambda x, y: _kernel(jnp.sum((x - y) ** 2, 1), widths)
+    return kernel(a, a2) + kernel(b, b2) - kernel(a, b2) - kernel(a2, b)

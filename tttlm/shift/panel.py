@@ -1,0 +1,134 @@
+"""All measures of shift on the same two samples: what the command line and reports show side by side."""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tttlm.errors import InputError
+from tttlm.shift.classifier import classifier_test
+from tttlm.shift.divergence import Divergences, count_divergence, gaussian_divergence, nearest_neighbour_divergence
+from tttlm.shift.estimate import Estimate
+from tttlm.shift.frechet import FrechetEstimate, frechet_distance
+from tttlm.shift.mmd import linear_time_mmd, median_width, mmd
+from tttlm.shift.samples import Features, pair_of
+from tttlm.shift.wasserstein import columnwise_wasserstein, entropic_wasserstein, sliced_wasserstein
+
+_SHRINKAGE = 0.05
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One line of a comparison.
+
+    Attributes:
+        name: name of the measure.
+        estimate: what it found; None where it could not be measured.
+        note: why not, or what has to be known to read the number.
+    """
+
+    name: str
+    estimate: Estimate | None
+    note: str = ""
+
+
+def compare_samples(
+    a: Any,
+    b: Any,
+    *,
+    features: Features | None = None,
+    pairs: int = 2000,
+    permutations: int = 199,
+    entropic: bool | None = None,
+    seed: int = 0,
+) -> list[Measurement]:
+    """Every measure of shift between two samples of features; one that cannot be had says why and leaves the others.
+
+    Args:
+        a, b: features `[N, D]` and `[M, D]`, or inputs for `features`.
+        features: a model's features of a batch of inputs.
+        pairs: measures whose time grows with the number of pairs see that many samples of each side at most, chosen at
+            random; 0 gives them all.
+        permutations: of MMD and of the classifier tests.
+        entropic: whether to compute the entropic Wasserstein distance; None: where `ott-jax` is installed.
+        seed: of everything random.
+
+    Raises:
+        InputError: the samples cannot be compared at all: no finite arrays `[N, D]` of one width, or fewer than eight
+            samples.
+    """
+    a, b = pair_of(a, b, features, 8)
+    rng = np.random.default_rng(seed)
+    few_a, few_b = (x[np.sort(rng.permutation(len(x))[:pairs])] if pairs else x for x in (a, b))
+    found: list[Measurement] = []
+
+    def add(names: tuple[str, ...], measure: Callable[[], tuple[Estimate, ...]], note: str = "") -> None:
+        try:
+            found.extend(Measurement(name, e, note) for name, e in zip(names, measure(), strict=True))
+        except InputError as error:
+            found.extend(Measurement(name, None, str(error)) for name in names)
+
+    subset = "" if len(few_a) == len(a) and len(few_b) == len(b) else f"{len(few_a):,} and {len(few_b):,} samples"
+    add(
+        ("KL(A||B), nearest neighbours", "KL(B||A), nearest neighbours", "Jensen-Shannon, nearest neighbours"),
+        lambda: _three(nearest_neighbour_divergence(few_a, few_b, seed=seed)),
+        subset,
+    )
+    add(
+        ("KL(A||B), Gaussian", "KL(B||A), Gaussian", "Jensen-Shannon, Gaussian"),
+        lambda: _three(gaussian_divergence(a, b, shrinkage=_SHRINKAGE, seed=seed)),
+        f"covariance shrunk by {_SHRINKAGE:g}",
+    )
+    if a.shape[1] == 1:
+        from tttlm.shift.wasserstein import wasserstein_1d
+
+        add(("Wasserstein-1",), lambda: (wasserstein_1d(a, b, seed=seed),))
+    add(("sliced Wasserstein-2",), lambda: (sliced_wasserstein(a, b, seed=seed),))
+    if entropic or (entropic is None and importlib.util.find_spec("ott")):
+        add(("entropic Wasserstein-2",), lambda: (entropic_wasserstein(few_a, few_b, seed=seed),), subset)
+    frechet = frechet_distance(a, b, seed=seed)
+    found.append(Measurement("Gaussian Wasserstein-2", _root(frechet)))
+    bias = "" if np.isnan(frechet.bias) else f"of it small-sample bias: about {max(frechet.bias, 0):.3g}"
+    found.append(Measurement("Frechet distance", frechet, bias))
+    add(("MMD^2, median width",), lambda: (mmd(few_a, few_b, permutations=permutations, seed=seed),), subset)
+
+    def several_widths() -> tuple[Estimate, ...]:
+        widths = median_width(few_a, few_b, seed=seed) * np.array([0.25, 0.5, 1, 2, 4])
+        return (mmd(few_a, few_b, widths=widths.tolist(), permutations=permutations, seed=seed),)
+
+    add(("MMD^2, five widths",), several_widths, subset)
+    add(("MMD^2, linear time",), lambda: (linear_time_mmd(a, b, seed=seed),))
+
+    def classifier(kind: Any) -> tuple[Estimate, ...]:
+        test = classifier_test(a, b, classifier=kind, permutations=permutations, seed=seed)
+        return test.accuracy, test.auc
+
+    add(("accuracy of logistic classifier", "AUC of logistic classifier"), lambda: classifier("logistic"))
+    if importlib.util.find_spec("optax"):
+        add(("accuracy of MLP classifier", "AUC of MLP classifier"), lambda: classifier("mlp"))
+    return found
+
+
+def compare_counts(a: Any, b: Any, *, permutations: int = 199, seed: int = 0) -> list[Measurement]:
+    """The divergences of token counts `[documents, V]` or `[V]`, as lines of a comparison."""
+    names = ("KL(A||B), token counts", "KL(B||A), token counts", "Jensen-Shannon, token counts")
+    values = _three(count_divergence(a, b, permutations=permutations, seed=seed))
+    return [Measurement(name, value) for name, value in zip(names, values, strict=True)]
+
+
+def _three(divergences: Divergences) -> tuple[Estimate, Estimate, Estimate]:
+    return divergences.forward, divergences.backward, divergences.jensen_shannon
+
+
+def _root(squared: FrechetEstimate) -> Estimate:
+    ends = [None if end is None else float(np.sqrt(max(end, 0))) for end in (squared.low, squared.high)]
+    return Estimate(float(np.sqrt(squared.value)), *ends)
+
+
+def feature_differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """How much each feature `[D]` differs by itself: its Wasserstein-1 distance in standard deviations."""
+    deviation = np.sqrt((a.var(0, dtype=np.float64) + b.var(0, dtype=np.float64)) / 2)
+    distance = columnwise_wasserstein(a, b).astype(np.float64)
+    return np.divide(distance, deviation, out=np.where(distance > 0, np.inf, 0.0), where=deviation > 0)
