@@ -15,6 +15,7 @@ ROOMS = [
     "model",
     "interop",
     "data",
+    "shift",
     "training",
     "adaptation",
     "evaluation",
