@@ -22,7 +22,7 @@ from tttlm.training.collectives import KINDS
 from tttlm.training.config import MeshConfig, TrainConfig
 from tttlm.training.diagnosis import diagnose
 from tttlm.training.sharding import check_mesh, make_mesh, path_name, place_batch
-from tttlm.training.step import Model, make_init, make_step
+from tttlm.training.step import Model, make_init, make_train_step
 from tttlm.training.telemetry import make_telemetry, named
 
 STEPS, ROWS, LENGTH, CHUNK, WIDTH, VOCABULARY = 20, 8, 32, 4, 64, 632
@@ -70,7 +70,7 @@ def train(changes: dict, axes: str) -> dict[str, object]:
     model = Model(config.model)
     state = make_init(config, model, mesh)()
     place = place_batch(mesh)
-    step = make_step(config, model, mesh).lower(state, place(next(batches(config)))).compile()
+    step = make_train_step(config, model, mesh).lower(state, place(next(batches(config)))).compile()
     found = facts(step, state)
     losses = []
     for batch in batches(config):

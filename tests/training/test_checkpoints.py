@@ -1,6 +1,8 @@
 """A checkpoint gives back every bit or is found out; which ones are kept follows the policy."""
 
+import errno
 import os
+import shutil
 from pathlib import Path
 
 import jax
@@ -8,9 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tttlm.errors import InputError
-from tttlm.training.checkpoints import Checkpoints, digests, load_params, saved_steps
+from tttlm.errors import CannotWrite, InputError
+from tttlm.training import checkpoint_files
+from tttlm.training.checkpoint_files import check_path, load_params, saved_steps
+from tttlm.training.checkpoints import Checkpoints
 from tttlm.training.config import CheckpointConfig
+from tttlm.training.digests import digests
 
 
 def state(seed: int):
@@ -96,11 +101,151 @@ def test_a_file_cut_short_or_with_a_changed_byte_is_found_out(tmp_path, capsys):
             checkpoints.close()
 
 
-def test_without_one_sound_checkpoint_nothing_starts_over_silently(tmp_path):
-    checkpoints = save(tmp_path, 1)
-    os.truncate(tmp_path / "1" / "_CHECKPOINT_METADATA", 10)
-    with pytest.raises(InputError, match="no checkpoint is sound"):
+def test_where_only_damaged_ones_are_left_every_start_refuses_and_nothing_changes(tmp_path):
+    checkpoints = save(tmp_path, 1, 2)
+    for step in (1, 2):
+        os.truncate(tmp_path / str(step) / "_CHECKPOINT_METADATA", 10)
+    for _ in range(3):
+        with pytest.raises(InputError, match=r"no checkpoint is sound \(step 2: .*; step 1: "):
+            newest(checkpoints)
+        assert sorted(os.listdir(tmp_path)) == ["1", "2"]
+    for step in (1, 2):
+        (tmp_path / str(step)).rename(tmp_path / f"{step}.damaged")
+    with pytest.raises(InputError, match=r"1.damaged was set aside"):
         newest(checkpoints)
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_parameters_with_a_flipped_bit_are_not_read(tmp_path):
+    """Whoever reads a checkpoint checks it, not only a run that goes on."""
+    wanted = shapes(state(0)[0])
+    refused = 0
+    save(tmp_path / "sound", 1).close()
+    names = [path.relative_to(tmp_path / "sound") for path in files(tmp_path / "sound" / "1" / "params")]
+    for number in range(len(names)):
+        folder = tmp_path / str(number)
+        save(folder, 1).close()
+        flip(files(folder / "1" / "params")[number])
+        try:
+            _, found = load_params(folder, wanted)
+        except InputError as error:
+            refused += "is damaged" in str(error)
+        else:  # a file that only repeats what another holds
+            jax.tree.map(np.testing.assert_array_equal, found, state(1)[0])
+    assert refused > 0
+
+
+def test_changed_totals_are_found_out(tmp_path, capsys):
+    checkpoints = save(tmp_path, 1, 2)
+    file = tmp_path / "2" / "_CHECKPOINT_METADATA"
+    text = file.read_text()
+    assert str(2 / 3) in text
+    file.write_text(text.replace(str(2 / 3), "0.25"))
+    assert newest(checkpoints)[0] == 1
+    assert "2 is damaged (its description is not the one that was saved)" in capsys.readouterr().err
+    with pytest.raises(InputError, match="does not hold"):
+        load_params(tmp_path, shapes(state(0)[0]), 2)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EMFILE, errno.ESTALE])
+def test_an_error_of_the_file_system_leaves_sound_checkpoints_alone(tmp_path, monkeypatch, number):
+    checkpoints = save(tmp_path, 1, 2)
+
+    def fail(*arguments, **options):
+        raise OSError(number, os.strerror(number))
+
+    for name in ("load_checkpointables", "checkpointables_metadata"):
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint_files.ocp, name, fail)
+            with pytest.raises(InputError, match=rf"2 cannot be read \({os.strerror(number)}\): nothing was changed"):
+                newest(checkpoints)
+            with pytest.raises(InputError, match="cannot be read"):
+                load_params(tmp_path, shapes(state(0)[0]))
+    assert saved_steps(tmp_path) == [1, 2]
+    assert newest(checkpoints)[0] == 2
+
+
+def test_other_files_among_the_checkpoints_are_left_alone(tmp_path):
+    save(tmp_path, 1, 2).close()
+    for name in ("98", "007", "-3", "latest"):
+        (tmp_path / name).mkdir()
+    for name in ("99", ".DS_Store", "notes.txt"):
+        (tmp_path / name).write_text("mine")
+    (tmp_path / "98" / "notes.txt").write_text("mine")
+    assert saved_steps(tmp_path) == [1, 2]
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(keep_last=2))
+    assert newest(checkpoints)[0] == 2
+    for step in (3, 4):
+        checkpoints.save(step, *state(step), {})
+    checkpoints.close()
+    assert saved_steps(tmp_path) == [3, 4]
+    left = {"98", "007", "-3", "latest", "99", ".DS_Store", "notes.txt"}
+    assert left <= set(os.listdir(tmp_path))
+    assert (tmp_path / "98" / "notes.txt").read_text() == "mine"
+
+
+def test_reading_beside_a_training_that_deletes_old_checkpoints_reads_a_newer_one(tmp_path, monkeypatch):
+    save(tmp_path, 1, 2, 3, keep_last=3).close()
+    read, gone = checkpoint_files.read_arrays, []
+
+    def deleted_meanwhile(path, facts, like):
+        if len(gone) < 2:
+            gone.append(path)
+            shutil.rmtree(path)
+            save(tmp_path, 3 + len(gone), keep_last=3).close()
+        return read(path, facts, like)
+
+    monkeypatch.setattr(checkpoint_files, "read_arrays", deleted_meanwhile)
+    step, params = load_params(tmp_path, shapes(state(0)[0]))
+    assert step == 5
+    jax.tree.map(np.testing.assert_array_equal, params, state(5)[0])
+
+
+def test_a_checkpoint_of_another_version_is_refused_and_left(tmp_path, monkeypatch):
+    checkpoints = save(tmp_path, 1)
+    monkeypatch.setattr(checkpoint_files, "FORMAT", 99)
+    with pytest.raises(InputError, match="was saved by another version of tttlm"):
+        newest(checkpoints)
+    assert os.listdir(tmp_path) == ["1"]
+
+
+@pytest.mark.parametrize("name", ["a[1]", "a*b", "a?b", "a\\b", "gs:"])
+def test_a_folder_that_checkpoints_cannot_be_read_back_from_is_refused(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match="choose another --run"):
+        check_path(tmp_path / name)
+    assert os.listdir(tmp_path / name) == []
+
+
+@pytest.mark.parametrize("name", ["plain", "ä b", "a{b}", "a%20b", "a$b,c#d"])
+def test_a_folder_that_they_can_be_read_back_from_is_not(tmp_path, name):
+    (tmp_path / name).mkdir()
+    check_path(tmp_path / name)
+    assert os.listdir(tmp_path / name) == []
+
+
+def test_what_does_not_read_back_is_not_called_saved(tmp_path, monkeypatch):
+    checkpoints = save(tmp_path, 1)
+    checkpoints.save(2, *state(2), {})
+    flipped = []
+
+    def spoiled(path, facts):
+        if path.name == "2" and not flipped:
+            flipped.append(path)
+            os.truncate(path / "_CHECKPOINT_METADATA", 10)
+        return read(path)
+
+    read = checkpoint_files.read_facts
+    monkeypatch.setattr("tttlm.training.checkpoints.read_facts", lambda path: spoiled(path, None))
+    with pytest.raises(CannotWrite, match=r"\(it does not read back: .*that of step 1 is intact"):
+        checkpoints.wait()
+    assert saved_steps(tmp_path) == [1]
+    assert (tmp_path / "2.unread").is_dir()
 
 
 def test_any_single_change_of_a_value_changes_its_digest():

@@ -17,7 +17,7 @@ from tests.training.processes import run_together, train_all
 from tests.training.small import small_config
 from tests.training.test_loop import numbers, params
 from tttlm.errors import InputError
-from tttlm.training.checkpoints import saved_steps
+from tttlm.training.checkpoint_files import saved_steps
 from tttlm.training.config import TrainConfig
 from tttlm.training.sharding import row_share
 

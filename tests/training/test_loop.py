@@ -1,8 +1,11 @@
 """A run ends with the same numbers however it was stopped on the way, and stops where something is wrong."""
 
+import errno
 import os
 import resource
+import shutil
 import signal
+import threading
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -16,8 +19,8 @@ import yaml
 from tests.training.small import small_config
 from tttlm.data import open_data
 from tttlm.errors import InputError
-from tttlm.training import loop
-from tttlm.training.checkpoints import load_params, saved_steps
+from tttlm.training import checkpoint_files, loop
+from tttlm.training.checkpoint_files import load_params, saved_steps
 from tttlm.training.config import TrainConfig, to_dict
 from tttlm.training.metrics import read_metrics
 from tttlm.training.run_folder import RunFolder
@@ -137,7 +140,7 @@ def test_another_configuration_another_process_or_other_data_is_refused(finished
     held.lock()
     with pytest.raises(InputError, match="in use by process"):
         loop.train(finished)
-    held.unlock()
+    held.release()
     facts = held.facts.read_text()
     held.facts.write_text(facts.replace(facts.split('"')[3], "other"))
     with pytest.raises(InputError, match="the data changed since this run started"):
@@ -156,6 +159,38 @@ def test_what_cannot_work_is_refused_before_anything_is_written(data, tmp_path):
         with pytest.raises(InputError, match=says):
             loop.train(small_config(run, **{"data.path": str(data), **changes}))
     assert not run.exists()
+
+
+def test_a_folder_that_checkpoints_cannot_be_read_back_from_is_refused_before_anything_is_written(data, tmp_path):
+    with pytest.raises(InputError, match=r"reads '\[' in a path as part of a pattern"):
+        loop.train(small_config(tmp_path / "run[1]", data))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_read_error_at_the_start_changes_nothing_and_the_next_start_goes_on(finished, data, tmp_path, monkeypatch):
+    run = Path(shutil.copytree(finished.run, tmp_path / "run"))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_files.ocp, "load_checkpointables", fail)
+        with pytest.raises(InputError, match=r"12 cannot be read \(Input/output error\): nothing was changed"):
+            loop.train(small_config(run, data))
+    after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert after == before
+    assert loop.train(small_config(run, data)).step == 12
+
+
+def test_training_in_a_thread_works_like_anywhere_else(finished, data, tmp_path):
+    config = small_config(tmp_path / "run", data)
+    outcomes = []
+    thread = threading.Thread(target=lambda: outcomes.append(loop.train(config)))
+    thread.start()
+    thread.join()
+    assert [outcome.reason for outcome in outcomes] == ["finished"]
+    assert numbers(config) == numbers(finished)
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_layer(data, tmp_path):

@@ -14,8 +14,10 @@ from tests.training.small import small_config
 from tests.training.test_loop import numbers, params
 from tttlm.errors import InputError
 from tttlm.training import loop
-from tttlm.training.checkpoints import saved_steps
+from tttlm.training.checkpoint_files import saved_steps
 from tttlm.training.config import TrainConfig
+from tttlm.training.sharding import make_mesh
+from tttlm.training.starting import initial_params
 
 # One update so small that what it started from can be told from where it ends.
 STILL = {"steps": 1, "optimizer.learning_rate": 1e-5, "evaluate.every": 0}
@@ -101,13 +103,51 @@ def test_a_run_goes_on_in_another_dtype(finished, data, tmp_path, monkeypatch):
     config = small_config(tmp_path / "run", data, **{"steps": 2, "checkpoint.every": 1})
     loop.train(config)
     kept = params(config)
-    state = loop._Run.newest
+    state = loop._Experiment.newest
 
     other = small_config(tmp_path / "run", data, **{"steps": 2, "checkpoint.every": 1, "model.param_dtype": "bfloat16"})
     found = []
-    monkeypatch.setattr(loop._Run, "newest", lambda self: found.append(state(self)) or found[-1])
+    monkeypatch.setattr(loop._Experiment, "newest", lambda self: found.append(state(self)) or found[-1])
     assert loop.train(other).reason == "finished"
     ((restored, _),) = found
     assert {x.dtype.name for x in jax.tree.leaves(restored.params)} == {"bfloat16"}
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(a.dtype)), restored.params, kept)
     assert saved_steps(Path(config.run) / "checkpoints") == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("rope_theta", 500_000.0, "rope_theta: 10000.0 there, 500000.0 here"),
+        ("norm_eps", 1e-3, "norm_eps: 1e-06 there, 0.001 here"),
+        ("num_heads", 1, "num_heads: 2 there, 1 here"),
+    ],
+)
+def test_parameters_of_the_same_shapes_that_mean_something_else_are_refused(
+    finished, data, tmp_path, field, value, says
+):
+    changes = {"init_from": finished.run, f"model.{field}": value, **STILL}
+    with pytest.raises(InputError, match=says):
+        loop.train(small_config(tmp_path / "run", data, **changes))
+    assert not (tmp_path / "run").exists()
+    allowed = small_config(tmp_path / "run", data, init_from_changes=(field,), **changes)
+    assert initial_params(allowed, loop.open_loaders(allowed, make_mesh(allowed.mesh))["train"].tokenizer.fingerprint)
+
+
+def test_what_only_changes_how_it_is_computed_may_differ(finished, data, tmp_path):
+    changes = {"model.remat": "block", "model.dtype": "bfloat16", "model.attention.max_length": 64}
+    changes |= {"model.mamba.state_size": 5}  # of a mixer that is not there
+    config = small_config(tmp_path / "run", data, init_from=finished.run, **changes, **STILL)
+    assert initial_params(config, loop.open_loaders(config, make_mesh(config.mesh))["train"].tokenizer.fingerprint)
+
+
+def test_parameters_with_a_flipped_bit_are_not_started_from(finished, data, tmp_path):
+    other = Path(shutil.copytree(finished.run, tmp_path / "other"))
+    for file in (other / "checkpoints" / "12" / "params").rglob("*"):
+        if file.is_file() and file.parent.name == "d":
+            content = bytearray(file.read_bytes())
+            content[len(content) // 2] ^= 1
+            file.write_bytes(content)
+    with pytest.raises(InputError, match="12 is damaged"):
+        loop.train(small_config(tmp_path / "run", data, init_from=str(other), **STILL))
+    assert not (tmp_path / "run").exists()

@@ -7,7 +7,7 @@ import pytest
 
 from tests.training.small import small_config
 from tttlm.training.sharding import make_mesh
-from tttlm.training.step import Model, batch_gradient, init_state, make_step, total_weight
+from tttlm.training.step import Model, batch_gradient, init_state, make_train_step, total_weight
 
 ROWS, LENGTH = 4, 32
 
@@ -44,7 +44,7 @@ def test_a_faulty_step_leaves_the_state_as_it_was_and_halts_unless_told_to_skip(
     for policy, goes_on in (("stop", False), ("skip", True)):
         config = small_config(**{"faults.policy": policy})
         model = Model(config.model)
-        step = make_step(config, model, make_mesh(config.mesh))
+        step = make_train_step(config, model, make_mesh(config.mesh))
         state, numbers = step(init_state(config, model), bad)
         assert not numbers["good"]
         assert (int(state.step), int(state.batch)) == (1, 1)

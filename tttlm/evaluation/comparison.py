@@ -19,9 +19,10 @@ from tttlm.evaluation.comparison_text import prepared_data, prepared_test, token
 from tttlm.evaluation.matching import Match, MatchConfig, cost_of, match
 from tttlm.evaluation.positions import PositionsConfig
 from tttlm.evaluation.run import run_config
-from tttlm.training.checkpoints import saved_steps
+from tttlm.records import write_file
+from tttlm.training.checkpoint_files import saved_steps
 from tttlm.training.config import TrainConfig, check, to_dict
-from tttlm.training.run_folder import RunFolder, write_atomically
+from tttlm.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def train_all(comparison: Comparison, train: Callable[[Path], None]) -> None:
         print(say, file=sys.stderr, flush=True)
         file = Path(run.run).with_suffix(".yaml")
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, yaml.safe_dump(to_dict(run), sort_keys=False, allow_unicode=True))
+        write_file(file, yaml.safe_dump(to_dict(run), sort_keys=False, allow_unicode=True).encode())
         begun = time.monotonic()
         train(file)
         took[name] = time.monotonic() - begun

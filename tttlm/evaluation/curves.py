@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tttlm.errors import InputError
-from tttlm.training.metrics import read_metrics
+from tttlm.training.metrics import Record, by_step, read_metrics
 from tttlm.training.run_folder import RunFolder
 
 AGAINST = {"step": "step", "tokens": "tokens_seen", "flops": "flops", "seconds": "seconds"}
@@ -28,7 +28,7 @@ class RunMetrics:
     """What a run wrote: its name in pictures, and its lines of metrics."""
 
     label: str
-    records: list[dict[str, Any]]
+    records: list[Record]
 
     @property
     def names(self) -> list[str]:
@@ -41,11 +41,11 @@ class RunMetrics:
 
         Lines of evaluations have a step only; their place on another axis is that of the training step.
         """
-        points = np.array([(r["step"], r[name]) for r in self.records if name in r], float).reshape(-1, 2)
+        points = by_step(self.records, name)
         points = points[np.isfinite(points[:, 1])]
         if against != "step":
             column = AGAINST[against]
-            known = np.array([(r["step"], r[column]) for r in self.records if column in r], float).reshape(-1, 2)
+            known = by_step(self.records, column)
             if not len(known):
                 raise InputError(f"{self.label} did not record '{column}': plot against step")
             points[:, 0] = np.interp(points[:, 0], *known.T)

@@ -20,6 +20,7 @@ def sample(
     *,
     temperature: float = 0.8,
     seed: int = 0,
+    pieces: int | None = None,
 ) -> list[int]:
     """`length` tokens that go on from `prompt` (at least one token).
 
@@ -27,6 +28,8 @@ def sample(
         model: bound to its parameters.
         temperature: what the logits are divided by; 0 takes the likeliest token.
         seed: of the draws; the same seed gives the same text.
+        pieces: how many tokens the tokenizer knows; none from there on is drawn, where the model has more. None draws
+            any.
     """
     if not prompt:
         raise ValueError("sampling goes on from at least one token; give it the document start")
@@ -38,13 +41,21 @@ def sample(
     for mixer, block in zip(model.config.mixers, state, strict=True):
         if mixer == "attention":
             check_room(block.mixer, len(forced))
-    tokens = _sample(graph, params, state, forced, known, jax.random.key(seed), float(temperature))
+    known_pieces = model.config.vocab_size if pieces is None else min(pieces, model.config.vocab_size)
+    tokens = _sample(graph, params, state, forced, known, jax.random.key(seed), float(temperature), known_pieces)
     return np.asarray(tokens)[len(prompt) - 1 : -1].tolist()
 
 
-@partial(jax.jit, static_argnums=(0, 6))
+@partial(jax.jit, static_argnums=(0, 6, 7))
 def _sample(
-    graph: Any, params: Any, state: Any, forced: jax.Array, known: jax.Array, key: jax.Array, temperature: float
+    graph: Any,
+    params: Any,
+    state: Any,
+    forced: jax.Array,
+    known: jax.Array,
+    key: jax.Array,
+    temperature: float,
+    pieces: int,
 ) -> jax.Array:
     """For every place, the token drawn to follow it; places that are `known` read the prompt instead of a draw."""
     model = nnx.merge(graph, params)
@@ -54,7 +65,7 @@ def _sample(
         forced, known, key = place
         token = jnp.where(known, forced, drawn)
         logits, state = model.extend(token[None, None], state)
-        logits = logits[0, 0]
+        logits = logits[0, 0, :pieces]
         following = jax.random.categorical(key, logits / temperature) if temperature else jnp.argmax(logits)
         following = following.astype(jnp.int32)
         return (following, state), following

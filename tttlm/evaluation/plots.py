@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from tttlm.training.metrics import read_metrics
+from tttlm.training.metrics import by_step, read_metrics
 
 
 def loss_curve(metrics: Path, png: Path) -> Path:
     """Draws training and held-out loss by step from a `metrics.jsonl` and returns where the picture is."""
     records = read_metrics(metrics)
-    trained = np.array([(r["step"], r["loss"]) for r in records if "loss" in r]).reshape(-1, 2)
-    held_out = np.array([(r["step"], r["validation_loss"]) for r in records if "validation_loss" in r]).reshape(-1, 2)
+    trained = by_step(records, "loss")
+    held_out = by_step(records, "validation_loss")
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.add_subplot()
     axes.plot(*trained.T, color="#b8cbe0", linewidth=0.8, label="training, each batch")

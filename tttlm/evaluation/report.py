@@ -9,8 +9,8 @@ from tttlm.data.store import read_manifest
 from tttlm.evaluation.comparison import Comparison
 from tttlm.evaluation.comparison_plots import DRAWINGS
 from tttlm.evaluation.results import Result, Results
+from tttlm.records import write_file
 from tttlm.training.config import to_dict
-from tttlm.training.run_folder import write_atomically
 
 
 def write_report(comparison: Comparison, results: Results, command: str, folder: Path) -> Path:
@@ -25,8 +25,8 @@ def write_report(comparison: Comparison, results: Results, command: str, folder:
         draw(results, folder / name)
     runs = {entry.name: to_dict(entry.configs[0]) for entry in comparison.entries}
     values = {"command": command, **results.as_dict(), "runs": runs}
-    write_atomically(folder / "report.json", json.dumps(values, indent=1) + "\n")
-    write_atomically(folder / "report.md", "\n".join(_lines(comparison, results, command)) + "\n")
+    write_file(folder / "report.json", (json.dumps(values, indent=1) + "\n").encode())
+    write_file(folder / "report.md", ("\n".join(_lines(comparison, results, command)) + "\n").encode())
     return folder / "report.md"
 
 

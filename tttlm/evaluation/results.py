@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from tttlm.errors import InputError
 from tttlm.evaluation.children import read_peak
 from tttlm.evaluation.comparison import Comparison, Entry
 from tttlm.evaluation.scores import read_score, score_key
 from tttlm.training.config import TrainConfig
-from tttlm.training.metrics import read_metrics
+from tttlm.training.metrics import Record, read_metrics
 from tttlm.training.run_folder import RunFolder
 
 
@@ -152,8 +153,11 @@ def _result(entry: Entry, scores: list[dict[str, Any]], within: np.ndarray, diff
     run = entry.configs[0]
     model = run.model
     records = [read_metrics(RunFolder(config.run).metrics) for config in entry.configs]
-    speeds = [r["tokens_per_second"] for lines in records for r in lines if "tokens_per_second" in r]
-    ends = [[r for r in lines if "tokens_seen" in r][-1] for lines in records]
+    for config, lines in zip(entry.configs, records, strict=True):
+        if not any("tokens_seen" in line for line in lines):
+            raise InputError(f"{RunFolder(config.run).metrics} has no numbers of training to report on")
+    speeds: list[Any] = [r["tokens_per_second"] for lines in records for r in lines if "tokens_per_second" in r]
+    ends: list[Any] = [[r for r in lines if "tokens_seen" in r][-1] for lines in records]
     bits = within.mean(axis=0) / np.log(2) / np.asarray(scores[0]["bytes_per_token"])
     peaks = [peak for config in entry.configs if (peak := read_peak(Path(config.run)))]
     return Result(
@@ -174,7 +178,7 @@ def _result(entry: Entry, scores: list[dict[str, Any]], within: np.ndarray, diff
         difference=None if difference is None else estimate(difference),
         by_seed=within.mean(axis=1).tolist(),
         by_position=_by_position(scores),
-        tokens_per_second=float(np.median(speeds)),
+        tokens_per_second=float(np.median(speeds)) if speeds else float("nan"),
         step_memory=scores[0]["step_memory"],
         peak_memory=max(peaks) if peaks else None,
         training={
@@ -186,14 +190,14 @@ def _result(entry: Entry, scores: list[dict[str, Any]], within: np.ndarray, diff
     )
 
 
-def _curve(records: list[dict[str, Any]], loss: str) -> Curve:
+def _curve(records: list[Record], loss: str) -> Curve:
     curve = Curve([], [], [], [])
     spent: dict[str, Any] = {}
     for record in records:
         spent = record if "tokens_seen" in record else spent
         if loss in record and spent:
-            curve.tokens.append(spent["tokens_seen"])
-            curve.flops.append(spent["flops"])
-            curve.seconds.append(spent["seconds"])
-            curve.loss.append(record[loss])
+            curve.tokens.append(float(spent["tokens_seen"]))
+            curve.flops.append(float(spent["flops"]))
+            curve.seconds.append(float(spent["seconds"]))
+            curve.loss.append(float(record[loss]))
     return curve

@@ -3,19 +3,21 @@
 import gzip
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
-import yaml
 from flax import nnx
 
-from tttlm.data import Document, Tokenizer, encode_file, held_out_documents, load_tokenizer
+from tttlm.data import Document, Tokenizer, encode_file, held_out_documents
+from tttlm.data.integrity import verify
 from tttlm.errors import InputError
+from tttlm.evaluation.generate import sample
 from tttlm.evaluation.loss import Chunk, Score, stream_score
 from tttlm.model import LanguageModel, ModelConfig
 from tttlm.progress import progress_bar
-from tttlm.training.checkpoints import load_params
-from tttlm.training.config import TrainConfig, from_dict
+from tttlm.training.checkpoint_files import load_params
+from tttlm.training.config import TrainConfig
 from tttlm.training.run_folder import RunFolder
 from tttlm.training.step import Model
 
@@ -36,19 +38,38 @@ class Run:
     step: int
     model: LanguageModel
 
-    @property
-    def data_folder(self) -> Path:
-        """The prepared folder that the run's held-out documents are in."""
-        data = self.config.data
-        return Path(data.validation_path or data.path or next(iter(data.mixture)))
+    @cached_property
+    def checked_data(self) -> Path:
+        """The prepared folder that the run's held-out documents are in, as it was when the run started.
+
+        A relative path is looked for from here, and then where the run found it.
+
+        Raises:
+            InputError: it is not there, was altered, or holds other text.
+        """
+        data, facts = self.config.data, self.folder.read_facts()
+        named = Path(data.validation_path or data.path or next(iter(data.mixture)))
+        folder = next((path for path in (named, Path(facts.held_out_folder)) if path.exists()), None)
+        if folder is None:
+            raise InputError(
+                f"the held-out documents of {self.folder.path} were in {facts.held_out_folder}, which is not there: "
+                "copy that folder to the same place, or score text files with --text"
+            )
+        if verify(folder)["fingerprint"] != facts.held_out:
+            raise InputError(
+                f"{folder} holds other held-out text than when {self.folder.path} was started: put back what was "
+                "there, or score text files with --text"
+            )
+        return folder
 
     def tokenizer(self) -> Tokenizer:
-        return load_tokenizer(self.data_folder)
+        """The tokenizer of the run, which lies in its own folder."""
+        return self.folder.read_tokenizer()
 
     def held_out(self, limit: int = 0) -> Iterator[Document]:
         """The held-out documents, until `limit` bytes of text are reached; 0 gives all."""
         total = 0
-        for document in held_out_documents(self.data_folder):
+        for document in held_out_documents(self.checked_data):
             yield document
             total += document.bytes
             if limit and total >= limit:
@@ -65,10 +86,7 @@ class Run:
     ) -> Score:
         """See `stream_score`; shows a progress bar of `total` bytes. Caches get room for the `longest` document."""
         chunk = -(-chunk // self.config.align) * self.config.align
-        model = self.model
-        if longest is not None and "attention" in self.config.model.mixers:
-            room = with_room(self.config.model, -(-longest // chunk) * chunk)
-            model = Model(room).bind(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+        model = self.model if longest is None else self._with_room(-(-longest // chunk) * chunk)
         with progress_bar(total, "scoring", unit="B") as bar:
             return stream_score(
                 model, documents, rows=rows, chunk=chunk, align=self.config.align, on_progress=bar.update
@@ -77,6 +95,8 @@ class Run:
     def score_held_out(self, *, limit: int = 0, rows: int = 16, chunk: int = 256) -> Score:
         """The score of the held-out documents, each read from its start."""
         sizes = [document.bytes for document in self.held_out(limit)]
+        if not any(sizes):
+            raise InputError(f"{self.checked_data} has no held-out text to score")
         rows = min(rows, max(1, sum(sizes) // max(sizes)))  # more would stand idle while the longest is read
         chunks = ([(document.tokens, document.bytes)] for document in _long_first(self.held_out(limit)))
         longest = max(len(document.tokens) for document in self.held_out(limit))
@@ -92,6 +112,29 @@ class Run:
         if "attention" in self.config.model.mixers:
             longest = sum(len(tokens) for tokens, _ in encode_file(path, self.tokenizer()))
         return self.score([encode_file(path, self.tokenizer())], rows=1, chunk=chunk, total=size, longest=longest)
+
+    def sample(self, length: int = 200, *, prompt_tokens: int = 32) -> tuple[str, str]:
+        """(prompt, what the model writes after it): the prompt is the beginning of the first held-out document.
+
+        Raises:
+            InputError: there is no held-out text.
+        """
+        document = next((d for d in self.held_out() if len(d.tokens) > 1), None)
+        if document is None:
+            raise InputError(f"{self.checked_data} has no held-out text to begin with")
+        tokenizer, prompt = self.tokenizer(), document.tokens[: prompt_tokens + 1].tolist()
+        model = self._with_room(len(prompt) + length)
+        written = sample(model, prompt, length, pieces=tokenizer.vocab_size)
+        entered = prompt[1:] if tokenizer.entry_id == prompt[0] else prompt
+        start = tokenizer.decode(entered)
+        return start, tokenizer.decode([*entered, *written])[len(start) :]
+
+    def _with_room(self, tokens: int) -> LanguageModel:
+        """The model, its attention caches with room for so many tokens."""
+        if "attention" not in self.config.model.mixers:
+            return self.model
+        room = with_room(self.config.model, tokens)
+        return Model(room).bind(nnx.to_pure_dict(nnx.state(self.model, nnx.Param)))
 
     def held_out_gzip(self, limit: int = 0) -> float:
         """Bits per byte that `gzip -9` needs for the held-out documents joined."""
@@ -121,13 +164,7 @@ def run_config(path: str | Path) -> TrainConfig:
     Raises:
         InputError: it is no run, or its configuration cannot be used.
     """
-    file = RunFolder(path).config
-    try:
-        return from_dict(TrainConfig, yaml.safe_load(file.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise InputError(f"{path} is not the folder of a run: it has no config.yaml") from None
-    except (InputError, yaml.YAMLError, TypeError, AttributeError) as error:
-        raise InputError(f"{file} cannot be used: {error}".splitlines()[0]) from None
+    return RunFolder(path).read_config()
 
 
 def with_room(config: ModelConfig, tokens: int) -> ModelConfig:

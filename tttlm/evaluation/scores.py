@@ -1,8 +1,9 @@
 """A run's score for a comparison: its loss by position, and what a step of its training needs; kept in its folder."""
 
+import hashlib
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,63 @@ from tttlm.errors import InputError
 from tttlm.evaluation.comparison import Comparison
 from tttlm.evaluation.positions import PositionsConfig, edges, losses_by_position, some, stretches
 from tttlm.evaluation.run import load_run
+from tttlm.records import read_record, write_json
 from tttlm.training.config import TrainConfig
-from tttlm.training.run_folder import write_atomically
 from tttlm.training.sharding import make_mesh
-from tttlm.training.step import Model, abstract_state, make_step
+from tttlm.training.step import Model, abstract_state, make_train_step
 
 SCORES = "scores.json"
+
+
+@dataclass(frozen=True)
+class ScoreRecord:
+    """A score as it stands in the folder of a run.
+
+    Attributes:
+        key: what it depends on, see `score_key`.
+        bins: where bins of positions begin, and the end.
+        documents: their names.
+        bytes_per_token: of every document.
+        nats, tokens: `[documents, bins]`, summed losses and how many tokens they are of.
+        step_memory: bytes of the compiled step; None where not known.
+        device, jax: what it was made on and with.
+        sha256: the digest of all of the above.
+    """
+
+    key: dict[str, Any]
+    bins: list[int]
+    documents: list[str]
+    bytes_per_token: list[float]
+    nats: list[list[float]]
+    tokens: list[list[float]]
+    step_memory: int | None
+    device: str
+    jax: str
+    sha256: str = ""
+
+    def sealed(self) -> "ScoreRecord":
+        """Returns this with its digest."""
+        text = json.dumps(asdict(replace(self, sha256="")), sort_keys=True)
+        return replace(self, sha256=hashlib.sha256(text.encode()).hexdigest())
+
+
+@dataclass(frozen=True)
+class JobRun:
+    """A run that a job scores: see `make_score`."""
+
+    name: str
+    folder: str
+    key: dict[str, Any]
+    with_memory: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be scored: runs, on the held-out documents of a prepared folder."""
+
+    test: str
+    settings: PositionsConfig
+    runs: list[JobRun]
 
 
 def score_key(run: TrainConfig, test: Path, settings: PositionsConfig) -> dict[str, Any]:
@@ -30,12 +82,12 @@ def score_key(run: TrainConfig, test: Path, settings: PositionsConfig) -> dict[s
 
 
 def read_score(folder: Path, key: dict[str, Any]) -> dict[str, Any] | None:
-    """The score in a run's folder, if it is the one of that key."""
+    """The score in a run's folder, if it is the one of that key and as it was written; otherwise it is made again."""
     try:
-        score = json.loads((folder / SCORES).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = read_record(folder / SCORES, ScoreRecord, advice="")
+    except InputError:
         return None
-    return score if score.get("key") == key else None
+    return asdict(record) if record.key == key and record.sealed().sha256 == record.sha256 else None
 
 
 def scoring_job(comparison: Comparison) -> Path | None:
@@ -47,29 +99,26 @@ def scoring_job(comparison: Comparison) -> Path | None:
             key = score_key(run, comparison.test, settings)
             if read_score(Path(run.run), key) is None:
                 name = f"{entry.name}, seed {run.seed}"
-                runs.append({"name": name, "folder": run.run, "key": key, "with_memory": place == 0})
+                runs.append(JobRun(name, run.run, key, with_memory=place == 0))
     if not runs:
         return None
     file = Path(comparison.config.output) / "scoring.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    job = {"test": str(comparison.test), "settings": asdict(settings), "runs": runs}
-    write_atomically(file, json.dumps(job, indent=1) + "\n")
+    write_json(file, Job(str(comparison.test), settings, runs))
     return file
 
 
 def do_scoring_job(file: Path) -> None:
     """Scores run after run; each is written when it is done, so that a job that was stopped goes on."""
-    job = json.loads(file.read_text(encoding="utf-8"))
-    settings = PositionsConfig(**job["settings"])
-    for number, run in enumerate(job["runs"], start=1):
-        description = f"scoring {run['name']} ({number}/{len(job['runs'])})"
+    job = read_record(file, Job, advice="start the comparison again")
+    for number, run in enumerate(job.runs, start=1):
         make_score(
-            Path(run["folder"]),
-            Path(job["test"]),
-            settings,
-            run["key"],
-            with_memory=run["with_memory"],
-            description=description,
+            Path(run.folder),
+            Path(job.test),
+            job.settings,
+            run.key,
+            with_memory=run.with_memory,
+            description=f"scoring {run.name} ({number}/{len(job.runs)})",
         )
 
 
@@ -102,18 +151,18 @@ def make_score(
         description=description,
     )
     device = jax.devices()[0]
-    score = {
-        "key": key,
-        "bins": bins,
-        "documents": [document.name for document in documents],
-        "bytes_per_token": [document.bytes / (len(document.tokens) - 1) for document in documents],
-        "nats": nats.tolist(),
-        "tokens": tokens.tolist(),
-        "step_memory": step_memory(run.config) if with_memory else None,
-        "device": f"{len(jax.devices())} x {device.device_kind}" if device.platform != "cpu" else _processor(),
-        "jax": jax.__version__,
-    }
-    write_atomically(folder / SCORES, json.dumps(score) + "\n")
+    score = ScoreRecord(
+        key=key,
+        bins=bins,
+        documents=[document.name for document in documents],
+        bytes_per_token=[document.bytes / (len(document.tokens) - 1) for document in documents],
+        nats=nats.tolist(),
+        tokens=tokens.tolist(),
+        step_memory=step_memory(run.config) if with_memory else None,
+        device=f"{len(jax.devices())} x {device.device_kind}" if device.platform != "cpu" else _processor(),
+        jax=jax.__version__,
+    )
+    write_json(folder / SCORES, score.sealed())
 
 
 def step_memory(config: TrainConfig) -> int | None:
@@ -121,7 +170,7 @@ def step_memory(config: TrainConfig) -> int | None:
     mesh = make_mesh(config.mesh)
     model = Model(config.model)
     ids = jax.ShapeDtypeStruct((config.batch_size, config.sequence_length), jnp.int32)
-    step: Any = make_step(config, model, mesh)
+    step: Any = make_train_step(config, model, mesh)
     lowered = step.lower(abstract_state(config, model, mesh), {"inputs": ids, "targets": ids})
     plan = lowered.compile().memory_analysis()
     if plan is None:

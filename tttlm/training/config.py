@@ -138,6 +138,9 @@ class TrainConfig:
     """Where the parameters start from, for fine-tuning: the folder of another run, one of its checkpoints
     (RUN/checkpoints/STEP), or a released checkpoint in the Hugging Face layout. Nothing else is taken from it; empty
     starts from random ones."""
+    init_from_changes: tuple[str, ...] = ()
+    """Fields of `model` that may differ from the model of `init_from`, such as rope_theta. What else computes something
+    else with the same parameters is refused."""
     data: DataConfig = field(default_factory=DataConfig)
     steps: int = 1000
     batch_size: int = 16

@@ -5,9 +5,11 @@ Many processes stop at the same step: JAX's preemption service, which waits for 
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -25,6 +27,7 @@ class Interrupts:
         self._reached = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
+        """Notes a signal; a second Ctrl-C raises KeyboardInterrupt."""
         if self._requested == number == signal.SIGINT:
             raise KeyboardInterrupt
         self._requested = signal.Signals(number)
@@ -47,13 +50,26 @@ class Interrupts:
 
 @contextmanager
 def catch_interrupts() -> Iterator[Interrupts]:
-    """Catches SIGINT and SIGTERM while the block runs."""
+    """Catches SIGINT and SIGTERM while the block runs.
+
+    Python lets the main thread alone catch signals: in another thread none is caught, and whoever started the thread
+    decides what a signal does.
+    """
     interrupts = Interrupts()
     # Among many processes SIGTERM is JAX's to catch.
     caught = (signal.SIGINT, signal.SIGTERM) if jax.process_count() == 1 else (signal.SIGINT,)
-    before = {number: signal.signal(number, interrupts.handle) for number in caught}
-    try:
+    with _handlers(dict.fromkeys(caught, interrupts.handle)):
         yield interrupts
+
+
+@contextmanager
+def _handlers(handlers: dict[signal.Signals, Any]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

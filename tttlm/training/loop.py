@@ -1,10 +1,10 @@
 """The training loop: batches in, steps dispatched ahead of their metrics, checkpoints, and what stops a run."""
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -13,10 +13,13 @@ from jax.sharding import Mesh
 
 from tttlm.data import open_data
 from tttlm.data.prefetch import DevicePrefetch
+from tttlm.data.store import read_manifest
 from tttlm.errors import CannotWrite, InputError
 from tttlm.layers.partition import on_mesh
 from tttlm.progress import progress_bar
-from tttlm.training.checkpoints import Checkpoints, saved_steps
+from tttlm.records import from_plain
+from tttlm.training.checkpoint_files import check_path, saved_steps
+from tttlm.training.checkpoints import Checkpoints
 from tttlm.training.clock import Clock, Totals
 from tttlm.training.cluster import is_first, say, together
 from tttlm.training.config import TrainConfig, check
@@ -24,7 +27,7 @@ from tttlm.training.devices import device_of_kind
 from tttlm.training.diagnosis import diagnose
 from tttlm.training.interrupts import Interrupts, catch_interrupts
 from tttlm.training.metrics import check_metrics, open_metrics
-from tttlm.training.run_folder import RunFolder
+from tttlm.training.run_folder import RunFacts, RunFolder
 from tttlm.training.sharding import check_mesh, make_mesh, place_batch, row_share
 from tttlm.training.starting import initial_params
 from tttlm.training.step import (
@@ -33,7 +36,7 @@ from tttlm.training.step import (
     abstract_state,
     make_evaluation,
     make_init,
-    make_step,
+    make_train_step,
 )
 from tttlm.training.telemetry import Measured, device_memory, make_telemetry, named
 
@@ -85,17 +88,34 @@ def train(config: TrainConfig) -> Outcome:
     mesh = make_mesh(config.mesh)
     check_mesh(mesh, config)
     loaders = together(lambda: open_loaders(config, mesh))
-    facts = {"data": loaders["train"].fingerprint, "tokenizer": loaders["train"].tokenizer.fingerprint}
-    start = None
-    if config.init_from and not saved_steps(folder.checkpoints):
-        start = together(lambda: initial_params(config, facts["tokenizer"]))
+    tokenizer = loaders["train"].tokenizer
+    facts = run_facts(config, loaders)
+    new = not saved_steps(folder.checkpoints)
+    start = together(lambda: initial_params(config, facts.tokenizer)) if config.init_from and new else None
+
+    def claim() -> None:
+        folder.claim(config, facts, tokenizer)
+        if new:
+            check_path(folder.path)
+
     try:
-        together(lambda: folder.claim(config, facts) if is_first() else None)
+        together(lambda: claim() if is_first() else None)
         together(folder.check_shared)
         with catch_interrupts() as interrupts:
-            return _Run(config, folder, mesh, loaders, interrupts, start).run()
+            outcome = _Experiment(config, folder, mesh, loaders, interrupts, start).fit()
+        folder.keep()
+        return outcome
     finally:
-        folder.unlock()
+        folder.release()
+
+
+def run_facts(config: TrainConfig, loaders: dict[str, Any]) -> RunFacts:
+    """What the run is started on, to be recognised when it goes on and when it is evaluated."""
+    data = config.data
+    held_out = Path(data.validation_path or data.path or next(iter(data.mixture)))
+    train = loaders["train"]
+    fingerprint = read_manifest(held_out)["fingerprint"]
+    return RunFacts(train.fingerprint, train.tokenizer.fingerprint, fingerprint, str(held_out.absolute()))
 
 
 def open_loaders(config: TrainConfig, mesh: Mesh) -> dict[str, Any]:
@@ -127,7 +147,7 @@ def open_loaders(config: TrainConfig, mesh: Mesh) -> dict[str, Any]:
     return loaders
 
 
-class _Run:
+class _Experiment:
     """One run in this process: the compiled parts, the state, and where everything goes."""
 
     def __init__(
@@ -145,7 +165,7 @@ class _Run:
         self.mesh, self.place = mesh, place_batch(mesh)
         self.abstract = abstract_state(config, self.model, mesh)
         self.init, self.start = make_init(config, self.model, mesh), start
-        self.step = make_step(config, self.model, mesh)
+        self.train_step = make_train_step(config, self.model, mesh)
         self.telemetry = make_telemetry(config, self.model, mesh)
         self.evaluation = make_evaluation(config, self.model, mesh)
         self.checkpoints = Checkpoints(folder.checkpoints, config.checkpoint)
@@ -161,16 +181,17 @@ class _Run:
         if found is None:
             state = self.init()
             return state if self.start is None else state._replace(params=self.start(self.abstract.params)), Totals()
-        return TrainState(**{**found.rest, "params": found.params}), Totals(**found.totals)
+        return TrainState(**{**found.rest, "params": found.params}), from_plain(found.totals, Totals)
 
-    def run(self) -> Outcome:
+    def fit(self) -> Outcome:
+        """Trains until the last step, an interrupt or a fault, and says how it ended."""
         started = time.monotonic()
         if 0 < self.saved < self.config.steps:
             say(f"going on from step {self.saved} of {self.folder.path}")
         try:
             while True:
                 try:
-                    step = self.steps()
+                    step = self.advance()
                     break
                 except Fault as fault:
                     report = self.report(fault)
@@ -190,7 +211,7 @@ class _Run:
         message = f"saved at step {step} of {self.config.steps}; the same command goes on from there"
         return Outcome("interrupted", step, self.interrupts.status, message, seconds)
 
-    def steps(self) -> int:
+    def advance(self) -> int:
         """Runs until the last step or an interrupt and saves there; returns the step reached."""
         config = self.config
         step = int(self.state.step)
@@ -201,7 +222,7 @@ class _Run:
             while step < config.steps and not self.interrupts.stop():
                 with clock.waiting():
                     batch = next(batches)
-                self.state, values = self.step(self.state, batch)
+                self.state, values = self.train_step(self.state, batch)
                 step += 1
                 if pending:  # the numbers of the step before, while this one runs
                     self.read(pending, clock, bar)
@@ -240,6 +261,7 @@ class _Run:
         """
         step = pending.step
         numbers = jax.device_get(pending.values)
+        self.folder.keep()  # a step was taken: from here on the folder is this run's
         good = bool(numbers.pop("good"))
         values = {name: numbers[name].item() for name in ("loss", *sorted(numbers.keys() - {"loss"}))}
         if clock.first:
@@ -252,7 +274,7 @@ class _Run:
             if self.config.faults.policy != "skip" or self.faults > self.config.faults.allowed:
                 raise fault
             if is_first():
-                bar.write(f"{fault}: skipped", file=sys.stderr)
+                say(f"{fault}: skipped")
         elif step % self.config.metrics.every == 0 or step == self.config.steps:
             self.write(step, values | device_memory() | named(jax.device_get(pending.measured)))
         bar.set_description_str("training", refresh=False)
@@ -268,8 +290,9 @@ class _Run:
         self.write(step, {"validation_loss": float(loss / weight)})
 
     def save(self, step: int) -> None:
-        self.metrics.flush()
         rest = self.state._replace(params=None)
+        with self.written():
+            self.metrics.flush()
         with self.written():
             self.checkpoints.wait()
         with self.written():

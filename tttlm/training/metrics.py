@@ -3,13 +3,21 @@
 import importlib.util
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
 from tttlm.errors import CannotWrite, InputError
-from tttlm.training.cluster import is_first
+from tttlm.records import read_lines, write_file
+from tttlm.training.cluster import is_first, say
 from tttlm.training.config import MetricsConfig, TrainConfig, to_dict
-from tttlm.training.run_folder import RunFolder, write_atomically
+from tttlm.training.run_folder import RunFolder
+from tttlm.training.trackers import TensorBoard, Tracker, WeightsAndBiases
+
+Record = dict[str, bool | int | float | str]  # of which "step" is always there
 
 
 def check_metrics(config: MetricsConfig) -> None:
@@ -29,27 +37,30 @@ class Metrics:
 
     Args:
         folder: the run's folder.
+        config: says which trackers are wanted.
         step: the step the run goes on from. Lines of later steps are of a future that is computed again: dropped.
+
+    Raises:
+        InputError: the file cannot be read or written.
     """
 
     def __init__(self, folder: RunFolder, config: TrainConfig, step: int) -> None:
-        keep_until(folder.metrics, step)
-        self._file = open(folder.metrics, "ab", buffering=0)  # noqa: SIM115 (open while the run lasts)
+        try:
+            keep_until(folder.metrics, step)
+            self._file = open(folder.metrics, "ab", buffering=0)  # noqa: SIM115 (open while the run lasts)
+        except OSError as error:
+            raise InputError(
+                f"{folder.metrics} cannot be used ({error.strerror}): nothing was changed, try again once it can be"
+            ) from None
         self._whole = True  # the last line was written to its end
-        self._tensorboard: Any = None
-        self._wandb: Any = None
+        self._trackers: list[Tracker] = []
         wanted = config.metrics.tensorboard
         if wanted == "on" or (wanted == "auto" and importlib.util.find_spec("tensorboardX")):
-            from tensorboardX import SummaryWriter
-
-            self._tensorboard = SummaryWriter(str(folder.path / "tensorboard"), purge_step=step + 1 if step else None)
-        if config.metrics.wandb:
-            import wandb
-
-            name = folder.path.name
-            self._wandb = wandb.init(
-                project=config.metrics.wandb, name=name, id=name, resume="allow", config=to_dict(config)
-            )
+            where = folder.path / "tensorboard"
+            self._trackers.append(Tracker("TensorBoard", lambda: TensorBoard(where, step)))
+        if project := config.metrics.wandb:
+            name, values = folder.path.name, to_dict(config)
+            self._trackers.append(Tracker("Weights & Biases", lambda: WeightsAndBiases(project, name, values)))
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Writes a line.
@@ -67,26 +78,29 @@ class Metrics:
         if cause:
             raise CannotWrite(f"step {step}: {self._file.name} cannot be written ({cause})")
         numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
-        if self._tensorboard is not None:
-            for name, value in numbers.items():
-                self._tensorboard.add_scalar(name, value, step)
-        if self._wandb is not None:
-            self._wandb.log(numbers, step=step)
+        for tracker in self._trackers:
+            tracker.send(step, numbers)
 
     def flush(self) -> None:
-        """Puts what was written so far safely on disk; called before a checkpoint, so that none is ahead of it."""
-        os.fsync(self._file.fileno())
+        """Puts what was written so far safely on disk; called before a checkpoint, so that none is ahead of it.
+
+        Raises:
+            CannotWrite: the system cannot.
+        """
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise CannotWrite(f"{self._file.name} cannot be written ({error.strerror})") from None
 
     def close(self) -> None:
+        """Closes the file, and gives the trackers a little time."""
         self._file.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+        for tracker in self._trackers:
+            tracker.close()
 
 
 class NoMetrics(Metrics):
-    """What a process has that is not the first: its numbers are the first one's."""
+    """Takes the numbers of a process that is not the first: they are the first one's."""
 
     def __init__(self) -> None:
         pass
@@ -106,19 +120,60 @@ def open_metrics(folder: RunFolder, config: TrainConfig, step: int) -> Metrics:
     return Metrics(folder, config, step) if is_first() else NoMetrics()
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; a last line cut short by a killed process is left out."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
+def read_metrics(path: Path) -> list[Record]:
+    """The lines of a `metrics.jsonl`. Those that cannot be read are left out, and named on standard error.
+
+    A last line cut short by a killed process is left out without a word.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        records, bad, problem = _read(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    if bad:
+        print(f"{path}: {_count(bad)} cannot be read and left out: {problem}", file=sys.stderr)
     return records
 
 
+def by_step(records: list[Record], name: str) -> Float[np.ndarray, "N 2"]:
+    """The steps that have a number of that name, and the number."""
+    pairs = [(r["step"], r[name]) for r in records if isinstance(r.get(name), (int, float))]
+    return np.array(pairs, float).reshape(-1, 2)
+
+
 def keep_until(path: Path, step: int) -> None:
-    """Drops the lines after `step`."""
-    if path.exists():
-        kept = [json.dumps(record) + "\n" for record in read_metrics(path) if record["step"] <= step]
-        write_atomically(path, "".join(kept))
+    """Drops the lines after `step`; those that cannot be read are kept aside in `<name>.bad`, and named.
+
+    Raises:
+        OSError: the file cannot be read or written; it is as it was.
+    """
+    if not path.exists():
+        return
+    records, bad, problem = _read(path)
+    if bad:
+        aside = path.with_name(path.name + ".bad")
+        write_file(aside, (aside.read_bytes() if aside.exists() else b"") + b"".join(bad))
+        say(f"{path}: {_count(bad)} cannot be read: {problem}; kept aside in {aside.name}")
+    kept = [json.dumps(record) + "\n" for record in records if record["step"] <= step]  # type: ignore[operator]
+    write_file(path, "".join(kept).encode())
+
+
+def _read(path: Path) -> tuple[list[Record], list[bytes], str]:
+    """The records, the lines that are none, and what is wrong with the first of those."""
+    records: list[Record] = []
+    bad: list[bytes] = []
+    problem = ""
+    for line in read_lines(path, Record):
+        step = None if line.value is None else line.value.get("step")
+        if line.value is not None and isinstance(step, int) and not isinstance(step, bool):
+            records.append(line.value)
+        elif line.data.endswith(b"\n") and line.data.strip():
+            bad.append(line.data)
+            problem = problem or f"line {line.number} {line.problem or 'has no step'}"
+    return records, bad, problem
+
+
+def _count(lines: list[bytes]) -> str:
+    return f"{len(lines)} line{'s' * (len(lines) > 1)}"

@@ -15,7 +15,7 @@ from tttlm.training.collectives import Collective, collectives
 from tttlm.training.config import TrainConfig, check
 from tttlm.training.devices import GIB, Device
 from tttlm.training.sharding import batch_sharding, check_mesh, make_mesh
-from tttlm.training.step import Model, abstract_state, make_step
+from tttlm.training.step import Model, abstract_state, make_train_step
 from tttlm.training.topologies import assumed_cudnn, topology_devices
 
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -80,7 +80,7 @@ def compiled_plan(config: TrainConfig, mesh: Mesh, topology: str, device: Device
     """The plan for a mesh of devices of one kind."""
     started = time.monotonic()
     model = Model(config.model)
-    step: Any = make_step(config, model, mesh)
+    step: Any = make_train_step(config, model, mesh)
     state, collected, known = None, None, True
     try:
         with assumed_cudnn():

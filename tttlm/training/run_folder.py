@@ -1,21 +1,67 @@
-"""The folder of a run: what lies where, its lock, and whether a run may go on in it."""
+"""The folder of a run: which file is where, its lock, and whether a run may go on in it."""
 
-import fcntl
-import json
+import contextlib
+import errno
+import hashlib
 import os
+import platform
+import re
+import shutil
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
+import tttlm
+from tttlm.data import Tokenizer
+from tttlm.data.tokenizer import tokenizer_from_state, tokenizer_state
 from tttlm.errors import InputError
+from tttlm.fields import from_values
+from tttlm.records import read_record, read_text, write_file, write_json
 from tttlm.training.config import TrainConfig, differences, to_dict
+from tttlm.yaml_file import parse_yaml
+
+# What file systems say that have no locks: a file that is there or not stands in for one.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+_HEAD = re.compile(r"# tttlm (\S+), sha256 of what follows: ([0-9a-f]{64})\n")
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a run was started on, as it stands in `data.json`.
+
+    Attributes:
+        data: the fingerprint of the training batches.
+        tokenizer: the fingerprint of the tokenizer.
+        held_out: the fingerprint of the folder with the held-out documents.
+        held_out_folder: where that was, as an absolute path.
+    """
+
+    data: str
+    tokenizer: str
+    held_out: str
+    held_out_folder: str
+
+
+@dataclass(frozen=True)
+class KeptTokenizer:
+    """What stands in `tokenizer.json` of a run beside the tokenizer's own file."""
+
+    kind: str
+    file: str
+    bos_id: int | None
+    eos_id: int | None
+    entry_id: int | None
+    fingerprint: str
 
 
 class RunFolder:
     """Paths in a run's folder, and the lock that keeps a second process out of it.
 
-    The lock is the operating system's: it goes with the process, however that ends, so there is nothing to clean up.
+    The lock goes with the process, however that ends, so there is nothing to clean up.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -24,7 +70,45 @@ class RunFolder:
         self.facts = self.path / "data.json"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
-        self._lock: IO[str] | None = None
+        self.tokenizer = self.path / "tokenizer"
+        self._holder = self.path / "in_use_by"
+        self._lock: BaseFileLock | None = None
+        self._made: Path | None = None  # the topmost folder that was made for this run
+        self._before: dict[Path, bytes | None] = {}  # files as they were before this run wrote them
+
+    def read_config(self) -> TrainConfig:
+        """What the run was started with.
+
+        Raises:
+            InputError: this is no run, or its configuration was altered, or another version wrote it.
+        """
+        return from_values(TrainConfig, self._read_config(), str(self.config))
+
+    def _read_config(self) -> Any:
+        if not self.config.exists():
+            raise InputError(f"{self.path} is not the folder of a run: it has no {self.config.name}")
+        text = read_text(self.config, advice="put back the file that the run wrote")
+        head = _HEAD.match(text)
+        if head is None:
+            raise InputError(
+                f"{self.config} was not written by this version of tttlm ({tttlm.__version__}): runs of version 0.1.0 "
+                "need that version; train again in another run folder, or put back the file that the run wrote"
+            )
+        version, digest = head.groups()
+        if hashlib.sha256(text[head.end() :].encode()).hexdigest() != digest:
+            raise InputError(
+                f"{self.config} was altered since the run wrote it: put back what it was, and say what is to be "
+                "another way on the command line"
+            )
+        if version.split(".")[:2] != tttlm.__version__.split(".")[:2]:
+            raise InputError(
+                f"{self.path} is a run of version {version} of tttlm, this is {tttlm.__version__}: use that version, "
+                "or train again in another run folder"
+            )
+        try:
+            return parse_yaml(text)
+        except InputError as error:
+            raise InputError(f"{self.config}: {error}") from None
 
     def check_config(self, config: TrainConfig) -> None:
         """Refuses to go on with another configuration; writes nothing.
@@ -34,29 +118,32 @@ class RunFolder:
         """
         if not self.config.exists():
             if self.checkpoints.exists():
-                raise InputError(f"{self.path} holds checkpoints but no config.yaml: choose another --run")
+                raise InputError(f"{self.path} holds checkpoints but no {self.config.name}: choose another --run")
             return
-        try:
-            saved = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise InputError(f"{self.config} cannot be read: {error}".splitlines()[0]) from None
-        if changed := differences(saved, config):
+        if changed := differences(to_dict(self.read_config()), config):
             raise InputError(
                 f"{self.path} was started with another configuration ({'; '.join(changed)}): "
                 "restore that, or choose another --run"
             )
 
-    def claim(self, config: TrainConfig, facts: dict[str, Any]) -> None:
-        """Takes the folder for a run, by its first process alone; `facts` as for `check_data`.
+    def claim(self, config: TrainConfig, facts: RunFacts, tokenizer: Tokenizer) -> None:
+        """Takes the folder for a run, by its first process alone.
+
+        Until `keep` is called, `release` makes everything as it was before.
 
         Raises:
-            InputError: it is in use, or holds another run.
+            InputError: it is in use, holds another run, or cannot be written.
         """
         self.lock()
         self.check_config(config)
-        self.check_data(facts)
+        self._check_data(facts)
         try:
-            self.write_config(config)
+            self._write(self.config, _with_head(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)))
+            if not self.facts.exists():
+                self._before[self.facts] = None
+                write_json(self.facts, facts)
+            if not self.tokenizer.exists():
+                self._keep_tokenizer(tokenizer)
         except OSError as error:
             raise InputError(
                 f"{self.path} cannot be written: {error.strerror}: make room, or choose another --run"
@@ -70,7 +157,7 @@ class RunFolder:
         """
         if not self.config.exists():
             raise InputError(
-                f"{self.path.absolute()} is another folder on {os.uname().nodename}: put it where all hosts share it"
+                f"{self.path.absolute()} is another folder on {platform.node()}: put it where all hosts share it"
             )
 
     def lock(self) -> None:
@@ -80,52 +167,138 @@ class RunFolder:
             InputError: another process has it, or it cannot be made.
         """
         try:
+            new = [parent for parent in (self.path, *self.path.parents) if not parent.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / "lock", "a+", encoding="utf-8")  # noqa: SIM115 (held while the run lasts)
+            self._made = new[-1] if new else None
+            self._lock = self._acquire()
+            if self._lock is not None:
+                write_file(self._holder, f"process {os.getpid()} on {platform.node()}\n".encode())
+                return
         except OSError as error:
-            raise InputError(f"{self.path}: the run's folder cannot be made: {error.strerror}") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.seek(0)
-            holder = self._lock.read().strip() or "another process"
-            self._lock.close()
-            self._lock = None
-            raise InputError(f"{self.path} is in use by {holder}: wait for it, or choose another --run") from None
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {os.uname().nodename}")
-        self._lock.flush()
+            self._made = None
+            raise InputError(
+                f"{self.path}: the run's folder cannot be made or locked: {error.strerror or error}"
+            ) from None
+        holder = "another process"
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            holder = self._holder.read_text(encoding="utf-8")[:200].strip() or holder
+        raise InputError(f"{self.path} is in use by {holder}: wait for it, or choose another --run")
 
-    def unlock(self) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+    def _acquire(self) -> BaseFileLock | None:
+        """The lock, or None where another process has it."""
+        for kind, name in ((FileLock, "lock"), (SoftFileLock, "lock.soft")):
+            lock = kind(self.path / name)
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of a file system without locks
+                    lock.acquire(blocking=False)
+                return lock
+            except Timeout:
+                return None
+            except OSError as error:
+                if kind is SoftFileLock or error.errno not in _NO_LOCKS:
+                    raise
+            except NotImplementedError:
+                continue
+        return None
 
-    def write_config(self, config: TrainConfig) -> None:
-        write_atomically(self.config, yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
+    def keep(self) -> None:
+        """Keeps what `claim` wrote: the run has begun."""
+        self._made, self._before = None, {}
 
-    def check_data(self, facts: dict[str, Any]) -> None:
-        """Records what the data is (`name: fingerprint`) the first time, and refuses other data after that.
+    def release(self) -> None:
+        """Lets go of the folder; what a run wrote that never began is taken back."""
+        if self._lock is None:
+            if self._made is not None:  # refused while it was being locked
+                self._remove_made()
+            return
+        self._holder.unlink(missing_ok=True)
+        for path, content in self._before.items():
+            with contextlib.suppress(OSError):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif content is None:
+                    path.unlink(missing_ok=True)
+                else:
+                    write_file(path, content)
+        self._lock.release()
+        self._lock = None
+        if self._made is not None:
+            self._remove_made()
+        self._before = {}
+
+    def _remove_made(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+        with contextlib.suppress(OSError):  # a parent that another process uses by now
+            for parent in self.path.parents:
+                if self._made is None or not parent.is_relative_to(self._made):
+                    break
+                parent.rmdir()
+        self._made = None
+
+    def read_facts(self) -> RunFacts:
+        """What the run was started on.
 
         Raises:
-            InputError: names what changed.
+            InputError: the file cannot be read.
         """
-        if self.facts.exists():
-            saved = json.loads(self.facts.read_text(encoding="utf-8"))
-            if changed := [name for name in facts if saved.get(name) != facts[name]]:
-                raise InputError(
-                    f"{self.path}: the {' and the '.join(changed)} changed since this run started: "
-                    "restore what was there, or choose another --run"
-                )
-        else:
-            write_atomically(self.facts, json.dumps(facts, indent=2) + "\n")
+        return read_record(self.facts, RunFacts, advice="put back the file that the run wrote")
+
+    def read_tokenizer(self) -> Tokenizer:
+        """The tokenizer that the run was trained with, from its own folder.
+
+        Raises:
+            InputError: it is not there, or not what it was.
+        """
+        advice = "put back the files that the run wrote"
+        file = self.tokenizer / "tokenizer.json"
+        kept = read_record(file, KeptTokenizer, advice=advice)
+        try:
+            data = (self.tokenizer / Path(kept.file).name).read_bytes() if kept.file else b""
+        except OSError as error:
+            raise InputError(f"{self.tokenizer / kept.file}: cannot be read ({error.strerror}); {advice}") from None
+        state = {"kind": kept.kind, "file_bytes": data, "bos_id": kept.bos_id, "eos_id": kept.eos_id}
+        try:
+            found = tokenizer_from_state(state)
+            found.bos_id, found.eos_id, found.entry_id = kept.bos_id, kept.eos_id, kept.entry_id
+        except Exception as error:
+            raise InputError(f"{self.tokenizer}: cannot be read as a tokenizer ({_line(error)}); {advice}") from None
+        if found.fingerprint != kept.fingerprint or kept.fingerprint != self.read_facts().tokenizer:
+            raise InputError(f"{self.tokenizer} is not the tokenizer that the run was trained with; {advice}")
+        return found
+
+    def _keep_tokenizer(self, tokenizer: Tokenizer) -> None:
+        self._before[self.tokenizer] = None
+        self.tokenizer.mkdir()
+        state = tokenizer_state(tokenizer)
+        name = f"model-{tokenizer.file_name}" if tokenizer.file_name else ""
+        if name:
+            write_file(self.tokenizer / name, state["file_bytes"])
+        ids = state["bos_id"], state["eos_id"], tokenizer.entry_id
+        kept = KeptTokenizer(state["kind"], name, *ids, tokenizer.fingerprint)
+        write_json(self.tokenizer / "tokenizer.json", kept)
+
+    def _check_data(self, facts: RunFacts) -> None:
+        """Refuses other data than what the run was started on."""
+        if not self.facts.exists():
+            return
+        saved = self.read_facts()
+        names = {"data": "data", "tokenizer": "tokenizer", "held_out": "held-out text"}
+        if changed := [what for name, what in names.items() if getattr(saved, name) != getattr(facts, name)]:
+            raise InputError(
+                f"{self.path}: the {' and the '.join(changed)} changed since this run started: "
+                "restore what was there, or choose another --run"
+            )
+
+    def _write(self, path: Path, text: str) -> None:
+        self._before.setdefault(path, path.read_bytes() if path.exists() else None)
+        write_file(path, text.encode())
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file that is either whole or as it was before."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def _with_head(text: str) -> str:
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return f"# tttlm {tttlm.__version__}, sha256 of what follows: {digest}\n{text}"
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -1,30 +1,39 @@
 """Where a new run's parameters come from when they are not random: another run, or a released checkpoint."""
 
-import json
+import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import yaml
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from tttlm.errors import InputError
+from tttlm.fields import field_values, with_fields
 from tttlm.interop import from_pretrained
 from tttlm.model import ModelConfig
-from tttlm.training.checkpoints import load_params, pick_step
-from tttlm.training.config import TrainConfig, from_dict
+from tttlm.training.checkpoint_files import load_params, pick_step
+from tttlm.training.config import TrainConfig
 from tttlm.training.run_folder import RunFolder
 from tttlm.training.sharding import path_name
 from tttlm.training.step import Model
+
+# Fields of the model that change how it is computed, kept or begun, and not what is computed.
+SAME_FUNCTION = re.compile(
+    r"dtype|param_dtype|remat|initializer_range|conv_init|.*\.(remat_mini_batches|max_length|implementation|chunk_size)"
+)
+_LENGTH = 4096  # tokens for which two models are compared: more than a sliding window that is in use
 
 
 def initial_params(config: TrainConfig, tokenizer: str) -> Callable[[Any], Any]:
     """What `config.init_from` names, checked now and read when the function that comes back is called.
 
     Args:
-        config: names the folder; its model is the one that is trained. Dtypes and what has no parameters, the RoPE base
-            for instance, may differ from the model there.
+        config: names the folder; its model is the one that is trained. Dtypes, and the fields that
+            `config.init_from_changes` names, may differ from the model there.
         tokenizer: the fingerprint of the tokenizer that the run's data was made with.
 
     Returns:
@@ -50,24 +59,26 @@ def initial_params(config: TrainConfig, tokenizer: str) -> Callable[[Any], Any]:
 
 def _of_run(config: TrainConfig, folder: RunFolder, step: int | None, tokenizer: str) -> Callable[[Any], Any]:
     try:
-        values = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
-        there = from_dict(ModelConfig, values["model"])
-        facts = json.loads(folder.facts.read_text(encoding="utf-8"))
-    except (OSError, InputError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
-        raise InputError(f"init_from = {folder.path} cannot be used: {error}".splitlines()[0]) from None
-    if facts.get("tokenizer") != tokenizer:
+        there = folder.read_config().model
+        known = folder.read_facts().tokenizer
+    except InputError as error:
+        raise InputError(f"init_from = {folder.path} cannot be used: {error}") from None
+    if known != tokenizer:
         raise InputError(
             f"init_from = {folder.path} was trained with another tokenizer than this data was made with, so "
             "its embeddings mean other pieces: prepare the data with that run's tokenizer (data.prepare.tokenizer)"
         )
     _check_shapes(config, Model(there).shapes)
+    _check_function(config, there)
     pick_step(folder.checkpoints, step)
     return lambda abstract: load_params(folder.checkpoints, abstract, step)[1]
 
 
 def _of_release(config: TrainConfig, source: Path) -> Callable[[Any], Any]:
-    params = nnx.to_pure_dict(nnx.state(from_pretrained(source, param_dtype=config.model.param_dtype), nnx.Param))
+    model = from_pretrained(source, param_dtype=config.model.param_dtype)
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     _check_shapes(config, params)
+    _check_function(config, model.config)
 
     def place(abstract: Any) -> Any:
         return jax.tree.map(
@@ -92,3 +103,33 @@ def _check_shapes(config: TrainConfig, there: Any) -> None:
                 f"init_from = {config.init_from} holds another model than `model` describes: parameter {name} is "
                 f"{came} there and {wanted} here"
             )
+
+
+def _check_function(config: TrainConfig, there: ModelConfig) -> None:
+    """Refuses a model that computes something else with the same parameters: other heads, another RoPE base, ..."""
+    here = {name: value for name, _, value in field_values(config.model)}
+    other = {name: value for name, _, value in field_values(there)}
+    if unknown := [name for name in config.init_from_changes if name.removeprefix("model.") not in here]:
+        raise InputError(f"init_from_changes names fields of the model, such as rope_theta, got {unknown[0]!r}")
+    allowed = {name.removeprefix("model.") for name in config.init_from_changes}
+    differing = [name for name in here if here[name] != other[name] and not SAME_FUNCTION.fullmatch(name)]
+    if not differing:
+        return
+    taken = {name: here[name] for name in here if name in allowed or SAME_FUNCTION.fullmatch(name)}
+    length = math.lcm(config.align, TrainConfig(model=there).align)
+    length *= -(-max(_LENGTH, 2 * config.sequence_length) // length)
+    if _computation(with_fields(there, taken), length) != _computation(config.model, length):
+        changes = [f"{name}: {other[name]} there, {here[name]} here" for name in differing if name not in allowed]
+        raise InputError(
+            f"init_from = {config.init_from} holds parameters of this shape, but its model computes something else "
+            f"with them ({'; '.join(changes)}): make `model` the same, or name in init_from_changes what may differ"
+        )
+
+
+def _computation(config: ModelConfig, length: int) -> tuple[str, list[bytes]]:
+    """All that a model does to tokens, as text and constants; equal for models that compute the same."""
+    model = Model(config)
+    tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    traced = jax.make_jaxpr(lambda params, tokens: model.bind(params)(tokens))(model.shapes, tokens)
+    text = re.sub(r"0x[0-9a-f]+", "", str(traced.jaxpr))
+    return text, [np.asarray(constant).tobytes() for constant in traced.consts]

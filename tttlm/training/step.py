@@ -97,7 +97,7 @@ def make_init(config: TrainConfig, model: Model, mesh: Mesh) -> Callable[[], Tra
     return jax.jit(partial(init_state, config, model), out_shardings=shardings, compiler_options=quickly)
 
 
-def make_step(
+def make_train_step(
     config: TrainConfig, model: Model, mesh: Mesh
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """The compiled step: (state, batch) to (state, metrics). The state that goes in is used up.
@@ -122,7 +122,7 @@ def make_step(
 def train_step(
     config: TrainConfig, model: Model, state: TrainState, batch: Batch
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One update of AdamW on one batch; see `make_step`."""
+    """One update of AdamW on one batch; see `make_train_step`."""
     multiplier = inner_multiplier(config, state.step)
     loss, tokens, grads = batch_gradient(config, model, state.params, batch, multiplier)
     norm = optax.tree.norm(grads)
