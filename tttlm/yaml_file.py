@@ -114,7 +114,7 @@ class _Values:
                 except InputError as error:
                     raise InputError(f"{where}: {error}") from None
         raise InputError(
-            f"{where}: cannot be read as {shown(node.tag, quote=False)}: write plain text, a number, true, false or null"
+            f"{where}: cannot be read as {shown(node.tag, quote=False)}: write text, a number, true or false"
         )
 
 

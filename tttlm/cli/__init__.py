@@ -1,1 +1,9 @@
-"""Command lines: train, eval, generate, prepare, compare. Each parses its arguments and calls the library."""
+"""Command lines: train, eval, prepare, compare, plot. Each parses its arguments and calls the library."""
+
+import sys
+
+from tttlm.extras import missing
+
+if advice := missing("tyro", "yaml"):
+    print(f"error: {advice}", file=sys.stderr)
+    raise SystemExit(2)

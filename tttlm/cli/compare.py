@@ -11,11 +11,14 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tttlm.cli.arguments import as_flags, merged, parse, read_config, run_command
+from tttlm.cli.arguments import parse, read_section, run_command, split_bases
 from tttlm.errors import InputError
+from tttlm.fields import from_values, read_fields, shown
+from tttlm.yaml_file import read_yaml
 
 if TYPE_CHECKING:  # they import JAX, which reads the environment that `main` sets
     from tttlm.evaluation.comparison import CompareConfig
@@ -37,6 +40,15 @@ def main(arguments: Sequence[str]) -> int:
     return _compare(words, environment)
 
 
+@dataclass
+class _Parts:
+    """What a file and its bases say: of the comparison, of all models, and of each; dotted name -> value."""
+
+    own: dict[str, Any] = field(default_factory=dict)
+    shared: dict[str, Any] = field(default_factory=dict)
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
 def read_comparison(
     words: Sequence[str],
 ) -> "tuple[CompareConfig, dict[str, TrainConfig], dict[str, list[str]], list[str]]":
@@ -54,23 +66,59 @@ def read_comparison(
         parse(CompareConfig, ["--help"], prog=PROGRAM, description=__doc__ or "")
     if file is None:
         raise InputError(f"name a configuration, for example: {PROGRAM} configs/compare/small.yaml --data FOLDER")
-    values = _with_bases(read_config(file), Path(file))
-    shared, models = values.pop("train"), values.pop("models")
-    own, for_train, for_model = _sorted_flags(flags, models)
-    config = parse(CompareConfig, [*as_flags(CompareConfig, values, file), *own], prog=PROGRAM)
+    parts = _read_parts(Path(file))
+    own, for_train, for_model = _sorted_flags(flags, list(parts.models))
+    config = parse(CompareConfig, own, prog=PROGRAM, values=parts.own)
     to_train: dict[str, TrainConfig] = {}
     given: dict[str, list[str]] = {}
-    for name, differences in models.items():
-        if not isinstance(differences, dict):
-            raise InputError(f"{file}: 'models.{name}' holds what differs in it, got {differences!r}")
-        if set(differences) == {"run"} and not for_model[name]:
-            runs = differences["run"]
-            given[name] = [runs] if isinstance(runs, str) else list(map(str, runs))
+    for name, differences in parts.models.items():
+        if differences.keys() == {_FINISHED} and not for_model[name]:
+            given[name] = differences[_FINISHED]
             continue
-        of_all = [*as_flags(TrainConfig, shared, f"{file}: train"), *for_train]
-        its_own = [*as_flags(TrainConfig, differences, f"{file}: models.{name}"), *for_model[name]]
-        to_train[name] = parse(TrainConfig, [*of_all, *its_own], prog=f"{PROGRAM}: models.{name}")
-    return config, to_train, given, list(models)
+        values = {**parts.shared, **differences}
+        values.pop(_FINISHED, None)
+        flags = [*for_train, *for_model[name]]
+        to_train[name] = parse(TrainConfig, flags, prog=f"{PROGRAM}: models.{name}", values=values)
+    return config, to_train, given, list(parts.models)
+
+
+_FINISHED = "run"  # the key of a model that names finished runs; the comparison chooses the folders of the others
+
+
+def _read_parts(file: Path, inside: tuple[Path, ...] = ()) -> _Parts:
+    """`base` works at the top of a file as within `train` and each model."""
+    from tttlm.evaluation.comparison import CompareConfig
+    from tttlm.training.config import TrainConfig
+
+    values, bases = split_bases(read_yaml(file), file, str(file), inside)
+    if not isinstance(values or {}, dict):
+        raise InputError(f"{file}: expected 'key: value' lines, got {shown(values)}")
+    values = dict(values or {})
+    whole = _Parts()
+    for base in bases:
+        part = _read_parts(base, (*inside, file.resolve()))
+        whole.own |= part.own
+        whole.shared |= part.shared
+        for name, differences in part.models.items():
+            whole.models[name] = {**whole.models.get(name, {}), **differences}
+    shared, models = values.pop("train", None), values.pop("models", None) or {}
+    if not isinstance(models, dict):
+        raise InputError(f"{file}: 'models' holds further keys, got {shown(models)}")
+    whole.own |= read_fields(CompareConfig, values, str(file))
+    whole.shared |= read_section(TrainConfig, shared, file, f"{file}: train")
+    whole.shared.pop("run", None)
+    for name, differences in models.items():
+        source = f"{file}: models.{shown(name, quote=False)}"
+        finished = differences.pop("run", None) if isinstance(differences, dict) else None
+        read = read_section(TrainConfig, differences, file, source)
+        read.pop("run", None)
+        if finished is not None:
+            runs = [finished] if isinstance(finished, str) else finished
+            if not isinstance(runs, list) or not runs or not all(isinstance(run, str) and run for run in runs):
+                raise InputError(f"{source}: 'run' names a finished run or a list of them, got {shown(finished)}")
+            read[_FINISHED] = [str(Path(run).expanduser()) for run in runs]
+        whole.models[name] = {**whole.models.get(name, {}), **read}
+    return whole
 
 
 def _compare(words: list[str], environment: dict[str, str]) -> int:
@@ -105,7 +153,7 @@ def _compare(words: list[str], environment: dict[str, str]) -> int:
     return 0
 
 
-def _sorted_flags(words: list[str], models: dict[str, Any]) -> tuple[list[str], list[str], dict[str, list[str]]]:
+def _sorted_flags(words: list[str], models: list[str]) -> tuple[list[str], list[str], dict[str, list[str]]]:
     """The flags of the comparison, those of `--train.`, and those of `--models.MODEL.`, without their prefix."""
     own: list[str] = []
     for_train: list[str] = []
@@ -125,38 +173,15 @@ def _sorted_flags(words: list[str], models: dict[str, Any]) -> tuple[list[str], 
     return own, for_train, for_model
 
 
-def _with_bases(values: dict[str, Any], file: Path) -> dict[str, Any]:
-    """`base` works within `train` and each model as it does at the top of a file."""
-
-    def expanded(part: Any) -> Any:
-        if not isinstance(part, dict) or "base" not in part:
-            return part
-        bases = [part["base"]] if isinstance(part["base"], str) else part["base"]
-        rest = {name: value for name, value in part.items() if name != "base"}
-        read: dict[str, Any] = {}
-        for base in bases:
-            read = merged(read, read_config(file.parent / base))
-        read.pop("run", None)  # the folder of a run is the comparison's to choose
-        return merged(read, rest)
-
-    for name in ("train", "models"):
-        if not isinstance(values.get(name, {}), dict):
-            raise InputError(f"{file}: '{name}' holds further keys, got {values[name]!r}")
-    models = {str(name): expanded(part) for name, part in values.get("models", {}).items()}
-    return {**values, "train": expanded(values.get("train", {})), "models": models}
-
-
 def _train(file: str) -> int:
     """Trains the run whose configuration is in a file, and no more."""
-    import yaml
-
     from tttlm.evaluation.children import end_with_parent
-    from tttlm.training.config import TrainConfig, from_dict
+    from tttlm.training.config import TrainConfig
     from tttlm.training.loop import train
 
     end_with_parent()
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    outcome = train(from_dict(TrainConfig, yaml.safe_load(Path(file).read_text(encoding="utf-8"))))
+    outcome = train(from_values(TrainConfig, read_yaml(file), file))
     if outcome.reason != "finished":
         print(outcome.message, file=sys.stderr)
     return outcome.status

@@ -1,13 +1,13 @@
 """What a training run is: frozen dataclasses, and the rules that a combination of them has to keep."""
 
 import dataclasses
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from tttlm.data import DataConfig
 from tttlm.errors import InputError
+from tttlm.fields import from_values
 from tttlm.model import ModelConfig
 
 
@@ -270,17 +270,9 @@ def from_dict(cls: Any, values: dict[str, Any]) -> Any:
     """A configuration dataclass from what `to_dict` made of it.
 
     Raises:
-        InputError: for a name that no field has.
+        InputError: for a name that no field has, or a value that its field does not take.
     """
-    kinds = typing.get_type_hints(cls)
-    if unknown := values.keys() - kinds.keys():
-        raise InputError(f"unknown key '{min(unknown)}'")
-    arguments = {}
-    for name, value in values.items():
-        if dataclasses.is_dataclass(kinds[name]):
-            value = from_dict(kinds[name], value)
-        arguments[name] = tuple(value) if isinstance(value, list) else value
-    return cls(**arguments)
+    return from_values(cls, values)
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
