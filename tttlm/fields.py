@@ -10,12 +10,19 @@ import dataclasses
 import difflib
 import typing
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any, TypeVar
 
 from tttlm.errors import InputError
 from tttlm.records import RecordError, from_plain
 
 C = TypeVar("C")
+
+
+@cache
+def type_hints(cls: type) -> dict[str, Any]:
+    """The type of every field, with the rules that stand in it."""
+    return typing.get_type_hints(cls, include_extras=True)
 
 
 def is_section(kind: Any) -> bool:
@@ -25,7 +32,7 @@ def is_section(kind: Any) -> bool:
 
 def field_kinds(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted name, type) of every field; sections appear as well as what is in them."""
-    hints = typing.get_type_hints(cls, include_extras=True)
+    hints = type_hints(cls)
     for field in dataclasses.fields(cls):
         name, kind = prefix + field.name, hints[field.name]
         yield name, kind
@@ -80,7 +87,7 @@ def with_fields(config: C, values: Mapping[str, Any], *, check: bool = True, pre
         prefix: what the dotted names begin with.
     """
     changes = {}
-    for name, kind in typing.get_type_hints(type(config)).items():
+    for name, kind in type_hints(type(config)).items():
         dotted = prefix + name
         if is_section(kind):
             if any(key.startswith(f"{dotted}.") for key in values):
@@ -106,7 +113,7 @@ def from_values(cls: type[C], values: Any, source: str = "", prefix: str = "") -
 
 def field_values(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """(dotted name, type, value) of every field that is no section."""
-    hints = typing.get_type_hints(type(config), include_extras=True)
+    hints = type_hints(type(config))
     for field in dataclasses.fields(config):
         name, kind, value = prefix + field.name, hints[field.name], getattr(config, field.name)
         if is_section(kind) and isinstance(value, kind):

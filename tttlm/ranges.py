@@ -81,10 +81,26 @@ class PathName(Rule):
         return path
 
 
+@dataclass(frozen=True)
+class PictureName(PathName):
+    """Text that names a picture, by the end of its name one of a kind that can be drawn; or empty."""
+
+    def read(self, value: str) -> str:
+        path = super().read(value)
+        if path and not path.lower().endswith((".png", ".pdf", ".svg")):
+            raise ValueError("a file name that ends in .png, .pdf or .svg")
+        return path
+
+
 LARGEST = 2**31 - 1  # what an index of JAX holds
+LARGEST_FLOAT32 = 3.4e38
 Count = Annotated[int, Range(least=1, most=LARGEST)]
 CountOrZero = Annotated[int, Range(least=0, most=LARGEST)]
-PositiveFloat = Annotated[float, Range(above=0)]
-NonNegativeFloat = Annotated[float, Range(least=0)]
+Size = Annotated[int, Range(least=1, most=2**20)]  # of one axis of a parameter; the largest models have 2**17
+SizeOrZero = Annotated[int, Range(least=0, most=2**20)]
+PositiveFloat = Annotated[float, Range(above=0, most=LARGEST_FLOAT32)]
+NonNegativeFloat = Annotated[float, Range(least=0, most=LARGEST_FLOAT32)]
+Seed = Annotated[int, Range(least=0, most=2**32 - 1)]
 FilePath = Annotated[str, PathName()]
+PicturePath = Annotated[str, PictureName()]
 OutputPath = Annotated[str, PathName(empty=False)]

@@ -198,5 +198,9 @@ def _score(file: str) -> int:
     return 0
 
 
+def run() -> None:
+    run_command(lambda: main(sys.argv[1:]), kept="finished runs and checkpoints are kept: the same command goes on")
+
+
 if __name__ == "__main__":
-    run_command(lambda: main(sys.argv[1:]))
+    run()

@@ -11,6 +11,7 @@ import tyro
 
 from tttlm.cli.arguments import parse, run_command
 from tttlm.errors import InputError
+from tttlm.ranges import CountOrZero, FilePath
 
 DESCRIPTION = """Scores a run on its held-out text, or on text files.
 
@@ -21,15 +22,15 @@ For example:  python eval.py runs/quickstart --text book.txt"""
 class EvalConfig:
     """What is scored."""
 
-    run: tyro.conf.Positional[str] = ""
+    run: tyro.conf.Positional[FilePath] = ""
     """The folder of a run."""
-    text: tuple[str, ...] = ()
+    text: tuple[FilePath, ...] = ()
     """Text files to score, each as one document; none scores the run's held-out documents."""
-    step: int | None = None
+    step: CountOrZero | None = None
     """The checkpoint to read; None is the newest."""
-    limit: int = 0
+    limit: CountOrZero = 0
     """Bytes of held-out text to score, in whole documents; 0 scores all of it."""
-    chunk: int = 0
+    chunk: CountOrZero = 0
     """Tokens of a row that are read at a time; 0 is what suits the text."""
     json: bool = False
     """Print JSON instead of a table."""
@@ -39,8 +40,6 @@ def main(arguments: list[str]) -> int:
     config = parse(EvalConfig, arguments, prog="eval.py", description=DESCRIPTION)
     if not config.run:
         raise InputError("name the folder of a run, for example: python eval.py runs/quickstart")
-    if config.chunk < 0 or config.limit < 0:
-        raise InputError("--chunk and --limit cannot be negative")
     if missing := [name for name in config.text if not Path(name).is_file()]:
         raise InputError(f"text file {missing[0]} does not exist")
     logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -77,4 +76,4 @@ def main(arguments: list[str]) -> int:
 
 
 def run() -> None:
-    run_command(lambda: main(sys.argv[1:]))
+    run_command(lambda: main(sys.argv[1:]), kept="nothing was changed")

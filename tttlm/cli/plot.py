@@ -9,6 +9,7 @@ import tyro
 
 from tttlm.cli.arguments import parse, run_command
 from tttlm.errors import InputError
+from tttlm.ranges import FilePath, PicturePath
 
 DESCRIPTION = """Plots numbers that runs wrote while they trained.
 
@@ -21,7 +22,7 @@ For example:  python -m tttlm.cli.plot runs/a runs/b --of loss validation_loss -
 class PlotConfig:
     """What is plotted."""
 
-    runs: tyro.conf.Positional[tuple[str, ...]] = ()
+    runs: tyro.conf.Positional[tuple[FilePath, ...]] = ()
     """The folders of runs."""
     of: tuple[str, ...] = ("loss",)
     """Names of numbers, each with a panel of its own; * and ? stand for what differs between layers."""
@@ -29,7 +30,7 @@ class PlotConfig:
     """What runs along the other axis."""
     log: bool = False
     """Draw the numbers on a logarithmic axis."""
-    png: str = ""
+    png: PicturePath = ""
     """The picture to write; empty writes plot.png into the folder of the first run."""
     names: bool = False
     """List the numbers there are, and plot nothing."""
@@ -53,7 +54,7 @@ def main(arguments: list[str]) -> int:
 
 
 def run() -> None:
-    run_command(lambda: main(sys.argv[1:]))
+    run_command(lambda: main(sys.argv[1:]), kept="the runs are as they were")
 
 
 if __name__ == "__main__":

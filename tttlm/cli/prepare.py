@@ -13,15 +13,16 @@ from pathlib import Path
 from tttlm.cli.arguments import parse, run_command
 from tttlm.data.config import PrepareConfig
 from tttlm.errors import InputError
+from tttlm.ranges import CountOrZero, FilePath, PicturePath
 
 
 @dataclass(frozen=True)
 class PrepareArguments(PrepareConfig):
     """What the command line takes: how to prepare, and where to."""
 
-    output: str = ""
+    output: FilePath = ""
     """The folder the tokens are written to; taken up again if an earlier run of the same was interrupted."""
-    check: str = ""
+    check: FilePath = ""
     """Verify this prepared folder instead: every byte is read and compared with its sha256."""
 
 
@@ -29,11 +30,11 @@ class PrepareArguments(PrepareConfig):
 class InspectArguments:
     """What `inspect` takes."""
 
-    folder: str = ""
+    folder: FilePath = ""
     """A prepared folder."""
-    samples: int = 3
+    samples: CountOrZero = 3
     """Documents whose beginning is printed."""
-    png: str = ""
+    png: PicturePath = ""
     """Where the histogram of document lengths is drawn; lengths.png in the folder where not given."""
 
 
@@ -52,10 +53,7 @@ def main(arguments: Sequence[str]) -> None:
         raise InputError("say where the tokens go: --output FOLDER")
     from tttlm.data.preparation import prepare
 
-    try:
-        prepare(config, given.output)
-    except KeyboardInterrupt:
-        raise InputError(f"stopped; finished shards are kept: the same command goes on in {given.output}") from None
+    prepare(config, given.output)
 
 
 def _named(words: list[str], flag: str) -> list[str]:
@@ -87,5 +85,9 @@ def _inspect(given: InspectArguments) -> None:
     print(f"\nlengths drawn in {picture}")
 
 
+def run() -> None:
+    run_command(lambda: main(sys.argv[1:]), kept="finished shards are kept: the same command goes on")
+
+
 if __name__ == "__main__":
-    run_command(lambda: main(sys.argv[1:]))
+    run()

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 
 from tttlm.cli.arguments import parse, run_command, take_option
+from tttlm.cli.faults import Terminated, describe
 from tttlm.training.config import TrainConfig
 
 DESCRIPTION = """Trains a language model, or goes on training it where it stopped.
@@ -17,6 +18,9 @@ Start with:  python train.py --config configs/quickstart.yaml
 --plan v5e:4x8 trains nothing: it compiles the step for 32 TPUs (h200:8 for 8 GPUs) that need not be here, and says
 whether it fits them. No data is needed for that.
 --explain trains nothing: it prints how every parameter and optimiser state is shared over the devices of `mesh`."""
+
+
+FINISHED = "the run is finished and its checkpoints are kept"
 
 
 def main(arguments: list[str]) -> int:
@@ -43,7 +47,7 @@ def main(arguments: list[str]) -> int:
     if outcome.reason == "finished":
         # Every process scores, because no one may leave before the others; the first one speaks.
         with contextlib.nullcontext() if is_first() else silence():
-            report(config)
+            conclude(config)
     return outcome.status
 
 
@@ -63,6 +67,16 @@ def silence() -> Iterator[None]:
     """Nothing is printed inside."""
     with open(os.devnull, "w") as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
         yield
+
+
+def conclude(config: TrainConfig) -> None:
+    """Prints what a finished run has come to. What goes wrong there is reported and leaves the run finished."""
+    try:
+        report(config)
+    except Terminated:
+        print(f"stopped by SIGTERM; {FINISHED}", file=sys.stderr)
+    except Exception as error:
+        print(describe(error, FINISHED)[0] or FINISHED, file=sys.stderr)
 
 
 def report(config: TrainConfig) -> None:
@@ -91,4 +105,5 @@ def report(config: TrainConfig) -> None:
 
 
 def run() -> None:
-    run_command(lambda: main(sys.argv[1:]))
+    kept = "prepared data and checkpoints are kept: the same command goes on"
+    run_command(lambda: main(sys.argv[1:]), kept=kept)

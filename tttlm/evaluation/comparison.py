@@ -19,6 +19,7 @@ from tttlm.evaluation.comparison_text import prepared_data, prepared_test, token
 from tttlm.evaluation.matching import Match, MatchConfig, cost_of, match
 from tttlm.evaluation.positions import PositionsConfig
 from tttlm.evaluation.run import run_config
+from tttlm.ranges import FilePath, OutputPath, Seed
 from tttlm.records import write_file
 from tttlm.training.checkpoint_files import saved_steps
 from tttlm.training.config import TrainConfig, check, to_dict
@@ -29,13 +30,13 @@ from tttlm.training.run_folder import RunFolder
 class CompareConfig:
     """What all models of a comparison share; the models themselves are the file's `models`."""
 
-    output: str = "runs/compare"
+    output: OutputPath = "runs/compare"
     """The folder that everything is written to; taken up again if it was begun before."""
-    data: str = ""
+    data: FilePath = ""
     """Text to train on, files or a folder, or a folder that was prepared; empty: what train.data says."""
-    test: str = ""
+    test: FilePath = ""
     """Other text to report on, prepared with the same tokenizer; empty: what of `data` is held out."""
-    seeds: tuple[int, ...] = (0, 1)
+    seeds: tuple[Seed, ...] = (0, 1)
     """Every model is trained once with each: its initial weights and the order of the batches."""
     against: Literal["first", "previous"] = "first"
     """What a model's loss is subtracted from: the first model's, or that of the one before it."""

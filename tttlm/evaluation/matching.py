@@ -8,6 +8,7 @@ from typing import Literal
 from tttlm.errors import InputError
 from tttlm.model import ModelConfig
 from tttlm.model.config import ATTENTION_MIXERS, TTT_MIXERS
+from tttlm.ranges import NonNegativeFloat
 
 FEED_FORWARD_STEP = 8  # widths in between gain nothing and are slower on most devices
 
@@ -22,7 +23,7 @@ class MatchConfig:
     """The model that the others are matched to."""
     vary: tuple[Literal["hidden_size", "num_layers", "intermediate_size"], ...] = ("hidden_size",)
     """What may be changed. hidden_size keeps head_dim; intermediate_size stays in proportion where it is not named."""
-    tolerance: float = 0.02
+    tolerance: NonNegativeFloat = 0.02
     """Largest miss, as a share of the target."""
 
 

@@ -12,6 +12,7 @@ from flax import nnx
 from tttlm.data import Document
 from tttlm.model import LanguageModel
 from tttlm.progress import progress_bar
+from tttlm.ranges import Count, CountOrZero
 from tttlm.training.loss import token_losses
 
 
@@ -19,13 +20,13 @@ from tttlm.training.loss import token_losses
 class PositionsConfig:
     """What of the held-out documents is read: stretches of one length, each from a fresh state."""
 
-    length: int = 0
+    length: CountOrZero = 0
     """Tokens of a stretch; 0 is four times the length of a training row."""
-    stretches: int = 8
+    stretches: Count = 8
     """Stretches of a document, spread evenly over it; a shorter one is read whole."""
-    documents: int = 64
+    documents: Count = 64
     """Documents that are read, spread evenly over those there are."""
-    rows: int = 16
+    rows: Count = 16
     """Stretches that are read side by side."""
 
 

@@ -1,9 +1,11 @@
 """What a language model is made of: its configuration, the published sizes, and what a token costs."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from tttlm.errors import InputError
+from tttlm.fields import check_fields
+from tttlm.ranges import Count, NonNegativeFloat, PositiveFloat, Range, Size, SizeOrZero
 
 MixerName = Literal["ttt_linear", "ttt_mlp", "attention", "sliding_attention", "mamba", "mamba2"]
 TTT_MIXERS = ("ttt_linear", "ttt_mlp")
@@ -14,9 +16,9 @@ ATTENTION_MIXERS = ("attention", "sliding_attention")
 class TTTConfig:
     """Of the mixers `ttt_linear` and `ttt_mlp`; see `tttlm.layers.TTT`."""
 
-    mini_batch_size: int = 16
+    mini_batch_size: Count = 16
     """Tokens of one inner step."""
-    inner_learning_rate: float | None = None
+    inner_learning_rate: PositiveFloat | None = None
     """Base inner learning rate; None: 1.0 for ttt_linear, 0.1 for ttt_mlp, as in the paper."""
     inner_norm: bool = True
     """LayerNorm in the inner model and a residual around it."""
@@ -30,7 +32,7 @@ class TTTConfig:
     """One projection for queries and keys, with a convolution each; None: as the backbone has it."""
     gate: bool | None = None
     """Gate the output; None: as the backbone has it."""
-    remat_mini_batches: int = 1
+    remat_mini_batches: Count = 1
     """The backward pass keeps the inner weights before every so many mini-batches and computes those in between again:
     more saves memory and takes time. It changes no result."""
 
@@ -39,17 +41,17 @@ class TTTConfig:
 class AttentionConfig:
     """Of the mixers `attention` and `sliding_attention`; see `tttlm.layers.Attention`."""
 
-    num_kv_heads: int | None = None
+    num_kv_heads: Count | None = None
     """Heads of keys and values; None: as many as of queries."""
-    head_dim: int | None = None
+    head_dim: Size | None = None
     """Size of a head; None: hidden_size / num_heads."""
-    sliding_window: int = 1024
+    sliding_window: Count = 1024
     """Tokens that `sliding_attention` sees."""
     qk_norm: bool = False
     """RMSNorm of every query and key."""
     use_bias: bool = False
     """Biases of the four projections."""
-    max_length: int = 8192
+    max_length: Count = 8192
     """Tokens that the cache of `attention` has room for; `sliding_attention` needs none."""
     implementation: str | None = None
     """Of `tttlm.ops.attention`; None: the fastest that is exact here."""
@@ -59,9 +61,9 @@ class AttentionConfig:
 class MambaConfig:
     """Of the mixer `mamba`; see `tttlm.layers.Mamba`."""
 
-    state_size: int = 16
-    expand: int = 2
-    dt_rank: int | None = None
+    state_size: Size = 16
+    expand: Size = 2
+    dt_rank: Size | None = None
     """Size of the bottleneck before the step sizes; None: ceil(hidden_size / 16)."""
     use_bias: bool = False
     """Biases of the projections in and out."""
@@ -73,19 +75,19 @@ class MambaConfig:
 class Mamba2Config:
     """Of the mixer `mamba2`; see `tttlm.layers.Mamba2`."""
 
-    state_size: int = 128
-    head_dim: int = 64
-    expand: int = 2
-    num_groups: int = 1
-    norm_groups: int = 1
+    state_size: Size = 128
+    head_dim: Size = 64
+    expand: Size = 2
+    num_groups: Size = 1
+    norm_groups: Size = 1
     """Parts that the norm before the projection out is over; its authors' code has as many as `groups`."""
-    dt_limit: tuple[float, float] = (0.0, float("inf"))
+    dt_limit: tuple[NonNegativeFloat, Annotated[float, Range(above=0, infinite=True)]] = (0.0, float("inf"))
     """What step sizes are clipped to."""
     use_bias: bool = False
     """Biases of the projections in and out."""
     conv_bias: bool = True
     """Biases of the convolution."""
-    chunk_size: int | None = None
+    chunk_size: Count | None = None
     """Tokens of a chunk; None: what is fast on this device."""
 
 
@@ -93,14 +95,14 @@ class Mamba2Config:
 class ModelConfig:
     """A language model: embedding, `layers` blocks whose mixers repeat a pattern, a norm and a head."""
 
-    vocab_size: int = 32_000
-    hidden_size: int = 768
+    vocab_size: Count = 32_000
+    hidden_size: Size = 768
     """Size of the residual stream."""
-    num_layers: int = 12
+    num_layers: Size = 12
     """Blocks; a multiple of the number of `mixers`."""
-    num_heads: int = 12
+    num_heads: Size = 12
     """Heads of TTT and attention mixers."""
-    intermediate_size: int = 2048
+    intermediate_size: SizeOrZero = 2048
     """Width of the feed-forward blocks; 0 for none, as in Mamba."""
     feed_forward_bias: bool = False
     """Biases of the feed-forward blocks."""
@@ -110,13 +112,13 @@ class ModelConfig:
     """What surrounds a TTT layer: `mamba` adds a convolution before each block, shared queries and keys, and a gate."""
     conv_before_block: bool | None = None
     """A convolution before each block; None: before TTT blocks of the Mamba backbone."""
-    conv_kernel: int = 4
+    conv_kernel: Size = 4
     """Taps of every convolution."""
     tie_embeddings: bool = True
     """Whether the head is the embedding."""
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-6
-    initializer_range: float = 0.02
+    rope_theta: PositiveFloat = 10_000.0
+    norm_eps: PositiveFloat = 1e-6
+    initializer_range: NonNegativeFloat = 0.02
     ttt: TTTConfig = field(default_factory=TTTConfig)
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     mamba: MambaConfig = field(default_factory=MambaConfig)
@@ -129,13 +131,9 @@ class ModelConfig:
     """What the backward pass computes again: nothing, whole blocks, or all but matrix products."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "model.")
         if not self.mixers:
             raise InputError("model.mixers must name at least one mixer, got none")
-        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "conv_kernel"):
-            if getattr(self, name) < 1:
-                raise InputError(f"model.{name} must be at least 1, got {getattr(self, name)}")
-        if self.intermediate_size < 0:
-            raise InputError(f"model.intermediate_size must be 0 (none) or more, got {self.intermediate_size}")
         if self.num_layers % len(self.mixers):
             raise InputError(
                 f"model.num_layers must be a multiple of the {len(self.mixers)} model.mixers that repeat, "
@@ -147,9 +145,6 @@ class ModelConfig:
                     "model.num_heads must divide model.hidden_size into even head dimensions, "
                     f"got hidden_size {self.hidden_size} and num_heads {self.num_heads}"
                 )
-            for name in ("mini_batch_size", "remat_mini_batches"):
-                if getattr(self.ttt, name) < 1:
-                    raise InputError(f"model.ttt.{name} must be at least 1, got {getattr(self.ttt, name)}")
             if "ttt_mlp" in self.mixers and not self.ttt.learned_start:
                 raise InputError("an inner MLP cannot learn from zeros: ttt_mlp needs model.ttt.learned_start")
         if any(m in ATTENTION_MIXERS for m in self.mixers):
@@ -161,19 +156,13 @@ class ModelConfig:
                 )
             if (attention.head_dim or self.hidden_size // self.num_heads) % 2:
                 raise InputError("attention heads must have an even head_dim, which rotary embeddings rotate in pairs")
-            if attention.num_kv_heads is not None and (
-                attention.num_kv_heads < 1 or self.num_heads % attention.num_kv_heads
-            ):
+            if attention.num_kv_heads is not None and self.num_heads % attention.num_kv_heads:
                 raise InputError(
                     f"model.attention.num_kv_heads must divide model.num_heads ({self.num_heads}), "
                     f"got {attention.num_kv_heads}"
                 )
-            if attention.sliding_window < 1:
-                raise InputError(f"model.attention.sliding_window must be at least 1, got {attention.sliding_window}")
         if "mamba2" in self.mixers:
             inner, m = self.mamba2.expand * self.hidden_size, self.mamba2
-            if min(m.head_dim, m.num_groups, m.norm_groups, m.state_size, inner) < 1:
-                raise InputError("model.mamba2: sizes, expand and numbers of groups must be at least 1")
             if inner % m.head_dim or (inner // m.head_dim) % m.num_groups or inner % m.norm_groups:
                 raise InputError(
                     f"model.mamba2: head_dim {m.head_dim} and norm_groups {m.norm_groups} must divide "

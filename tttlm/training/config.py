@@ -3,26 +3,30 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from tttlm.data import DataConfig
 from tttlm.errors import InputError
-from tttlm.fields import from_values
+from tttlm.fields import check_fields, from_values
 from tttlm.model import ModelConfig
+from tttlm.ranges import Count, CountOrZero, FilePath, NonNegativeFloat, OutputPath, PositiveFloat, Range, Seed
+
+Decay = Annotated[float, Range(least=0, below=1)]  # of a running mean
+Axis = Annotated[int, Range(least=1, most=2**20, also=(-1,))]  # of the mesh
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW with the gradient clipped by its global norm."""
 
-    learning_rate: float = 3e-3
+    learning_rate: PositiveFloat = 3e-3
     """Peak learning rate, reached at the end of the warm-up."""
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1
+    b1: Decay = 0.9
+    b2: Decay = 0.95
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.1
     """Applied to matrices and embeddings, never to biases, norms and other vectors."""
-    clip: float = 1.0
+    clip: NonNegativeFloat = 1.0
     """Largest global norm of the gradient; 0 does not clip."""
 
 
@@ -30,13 +34,13 @@ class OptimizerConfig:
 class ScheduleConfig:
     """Linear warm-up, then a cosine down to `final`; and the warm-up of the inner learning rate."""
 
-    warmup_steps: int | None = None
+    warmup_steps: CountOrZero | None = None
     """Steps of linear warm-up; None is a tenth of the run."""
-    final: float = 1e-5
+    final: NonNegativeFloat = 1e-5
     """The learning rate at the last step."""
-    inner_start: float | None = None
+    inner_start: PositiveFloat | None = None
     """What the inner learning rate is multiplied by at the first step; None is 0.1 with TTT-MLP layers, else 1."""
-    inner_warmup_steps: int | None = None
+    inner_warmup_steps: CountOrZero | None = None
     """Steps until that multiplier is 1; None is a tenth of the run."""
 
 
@@ -44,10 +48,10 @@ class ScheduleConfig:
 class EvaluateConfig:
     """The held-out loss: on the way on a fixed set of batches, at the end on whole documents."""
 
-    every: int = 200
+    every: CountOrZero = 200
     """Steps between two evaluations; 0 never evaluates."""
-    batches: int = 8
-    final_bytes: int = 2_000_000
+    batches: Count = 8
+    final_bytes: CountOrZero = 2_000_000
     """Held-out text that is scored at the end of the run, whole documents of it; 0 scores none."""
 
 
@@ -55,10 +59,10 @@ class EvaluateConfig:
 class CheckpointConfig:
     """When the whole training state is saved, and which of them are kept."""
 
-    every: int = 500
+    every: Count = 500
     """Steps between two checkpoints. The last step and an interrupted one are saved as well."""
-    keep_last: int = 2
-    keep_every: int = 0
+    keep_last: Count = 2
+    keep_every: CountOrZero = 0
     """Checkpoints at multiples of this step are kept for good; 0 keeps the last ones only."""
     on_failure: Literal["stop", "continue"] = "stop"
     """What to do when a checkpoint or a line of metrics cannot be written, on a full disk for instance: stop, or go on
@@ -71,9 +75,9 @@ class FaultsConfig:
 
     policy: Literal["stop", "skip", "rollback"] = "stop"
     """stop with a report; skip the step and go on; or go back to the last checkpoint and past the batches since."""
-    spike: float = 0.0
+    spike: NonNegativeFloat = 0.0
     """A gradient norm this many times its running mean counts as a fault; 0 lets every finite norm pass."""
-    allowed: int = 10
+    allowed: CountOrZero = 10
     """Faults that are skipped or rolled back before the run stops after all."""
 
 
@@ -81,13 +85,13 @@ class FaultsConfig:
 class MeshConfig:
     """How many devices each axis of the mesh takes; -1, on one axis, takes all that are left."""
 
-    data: int = 1
+    data: Axis = 1
     """Copies of the model, each with its share of the batch."""
-    fsdp: int = -1
+    fsdp: Axis = -1
     """Shares of parameters and optimiser state; every share has its part of the batch as well."""
-    tensor: int = 1
+    tensor: Axis = 1
     """Shares of heads, channels, feed-forward width and vocabulary."""
-    context: int = 1
+    context: Axis = 1
     """Shares of the sequence; within a mixer of its heads or channels, as many times tensor."""
 
 
@@ -100,9 +104,9 @@ class DistributedConfig:
     them; on fails if there is none; off trains alone."""
     coordinator: str | None = None
     """host:port of process 0, where nothing tells it."""
-    processes: int | None = None
+    processes: Count | None = None
     """How many processes there are, where nothing tells it."""
-    process: int | None = None
+    process: CountOrZero | None = None
     """Which of them this one is, counted from 0, where nothing tells it."""
 
 
@@ -110,7 +114,7 @@ class DistributedConfig:
 class MetricsConfig:
     """Where the numbers of a run go besides `metrics.jsonl`."""
 
-    every: int = 1
+    every: Count = 1
     """Steps between two lines of metrics."""
     tensorboard: Literal["auto", "on", "off"] = "auto"
     """auto writes TensorBoard files when tensorboardX is installed."""
@@ -122,7 +126,7 @@ class MetricsConfig:
 class TelemetryConfig:
     """What the layers inside do, measured on the way beside the training step."""
 
-    every: int = 0
+    every: CountOrZero = 0
     """Steps between two measurements of every TTT layer: inner loss before and after the update, inner learning rate,
     norm and drift of the inner weights. Each costs about a forward pass; 0 measures nothing."""
 
@@ -131,10 +135,10 @@ class TelemetryConfig:
 class TrainConfig:
     """One training run."""
 
-    run: str = "runs/default"
+    run: OutputPath = "runs/default"
     """The folder of the run: configuration, metrics, checkpoints."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    init_from: str = ""
+    init_from: FilePath = ""
     """Where the parameters start from, for fine-tuning: the folder of another run, one of its checkpoints
     (RUN/checkpoints/STEP), or a released checkpoint in the Hugging Face layout. Nothing else is taken from it; empty
     starts from random ones."""
@@ -142,16 +146,16 @@ class TrainConfig:
     """Fields of `model` that may differ from the model of `init_from`, such as rope_theta. What else computes something
     else with the same parameters is refused."""
     data: DataConfig = field(default_factory=DataConfig)
-    steps: int = 1000
-    batch_size: int = 16
+    steps: Count = 1000
+    batch_size: Count = 16
     """Rows of a batch, over all devices."""
-    sequence_length: int = 512
+    sequence_length: Count = 512
     """Tokens of a row."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """Parts that a batch is taken in, one after the other, to save memory."""
-    loss_chunk: int = 0
+    loss_chunk: CountOrZero = 0
     """Tokens of a row whose logits a device holds at a time; 0 takes its share of the row whole."""
-    seed: int = 0
+    seed: Seed = 0
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
@@ -207,6 +211,7 @@ def check(config: TrainConfig) -> None:
     Raises:
         InputError: names the rule, what came and what to do.
     """
+    check_fields(config)
     config.data.validate()
     trained = config.data.prepare
     _require(
@@ -214,29 +219,7 @@ def check(config: TrainConfig) -> None:
         f"model.vocab_size = {config.model.vocab_size} is smaller than the {trained.vocab_size} pieces of "
         "data.prepare.vocab_size: make them equal",
     )
-    positive = (
-        "steps",
-        "batch_size",
-        "sequence_length",
-        "accumulate",
-        "metrics.every",
-        "checkpoint.every",
-        "evaluate.batches",
-    )
-    for name in positive:
-        _require(_get(config, name) >= 1, f"{name} must be at least 1, got {_get(config, name)}")
-    not_negative = (
-        *("loss_chunk", "evaluate.every", "evaluate.final_bytes", "checkpoint.keep_every", "faults.spike"),
-        *("optimizer.weight_decay", "optimizer.clip", "schedule.final", "faults.allowed", "seed", "telemetry.every"),
-    )
-    for name in not_negative:
-        _require(_get(config, name) >= 0, f"{name} cannot be negative, got {_get(config, name)}")
-    _require(config.checkpoint.keep_last >= 1, "checkpoint.keep_last must be at least 1: a run resumes from it")
     rate = config.optimizer.learning_rate
-    _require(rate > 0, f"optimizer.learning_rate must be positive, got {rate}")
-    for name in ("b1", "b2"):
-        value = getattr(config.optimizer, name)
-        _require(0 <= value < 1, f"optimizer.{name} lies in [0, 1), got {value}")
     _require(
         config.schedule.final <= rate,
         f"schedule.final = {config.schedule.final} lies above optimizer.learning_rate = {rate}: lower it",
@@ -246,7 +229,6 @@ def check(config: TrainConfig) -> None:
             0 <= value <= config.steps,
             f"schedule.{name} = {value} does not fit a run of {config.steps} steps: shorten it or raise steps",
         )
-    _require(config.inner_start > 0, f"schedule.inner_start must be positive, got {config.inner_start}")
     _require(
         config.batch_size % config.accumulate == 0,
         f"batch_size = {config.batch_size} is not divisible by accumulate = {config.accumulate}",
@@ -256,8 +238,6 @@ def check(config: TrainConfig) -> None:
         f"sequence_length = {config.sequence_length} is not a multiple of loss_chunk = {config.loss_chunk}",
     )
     sizes = dataclasses.asdict(config.mesh)
-    for name, size in sizes.items():
-        _require(size == -1 or size >= 1, f"mesh.{name} is a number of devices or -1 for all that are left, got {size}")
     _require(list(sizes.values()).count(-1) <= 1, f"only one axis of the mesh can be -1, got {sizes}")
 
 
@@ -291,13 +271,6 @@ def differences(saved: dict[str, Any], config: TrainConfig) -> list[str]:
         for name in sorted(then.keys() | now.keys())
         if then.get(name) != now.get(name) and not name.startswith(FREE_TO_CHANGE)
     ]
-
-
-def _get(config: TrainConfig, name: str) -> Any:
-    value: Any = config
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value
 
 
 def _require(holds: bool, message: str) -> None:
