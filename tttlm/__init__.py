@@ -1,6 +1,8 @@
 """Test-time-training layers and language models of them, in JAX and Flax.
 
-Names are loaded on first use, so that `import tttlm` costs nothing.
+The names in `__all__`, those in the `__all__` of a room and what a room's first lines name are public; modules and
+names with an underscore, and what the docs do not name, may change without notice. Names and rooms are loaded on first
+use, so that `import tttlm` costs nothing.
 """
 
 import importlib
@@ -24,6 +26,7 @@ _HOMES = {
     "from_pretrained": "tttlm.interop",
     "save_pretrained": "tttlm.interop",
 }
+_ROOMS = ("adaptation", "data", "evaluation", "interop", "layers", "model", "ops", "shift", "training")
 __all__ = [
     "TTTMLP",
     "Attention",
@@ -40,8 +43,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _ROOMS:
+        return importlib.import_module(f"tttlm.{name}")
     raise AttributeError(f"module 'tttlm' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted({*globals(), *_HOMES, *_ROOMS})

@@ -19,9 +19,13 @@ from tttlm.records import RecordError, from_plain
 C = TypeVar("C")
 
 
-@cache
-def type_hints(cls: type) -> dict[str, Any]:
+def type_hints(cls: Any) -> dict[str, Any]:
     """The type of every field, with the rules that stand in it."""
+    return _cached_hints(cls)
+
+
+@cache
+def _cached_hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls, include_extras=True)
 
 

@@ -5,6 +5,7 @@ A file and a flag are held to the same types and ranges. Whatever is wrong comes
 
 import contextlib
 import io
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,12 +13,14 @@ from typing import Any, TypeVar
 
 import tyro
 
+import tttlm
 from tttlm.cli.faults import run_command as run_command  # for those who parse as well
 from tttlm.errors import InputError
 from tttlm.fields import field_kinds, is_section, nearest, read_again, read_fields, shown, with_fields
 from tttlm.yaml_file import read_yaml
 
 C = TypeVar("C")
+CONFIGS = Path(tttlm.__file__).parent / "configs"
 
 
 def parse(
@@ -67,7 +70,24 @@ def read_config(cls: type, path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: a file cannot be read, or says what no field takes.
     """
-    return read_section(cls, read_yaml(path), Path(path), str(path))
+    found = find_config(path)
+    return read_section(cls, read_yaml(found), found, str(path))
+
+
+def find_config(name: str | Path) -> Path:
+    """The file of that name; or, where there is none, the configuration that comes with the package.
+
+    `quickstart`, `125m/ttt_linear_mamba` and `configs/quickstart.yaml` name one of those from any folder.
+    """
+    path = Path(name).expanduser()
+    if os.path.exists(path) or path.is_absolute():
+        return path
+    parts = path.parts[1:] if path.parts[:1] == ("configs",) else path.parts
+    shipped = CONFIGS.joinpath(*parts)
+    for candidate in (shipped, shipped.with_name(f"{shipped.name}.yaml")):
+        if parts and ".." not in parts and os.path.isfile(candidate):
+            return candidate
+    return path
 
 
 def read_section(cls: type, values: Any, file: Path, source: str, inside: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -96,7 +116,7 @@ def split_bases(values: Any, file: Path, source: str, inside: tuple[Path, ...] =
         return values, []
     base = values["base"]
     names = [base] if isinstance(base, str) else base or []
-    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+    if not isinstance(names, list) or not all(isinstance(name, str) and name and "\0" not in name for name in names):
         raise InputError(f"{source}: 'base' names another YAML file or a list of them, got {shown(base)}")
     paths = [file.parent / Path(name).expanduser() for name in names]
     for path in paths:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tttlm.cli.arguments import parse, read_section, run_command, split_bases
+from tttlm.cli.arguments import find_config, parse, read_section, run_command, split_bases
 from tttlm.errors import InputError
 from tttlm.fields import from_values, read_fields, shown
 from tttlm.yaml_file import read_yaml
@@ -66,7 +66,7 @@ def read_comparison(
         parse(CompareConfig, ["--help"], prog=PROGRAM, description=__doc__ or "")
     if file is None:
         raise InputError(f"name a configuration, for example: {PROGRAM} configs/compare/small.yaml --data FOLDER")
-    parts = _read_parts(Path(file))
+    parts = _read_parts(find_config(file))
     own, for_train, for_model = _sorted_flags(flags, list(parts.models))
     config = parse(CompareConfig, own, prog=PROGRAM, values=parts.own)
     to_train: dict[str, TrainConfig] = {}

@@ -1,0 +1,1 @@
+"""The trainer: optimiser, sharding, the train step, the loop, checkpoints and metrics."""
