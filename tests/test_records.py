@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pytest
 
 from tttlm.errors import InputError
-from tttlm.records import MAX_LINE_BYTES, RecordError, from_plain, read_lines, read_record, write_json
+from tttlm.records import MAX_LINE_BYTES, RecordError, from_plain, read_lines, read_record, write_json, write_sealed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +112,30 @@ def test_what_is_no_small_file_is_one_line_in_bounded_time(tmp_path: Path) -> No
     with pytest.raises(InputError, match="longer than 1,000 bytes"):
         read_record(tmp_path / "long", Facts, advice="", max_bytes=1_000)
     assert time.monotonic() - begin < 5
+
+
+@pytest.mark.parametrize("old", [b'"a"', b"1.0", b'"ff"', b"null", b"true", b"0"])
+def test_a_sealed_file_that_was_edited_is_refused_though_it_could_be_read(tmp_path: Path, old: bytes) -> None:
+    path = tmp_path / "facts.json"
+    written = dataclasses.replace(GOOD, kind="a")
+    write_sealed(path, written)
+    sealed = lambda: read_record(path, Facts, advice="make it again", sealed=True)
+    assert sealed() == written
+    data = path.read_bytes()
+    new = {b'"a"': b'"b"', b"1.0": b"1.5", b'"ff"': b'"fe"', b"null": b"3", b"true": b"false", b"0": b"2"}[old]
+    path.write_bytes(data.replace(old, new, 1))
+    with pytest.raises(InputError, match=r"facts.json: was altered .*; make it again"):
+        sealed()
+    write_json(path, written)
+    with pytest.raises(InputError, match="key 'sha256' is missing"):
+        sealed()
+
+
+def test_a_file_of_another_version_is_called_that(tmp_path: Path) -> None:
+    path = tmp_path / "facts.json"
+    path.write_text('{"format": 7, "unknown": 1}')
+    with pytest.raises(InputError, match="is of format 7, this version reads 1; make it again"):
+        read_record(path, Facts, advice="make it again", format=1, sealed=True)
 
 
 def test_a_number_may_be_written_without_a_point() -> None:

@@ -1,5 +1,6 @@
 """What a person sees while something long runs: one bar with speed and time left, readable in a log file too."""
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,13 +36,19 @@ def progress_bar(total: float | None, description: str, unit: str = "it", **opti
         yield bar
 
 
+def say(line: str) -> None:
+    """Prints a line on standard error; where nobody listens any more, what is going on does not stop for that."""
+    with contextlib.suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)
+
+
 class _Lines:
     """Turns tqdm's redraws (carriage returns) into lines of their own."""
 
     def write(self, text: str) -> None:
         line = text.strip("\r\n \x1b[A")
         if line:
-            sys.stderr.write(line + "\n")
+            say(line)
 
     def flush(self) -> None:
-        sys.stderr.flush()
+        pass

@@ -6,6 +6,7 @@ and what to do; nothing is taken for what it is not.
 
 import dataclasses
 import difflib
+import hashlib
 import json
 import math
 import os
@@ -38,6 +39,8 @@ def read_record(
     advice: str,
     parse: Callable[[str], Any] | None = None,
     max_bytes: int = MAX_BYTES,
+    format: int | None = None,
+    sealed: bool = False,
 ) -> T:
     """Reads a small file as a value of a type.
 
@@ -49,13 +52,24 @@ def read_record(
         advice: what a person can do about a file that cannot be used; ends the message.
         parse: turns the text into plain values; `parse_json` by default. It may raise ValueError.
         max_bytes: a longer file is refused without reading more of it than that.
+        format: what the key `format` of the file must be; asked before anything else, so that a file of another version
+            is called that.
+        sealed: whether the file was written by `write_sealed` and must still be what was written.
 
     Raises:
         InputError: the file is missing, cannot be read, or does not hold such a value.
     """
     text = read_text(path, advice=advice, max_bytes=max_bytes)
     try:
-        return from_plain((parse or parse_json)(text), kind)
+        value = (parse or parse_json)(text)
+        if format is not None and isinstance(value, dict) and value.get("format", 0) != format:
+            raise RecordError(f"is of format {_shown(value.get('format', 0))}, this version reads {format}")
+        if sealed and isinstance(value, dict):
+            if "sha256" not in value:
+                raise RecordError("key 'sha256' is missing")
+            if value.pop("sha256") != _seal(value):
+                raise RecordError("was altered (its sha256 is not that of its content)")
+        return from_plain(value, kind)
     except RecordError as error:
         raise InputError(f"{path}: {error}; {advice}") from None
     except (ValueError, RecursionError, MemoryError) as error:
@@ -158,8 +172,30 @@ def write_json(path: Path, value: Any) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
-    write_file(path, (json.dumps(plain, indent=1, sort_keys=True) + "\n").encode())
+    write_file(path, (json.dumps(_plain(value), indent=1, sort_keys=True) + "\n").encode())
+
+
+def write_sealed(path: Path, value: Any) -> str:
+    """Writes a dataclass with the sha256 of its content in it, which `read_record` with `sealed` checks.
+
+    Returns:
+        that sha256.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    plain = json.loads(json.dumps(_plain(value)))
+    seal = _seal(plain)
+    write_json(path, {**plain, "sha256": seal})
+    return seal
+
+
+def _plain(value: Any) -> Any:
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+
+
+def _seal(plain: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def write_file(path: Path, data: bytes) -> None:

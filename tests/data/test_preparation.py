@@ -114,7 +114,7 @@ def test_every_kind_of_file_gives_the_tokens_of_its_texts(
     source = write(tmp_path / "source", texts)
     prepare(small_config("", sentencepiece_file, source=source), tmp_path / "data")
     assert stored(tmp_path / "data") == expected(texts, sentencepiece_model)
-    assert len(store.read_parts(tmp_path / "data")) > 3
+    assert store.count_parts(tmp_path / "data") > 3
 
 
 def test_a_document_written_in_blocks_has_the_tokens_of_the_whole(tmp_path, texts, monkeypatch):
@@ -160,8 +160,8 @@ class interrupted_at:
         patch = self.context.__enter__()
         commit = store.PartWriter.commit
 
-        def then_stop(writer, facts):
-            part = commit(writer, facts)
+        def then_stop(writer, *facts):
+            part = commit(writer, *facts)
             if writer.final.name == store.part_name(self.shard):
                 raise Interrupted
             return part
@@ -235,10 +235,10 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path, texts, s
     # A slow disk: on a fast machine all would be written before the third kill.
     slow = "import os, time; sync = os.fsync; os.fsync = lambda handle: (time.sleep(0.01), sync(handle))"
     while not (folder / store.MANIFEST).exists():
-        done = len(store.read_parts(folder))
+        done = store.count_parts(folder)
         config = replace(config, workers=1 if kills else 2)
         process = subprocess.Popen(command(config, folder, slow), cwd=ROOT, stderr=subprocess.DEVNULL)
-        while process.poll() is None and len(store.read_parts(folder)) < done + 3:
+        while process.poll() is None and store.count_parts(folder) < done + 3:
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.05))
         workers = children(process.pid)
@@ -375,9 +375,9 @@ def test_invalid_utf8_is_replaced_or_skipped_and_counted(tmp_path, with_damage, 
     monkeypatch.setattr(cutting, "BLOCK_BYTES", 200)  # so that it comes up when much of the document is written
     prepare(small_config(with_damage, "bytes", invalid_utf8=policy, held_out=0.0), tmp_path / "data")
     manifest = store.read_manifest(tmp_path / "data")
-    assert manifest["counts"] == {"empty": 1, "invalid_utf8": 1, "forced_cuts": 0}
+    assert manifest.counts == store.Counts(1, 1, 0)
     found = stored(tmp_path / "data")["train"]
-    assert len(found) == documents == manifest["splits"]["train"]["documents"]
+    assert len(found) == documents == manifest.splits["train"].documents
     tokenizer = load_tokenizer("bytes")
     texts = [tokenizer.decode(tokens) for tokens in found]
     assert texts[0] == "plain text here\n"
@@ -404,7 +404,7 @@ def test_bytes_that_json_and_parquet_call_text_but_are_not_are_counted(tmp_path)
     pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "source" / "b.parquet")
     prepare(small_config(tmp_path / "source", "bytes", held_out=0.0), tmp_path / "data")
     manifest = store.read_manifest(tmp_path / "data")
-    assert manifest["counts"] == {"empty": 1, "invalid_utf8": 3, "forced_cuts": 0}
+    assert manifest.counts == store.Counts(1, 3, 0)
 
 
 @pytest.mark.parametrize(
@@ -457,7 +457,7 @@ def test_a_truncated_zst_file_is_noticed(tmp_path):
         ({"source": ("nowhere/*.txt",)}, "no files under 'nowhere"),
         ({"source": ()}, "nothing to prepare"),
         ({"source": ("stdlib", "more")}, "cannot be joined"),
-        ({"held_out": 1.5}, "share of documents"),
+        ({"held_out": 1.5}, "'held_out' must be at most 1, got 1.5"),
         ({"tokenizer": "absent.model"}, "does not exist"),
         ({"bos": True, "tokenizer": "json"}, "names no BOS"),
         ({"dataset": DatasetConfig(name="json")}, "name one of them"),
@@ -513,7 +513,7 @@ def test_a_folder_without_a_finished_shard_may_be_begun_anew(tmp_path, text_fold
     with pytest.raises(InputError, match=r"at most .* smaller vocab_size"):
         prepare(small_config(text_folder, "train", vocab_size=50_000), tmp_path / "data")
     prepare(small_config(text_folder, "train", vocab_size=400), tmp_path / "data")
-    assert store.read_manifest(tmp_path / "data")["tokenizer"]["vocab_size"] == 400
+    assert store.read_manifest(tmp_path / "data").tokenizer.vocab_size == 400
 
 
 def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path, text_folder, sentencepiece_file):
@@ -533,7 +533,7 @@ def test_bos_and_eos_are_stored_as_asked_and_recorded(
         front, back = [sentencepiece_model.bos_id] * bos, [sentencepiece_model.eos_id] * eos
         assert stored(folder)["train"] == [front + sentencepiece_model.encode(text) + back for text in texts]
         manifest = store.read_manifest(folder)
-        assert (manifest["bos"], manifest["eos"], manifest["tokenizer"]["eos_id"]) == (bos, eos, 2)
+        assert (manifest.bos, manifest.eos, manifest.tokenizer.eos_id) == (bos, eos, 2)
 
 
 def test_ids_take_two_bytes_or_four(tmp_path, text_folder, sentencepiece_file, monkeypatch):
@@ -546,8 +546,8 @@ def test_ids_take_two_bytes_or_four(tmp_path, text_folder, sentencepiece_file, m
 
     monkeypatch.setattr(SentencePieceTokenizer, "__init__", with_more_ids)
     prepare(small_config(text_folder, sentencepiece_file), tmp_path / "four")
-    assert store.read_manifest(tmp_path / "two")["dtype"] == "uint16"
-    assert store.read_manifest(tmp_path / "four")["dtype"] == "uint32"
+    assert store.read_manifest(tmp_path / "two").dtype == "uint16"
+    assert store.read_manifest(tmp_path / "four").dtype == "uint32"
     assert stored(tmp_path / "two") == stored(tmp_path / "four")
 
 

@@ -10,13 +10,8 @@ from hypothesis import given, settings
 
 from tests.data.small import WORDS, make_text, sentencepiece_of
 from tttlm.data import cutting, load_tokenizer
-from tttlm.data.tokenizer import (
-    HuggingFaceTokenizer,
-    SentencePieceTokenizer,
-    tokenizer_from_state,
-    tokenizer_state,
-    train_tokenizer,
-)
+from tttlm.data.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, train_tokenizer
+from tttlm.data.tokenizer_files import tokenizer_from_state, tokenizer_state
 from tttlm.errors import InputError
 
 # How GPT-2 and how Llama 3 cut a text into words before they merge.
@@ -129,8 +124,11 @@ def test_a_document_read_in_chunks_has_the_tokens_of_the_whole(tokenizers_of_eve
 
 def test_long_texts_really_are_cut(tokenizers_of_every_kind) -> None:
     text = make_text(3, 3_000)
-    for tokenizer in tokenizers_of_every_kind.values():
+    for name, tokenizer in tokenizers_of_every_kind.items():
         pieces = list(tokenizer.cut_rule.pieces(text))
+        if name == "as T5":  # scores that are summed over the text and rounded: there is no place to cut
+            assert pieces == [text]
+            continue
         assert "".join(pieces) == text
         assert len(pieces) > 4
         assert max(map(len, pieces)) < 2 * cutting.PIECE_CHARACTERS
@@ -145,12 +143,6 @@ def test_a_stretch_without_any_place_to_cut_is_cut_between_characters(monkeypatc
     assert [forced for _, forced in blocks] == [True] * (len(blocks) - 1) + [False]
     assert max(len(block) for block, _ in blocks) <= 20
     assert all(block.decode() for block, _ in blocks)
-
-
-def test_no_cut_is_allowed_where_a_piece_spans_it() -> None:
-    rule = cutting.CutRule.of_vocabulary(["▁of▁the", "a", "▁b"], only_words=False)
-    assert not rule.allows("f")
-    assert rule.allows("a")
 
 
 def test_a_trained_tokenizer_gives_back_every_byte(sentencepiece_model: SentencePieceTokenizer) -> None:

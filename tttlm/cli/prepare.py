@@ -65,8 +65,8 @@ def _check(folder: str) -> None:
     from tttlm.data.integrity import verify
 
     manifest = verify(folder, thorough=True)
-    files = 2 * 2 * len(manifest["parts"])
-    tokens = sum(sums["tokens"] for sums in manifest["splits"].values())
+    files = sum(len(part.files) for part in manifest.parts) + bool(manifest.tokenizer.file)
+    tokens = sum(sums.tokens for sums in manifest.splits.values())
     print(f"{folder} is whole: {files} files, {tokens:,} tokens, every sha256 as written")
 
 

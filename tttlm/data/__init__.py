@@ -8,7 +8,8 @@ from tttlm.data.config import DataConfig, DatasetConfig, PrepareConfig
 from tttlm.data.held_out import Document, encode_file, held_out_documents
 from tttlm.data.loader import Loader, open_data
 from tttlm.data.preparation import prepare
-from tttlm.data.tokenizer import Tokenizer, load_tokenizer
+from tttlm.data.tokenizer import Tokenizer
+from tttlm.data.tokenizer_files import load_tokenizer, save_tokenizer
 
 __all__ = [
     "DataConfig",
@@ -22,4 +23,5 @@ __all__ = [
     "load_tokenizer",
     "open_data",
     "prepare",
+    "save_tokenizer",
 ]

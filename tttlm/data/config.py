@@ -1,9 +1,11 @@
 """What a person can set about data: where text comes from, how it becomes tokens, how tokens become batches."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from tttlm.errors import InputError
+from tttlm.fields import check_fields
+from tttlm.ranges import FilePath, PositiveFloat, Range
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class DatasetConfig:
     revision: str = ""
     """A commit, tag or branch of the dataset."""
     streaming: bool = True
-    """Read while downloading; False downloads all of it first."""
+    """Whether the dataset is read while it is downloaded; False downloads all of it first."""
 
 
 @dataclass(frozen=True)
@@ -29,36 +31,37 @@ class PrepareConfig:
     """How text becomes a folder of tokens. Nothing here depends on the machine except `workers`."""
 
     source: tuple[str, ...] = ()
-    """Files, folders or globs; .gz, .zst and .xz are unpacked. "stdlib" is Python's own standard library."""
+    """Files, folders or globs; .gz, .zst, .xz and .bz2 are unpacked. "stdlib" is Python's own standard library."""
     format: Literal["auto", "text", "jsonl", "parquet"] = "auto"
     """What the files are; "auto" goes by the file name: .jsonl, .ndjson, .json, .parquet, anything else is text."""
     column: str = "text"
-    """Where the text stands in a JSON line, a Parquet row or a dataset."""
+    """Which field of a JSON line, a Parquet row or a dataset's record holds the text."""
     dataset: DatasetConfig = DatasetConfig()
     """A dataset to read instead of `source`."""
     tokenizer: str = "train"
     """A SentencePiece .model, a tokenizer.json, a folder holding either, "bytes", or "train" for one made here."""
-    vocab_size: int = 32_000
+    vocab_size: Annotated[int, Range(least=1, most=1 << 24)] = 32_000
     """Pieces of the tokenizer that "train" makes."""
-    sample_mb: float = 100.0
+    sample_mb: Annotated[float, Range(above=0, most=1e6)] = 100.0
     """Megabytes of the training documents that "train" looks at."""
     bos: bool = False
     """Begin every document with the tokenizer's BOS."""
     eos: bool = True
     """End every document with the tokenizer's EOS."""
     bos_token: str = ""
-    """The BOS of a tokenizer.json that does not say which it is."""
+    """Which token of the tokenizer is BOS, where its own files do not say so or name another."""
     eos_token: str = ""
-    """The EOS of a tokenizer.json that does not say which it is."""
-    held_out: float = 0.01
-    """Share of documents that are kept for validation, chosen by their content alone."""
-    max_file_bytes: int = 0
+    """Which token of the tokenizer is EOS, where its own files do not say so or name another."""
+    held_out: Annotated[float, Range(least=0, most=1)] = 0.01
+    """Fraction of the documents that is kept for validation, chosen by their content alone; of a single text file, the
+    fraction at its end."""
+    max_file_bytes: Annotated[int, Range(least=0, most=1 << 62)] = 0
     """Text files larger than this are passed over; 0: none is."""
-    shard_mb: float = 256.0
+    shard_mb: Annotated[float, Range(above=0, most=1e6)] = 256.0
     """Megabytes of text a shard holds (one document is never cut)."""
     invalid_utf8: Literal["replace", "skip", "fail"] = "replace"
     """A document with invalid UTF-8: replace what is wrong by U+FFFD, leave the document out, or stop."""
-    workers: int = 0
+    workers: Annotated[int, Range(least=0, most=1024)] = 0
     """Processes that tokenize; 0: one per core this process may use."""
 
     def __post_init__(self) -> None:
@@ -71,7 +74,12 @@ class PrepareConfig:
         return bool(self.source or self.dataset.name)
 
     def validate(self) -> None:
-        """Raises InputError for what cannot be meant."""
+        """Refuses what cannot be meant.
+
+        Raises:
+            InputError: names the field and what came.
+        """
+        check_fields(self)
         if not self.given:
             raise InputError("nothing to prepare: name files, a folder, a glob, a dataset, or 'stdlib'")
         if self.source and self.dataset.name:
@@ -80,43 +88,45 @@ class PrepareConfig:
             )
         if "stdlib" in self.source and len(self.source) > 1:
             raise InputError("'stdlib' cannot be joined with other sources; prepare it by itself and mix the folders")
-        if not 0.0 <= self.held_out <= 1.0:
-            raise InputError(f"held_out is a share of documents from 0 to 1, not {self.held_out}")
         if self.vocab_size < 300 and self.tokenizer == "train":
             raise InputError(
                 f"vocab_size {self.vocab_size} is too small: 256 bytes and 4 controls come on top; try 1000"
             )
-        for name in ("sample_mb", "shard_mb"):
-            if getattr(self, name) <= 0:
-                raise InputError(f"{name} must be more than 0, not {getattr(self, name)}")
-        if self.workers < 0 or self.max_file_bytes < 0:
-            raise InputError("workers and max_file_bytes cannot be negative")
+        if self.tokenizer in ("train", "bytes") and (given := self.bos_token or self.eos_token):
+            raise InputError(
+                f"the token {given!r} was named as BOS or EOS, but tokenizer {self.tokenizer!r} brings its own; "
+                "leave bos_token and eos_token empty"
+            )
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """Where the tokens are and how they are cut into batches."""
 
-    path: str = ""
+    path: FilePath = ""
     """A folder that `python -m tttlm.cli.prepare` wrote."""
-    mixture: dict[str, float] = field(default_factory=dict)
-    """Several such folders and their weights, instead of `path`; rows are drawn in proportion to the weights."""
-    validation_path: str = ""
+    mixture: dict[FilePath, PositiveFloat] = field(default_factory=dict)
+    """Several such folders and their weights, instead of `path`; examples are drawn in proportion to the weights."""
+    validation_path: FilePath = ""
     """Another folder whose held-out documents are the validation split."""
     layout: Literal["windows", "packed", "documents"] = "windows"
-    """windows: documents joined and cut; packed: whole documents side by side; documents: one per row, in order."""
+    """windows: documents joined and cut; packed: whole documents side by side; documents: one after another at each
+    position of the batch, with the state carried from step to step."""
     tokenizer: str = ""
     """The tokenizer the tokens must have been made with; refused when they were not."""
     prepare: PrepareConfig = PrepareConfig()
     """When `path` does not exist yet and a source is named here, it is prepared there first."""
 
     def validate(self) -> None:
-        """Raises InputError for what cannot be meant."""
+        """Refuses what cannot be meant.
+
+        Raises:
+            InputError: names the field and what came.
+        """
+        check_fields(self)
         if bool(self.path) == bool(self.mixture):
             raise InputError(
                 "name the data by either path (one prepared folder) or mixture (several), not both or none"
             )
-        if bad := {path: weight for path, weight in self.mixture.items() if not weight > 0}:
-            raise InputError(f"weights of a mixture must be more than 0: {bad}")
         if self.mixture and self.prepare.given:
             raise InputError("prepare goes with path; prepare the folders of a mixture one by one beforehand")

@@ -1,51 +1,65 @@
-"""Where a long text may be cut so that the pieces, encoded one by one, give the tokens of the whole.
+"""Cutting a long text into pieces whose tokens, one after another, are the tokens of the whole.
 
 A tokenizer merges neighbours. Where none of its pieces holds a given character followed by white space, no merge
-can reach across that place, and the two sides are encoded independently (`CutRule`). What else would differ at the
-beginning of a piece (a prefix space, a first-word rule) is avoided by putting one letter in front and taking its
-tokens off again; see `Tokenizer`.
+can reach across that place, and the two sides are encoded independently (`CutRule`; `cut_rules` finds the rule of a
+tokenizer). What else would differ at the beginning of a piece (a prefix space, a first-word rule) is avoided by putting
+one letter in front and taking its tokens off again; see `Tokenizer`.
 """
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
 
 PIECE_CHARACTERS = 2_048  # short pieces stay in the processor's cache: 2-3 times the speed of a whole book at once
 BLOCK_BYTES = 1 << 19  # what one worker is handed at a time
-FORCED_BYTES = 1 << 20  # a stretch this long without any place to cut is cut all the same, and counted
+FORCED_BYTES = 1 << 24  # a stretch this long without any place to cut is cut all the same, and counted
 
-_SPACE = re.compile(r"[ \n]")
-_SPACES = frozenset(" \n▁ĠĊ")  # also as vocabularies write them
+_GUARDS = "aoekz0"
+_SPACES = frozenset(" \n▁")
 
 
 @dataclass(frozen=True)
 class CutRule:
-    """A cut is allowed between a character and a space or newline, unless some piece of the vocabulary joins them.
+    """Where a cut is allowed: in front of a space or newline, unless some piece of the vocabulary joins it to what is
+    before it.
 
     Attributes:
+        before: the white space in front of which it is allowed; none of it where a text must not be cut.
         joined: characters that some piece has in front of white space.
-        only_words: allow cuts only after letters and digits, where every usual pre-tokenizer ends a word.
+        only_words: whether cuts are allowed after letters and digits alone, where the pre-tokenizer ends a word.
+        byte_letters: what the vocabulary writes the bytes 0 to 255 with; "" where it holds characters.
     """
 
-    joined: frozenset[str]
-    only_words: bool
+    before: str = " \n"
+    joined: frozenset[str] = frozenset()
+    only_words: bool = False
+    byte_letters: str = ""
 
-    @classmethod
-    def of_vocabulary(cls, pieces: Iterable[str], *, only_words: bool) -> "CutRule":
-        joined = {a for piece in pieces for a, b in pairwise(piece) if b in _SPACES and a not in _SPACES}
-        return cls(frozenset(joined), only_words)
+    @cached_property
+    def guard(self) -> str:
+        """A letter that may stand in front of a piece; "" where there is none."""
+        return next((letter for letter in _GUARDS if self.allows(letter)), "")
 
-    def allows(self, before: str) -> bool:
-        """Whether a cut may stand between `before` and a space or newline."""
-        if before in _SPACES or before in self.joined:
+    def allows(self, last: str) -> bool:
+        """Whether a cut may stand between the character `last` and the white space of `before`."""
+        if not self.before or last in _SPACES:
             return False
-        return before.isalnum() if self.only_words else True
+        if self.only_words:
+            return is_old_letter(last)
+        if self.byte_letters:
+            last = self.byte_letters[last.encode("utf-8", "replace")[-1]]
+        return last not in self.joined
+
+    @cached_property
+    def _space(self) -> re.Pattern[str]:
+        return re.compile(f"[{re.escape(self.before)}]")
 
     def pieces(self, text: str) -> Iterator[str]:
         """Cuts text into pieces of about `PIECE_CHARACTERS`; without a place to cut they are longer."""
         start = 0
-        while len(text) - start > PIECE_CHARACTERS:
+        while self.before and len(text) - start > PIECE_CHARACTERS:
             cut = self._after(text, start + PIECE_CHARACTERS)
             if cut == len(text):
                 break
@@ -54,23 +68,23 @@ class CutRule:
         yield text[start:] if start else text
 
     def _after(self, text: str, position: int) -> int:
-        for space in _SPACE.finditer(text, position):
+        for space in self._space.finditer(text, position):
             if self.allows(text[space.start() - 1]):
                 return space.start()
         return len(text)
 
-    def last_cut(self, data: bytes | bytearray) -> int:
-        """The last place in UTF-8 `data` where it may be cut, 0 where there is none."""
-        space, newline = data.rfind(b" ", 1), data.rfind(b"\n", 1)
+    def last_cut(self, data: bytes | bytearray, least: int = 1) -> int:
+        """The last place in UTF-8 `data`, from `least` on, where it may be cut; 0 where there is none."""
+        space, newline = (data.rfind(c.encode(), least) if c in self.before else -1 for c in " \n")
         while (end := max(space, newline)) > 0:
             before = bytes(data[max(0, end - 4) : end]).decode("utf-8", "ignore")[-1:]
             # What is no valid UTF-8 just before the space is no place to cut: it may decode otherwise when joined.
             if before and data.endswith(before.encode(), 0, end) and self.allows(before):
                 return end
             if space > newline:
-                space = data.rfind(b" ", 1, space)
+                space = data.rfind(b" ", least, space)
             else:
-                newline = data.rfind(b"\n", 1, newline)
+                newline = data.rfind(b"\n", least, newline)
         return 0
 
     def blocks(self, chunks: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:
@@ -79,13 +93,15 @@ class CutRule:
         Yields: (block, forced); `forced` where no place to cut was found in `FORCED_BYTES`.
         """
         buffer = bytearray()
+        tried = 1  # there is no place to cut before this one
         for chunk in chunks:
             buffer += chunk
             while len(buffer) > BLOCK_BYTES:
-                cut, forced = self.last_cut(buffer[: BLOCK_BYTES + 1]), False
+                cut, forced = self.last_cut(buffer[: BLOCK_BYTES + 1], tried), False
                 if not cut:
-                    cut = self.last_cut(buffer[:FORCED_BYTES])
+                    cut = self.last_cut(buffer[:FORCED_BYTES], tried)
                     if not cut:
+                        tried = min(len(buffer), FORCED_BYTES)
                         if len(buffer) < FORCED_BYTES + 4:
                             break
                         cut, forced = FORCED_BYTES, True
@@ -93,5 +109,14 @@ class CutRule:
                             cut -= 1  # not inside a character
                 yield bytes(buffer[:cut]), forced
                 del buffer[:cut]
+                tried = 1
         if buffer:
             yield bytes(buffer), False
+
+
+NEVER = CutRule(before="")
+
+
+def is_old_letter(character: str) -> bool:
+    """Whether a character is a letter or digit, and was one in Unicode 3.2 already, so that every version agrees."""
+    return character.isalnum() and unicodedata.ucd_3_2_0.category(character)[0] in "LN"

@@ -1,16 +1,28 @@
 """Datasets of the Hugging Face hub, or anything else that `datasets.load_dataset` can name, as a source."""
 
+import hashlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from tttlm.data.config import DatasetConfig
-from tttlm.data.sources import RawDocument, keyed
+from tttlm.data.finding import PassedOver
+from tttlm.data.sources import Known, RawDocument, keyed
+from tttlm.data.store import file_state
 from tttlm.data.text_files import as_text
 from tttlm.errors import InputError
 
 
 class DatasetSource:
-    """One record a document, streamed or downloaded."""
+    """One record a document, streamed or downloaded.
+
+    Args:
+        config: the dataset.
+        column: which column of it holds the text.
+
+    Raises:
+        InputError: the dataset cannot be loaded, or has no such column.
+    """
 
     def __init__(self, config: DatasetConfig, column: str) -> None:
         self._config, self._column = config, column
@@ -18,39 +30,62 @@ class DatasetSource:
         self.total: int | None = None
         self.read = 0
         self.empty = 0
-        self._data = self._load()
-        columns = self._data.column_names
+        self.passed_over = PassedOver()
+        self.known: Known = {}
+        self._record = 0
+        try:
+            self._files, self._data = self._load()
+            columns = self._data.column_names
+        except Exception as error:  # of many kinds: not found, no network, no such split, a script
+            raise InputError(f"dataset {config.name} cannot be loaded: {_first_line(error)}") from error
         if columns is not None and column not in columns:
             raise InputError(
                 f"dataset {config.name} has no column {column!r}; "
                 f"there are: {', '.join(columns)} (choose with --column)"
             )
-        self._record = 0
 
-    def _load(self) -> Any:
+    def _load(self) -> tuple[dict[str, Any], Any]:
+        """(the files of the dataset and what is known of them, the dataset)."""
         import datasets
 
         config = self._config
-        try:
-            return datasets.load_dataset(
-                config.name,
-                config.config or None,
-                split=config.split,
-                data_files=list(config.data_files) or None,
-                revision=config.revision or None,
-                streaming=config.streaming,
-            )
-        except Exception as error:  # of many kinds: not found, no network, no such split, a script
-            said = str(error).strip().splitlines()
-            raise InputError(f"dataset {config.name} cannot be loaded: {said[0] if said else repr(error)}") from error
+        named: dict[str, Any] = {
+            "path": config.name,
+            "name": config.config or None,
+            "data_files": list(config.data_files) or None,
+            "revision": config.revision or None,
+        }
+        found = datasets.load_dataset_builder(**named).config.data_files or {}
+        files = {str(split): [list(map(str, paths)), paths.origin_metadata] for split, paths in found.items()}
+        return files, datasets.load_dataset(**named, split=config.split, streaming=config.streaming)
 
-    def fingerprint(self) -> dict[str, Any]:
+    def fingerprint(self, known: Known) -> dict[str, Any]:
+        """Names the dataset and digests its files: local ones by their content, others by their version."""
         config = self._config
+        digest = hashlib.sha256()
+        for split, (paths, versions) in sorted(self._files.items()):
+            for i, path in enumerate(paths):
+                digest.update(f"{split}\0{self._content(Path(path), known) or path}\n".encode("utf-8", "replace"))
+                if not Path(path).is_file() and i < len(versions):
+                    digest.update(repr(versions[i]).encode())
         found: dict[str, Any] = {"dataset": config.name, "config": config.config, "split": config.split}
         found |= {"data_files": list(config.data_files), "revision": config.revision}
-        if not config.streaming:
-            found["rows"] = len(self._data)
-        return found
+        return {**found, "sha256": digest.hexdigest()}
+
+    def _content(self, path: Path, known: Known) -> str:
+        """The digest of a local file; "" for what is none."""
+        name = str(path.absolute())
+        try:
+            if not path.is_file():
+                return ""
+            state = file_state(path)
+            if name not in known or known[name][0] != state:
+                with open(path, "rb") as stream:
+                    known = {name: (state, hashlib.file_digest(stream, "sha256").hexdigest())}
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}") from error
+        self.known[name] = known[name]
+        return known[name][1]
 
     def position(self) -> dict[str, Any]:
         streamed = {"state": self._data.state_dict()} if self._config.streaming else {}
@@ -62,12 +97,29 @@ class DatasetSource:
             self._data.load_state_dict(position["state"])
 
     def documents(self) -> Iterator[RawDocument]:
-        data = self._data if self._config.streaming else self._data.skip(self._record)
-        for record in data:
+        records = iter(self._data if self._config.streaming else self._data.skip(self._record))
+        while True:
+            where = f"dataset {self._config.name}, record {self._record + 1}"
+            try:
+                record = next(records)
+            except StopIteration:
+                return
+            except Exception as error:  # of as many kinds as there are formats and networks
+                raise InputError(
+                    f"{where}: cannot be read ({_first_line(error)}); finished shards are kept: "
+                    "the same command goes on after them"
+                ) from error
             number, self._record = self._record, self._record + 1
-            text = as_text(record, f"dataset {self._config.name}, record {number + 1}", self._column)
+            text = as_text(record, where, self._column)
             if not text:
                 self.empty += 1
                 continue
             self.read += len(text)
             yield RawDocument(0, number, keyed((text,))[0], iter((text,)))
+
+
+def _first_line(error: BaseException) -> str:
+    """What the first of the errors that led to this one says."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return next(iter(str(error).strip().splitlines()), repr(error))[:300]

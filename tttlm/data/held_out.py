@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tttlm.data.store import Split, read_manifest
+from tttlm.data.integrity import verify
+from tttlm.data.store import Split
 from tttlm.data.text_files import read_text
 from tttlm.data.tokenizer import Tokenizer
 from tttlm.data.workers import encode_task
@@ -34,19 +35,19 @@ class Document:
 
 
 def held_out_documents(path: str | Path, split: str = "validation") -> Iterator[Document]:
-    """The documents of one split of a prepared folder, in the order of the source.
+    """Gives the documents of one split of a prepared folder, in the order of the source.
 
     Raises:
-        InputError: the folder is not complete, damaged in length, or has no documents in that split.
+        InputError: the folder is not complete, a file of it was altered, or it has no documents in that split.
     """
-    manifest = read_manifest(path)
+    manifest = verify(path)
     stored = Split(path, split, manifest)
     documents, names = stored.index(), stored.names()
     if not len(documents):
         raise InputError(f"{path} has no {split} documents; prepare it again with another --held-out")
     # A stored BOS is already in front.
-    entry = manifest["tokenizer"]["eos_id"] if manifest["eos"] and not manifest["bos"] else None
-    prefix = np.array([] if entry is None else [entry], np.dtype(manifest["dtype"]))
+    entry = manifest.tokenizer.eos_id if manifest.eos and not manifest.bos else None
+    prefix = np.array([] if entry is None else [entry], np.dtype(manifest.dtype))
     start = 0
     for document, name in zip(documents, names, strict=True):
         stop = start + int(document["tokens"])
@@ -56,10 +57,12 @@ def held_out_documents(path: str | Path, split: str = "validation") -> Iterator[
 
 
 def encode_file(path: str | Path, tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, int]]:
-    """Tokens of a text file of any length in constant memory: `(uint32 tokens, bytes of text)` piece by piece.
+    """Encodes a text file of any length: `(uint32 tokens, bytes of text)` piece by piece.
+
+    Memory is constant with a tokenizer whose texts may be cut (see `cut_rules`), and else grows with the file.
 
     Joined, the pieces are what `tokenizer.encode` gives for the whole text, after `tokenizer.entry_id`. Invalid UTF-8
-    is read as U+FFFD; .gz, .zst and .xz are unpacked.
+    is read as U+FFFD; .gz, .zst, .xz and .bz2 are unpacked.
 
     Raises:
         InputError: there is no such file, it is damaged, or there is no text in it.

@@ -1,7 +1,10 @@
 """The layout "documents": each row of the batch reads one document after another, T tokens a step.
 
-For evaluation, and for training with carried state: `segment_ids` number the documents of a row, so a layer that
-carries its state from step to step begins anew exactly where a document does. A document's last step is padded.
+For evaluation, and for training with carried state. `continues` [B] says of each example whether its first token goes
+on with the document that the example at the same position of the previous step ended in; where it is False, the state
+carried there is to be reset before the step. No example holds tokens of two documents: a document's last step is padded
+at its end. `segment_ids` also number the documents that one position of the batch reads, 1, 2, ..., and 0 is padding.
+A position that has read all its documents of the epoch before the others gets steps of padding alone.
 """
 
 from collections.abc import Sequence
@@ -47,7 +50,7 @@ class Lanes:
         return documents, np.cumsum(self._steps[documents])
 
     def fill(self, lane: int, step: int, row: dict[str, np.ndarray]) -> None:
-        """Writes what a lane reads at a step into zeroed rows [T]."""
+        """Writes what a lane reads at a step into zeroed arrays, [T] and for `continues` []."""
         epoch, step = divmod(step, self.steps_per_epoch)
         documents, ends = self._epoch(lane, epoch)
         place = int(np.searchsorted(ends, step, side="right"))
@@ -58,6 +61,7 @@ class Lanes:
         stop = min(begin + self._length, int(self._documents.positions[document]))
         here = slice(0, stop - begin)
         row["inputs"][here], row["targets"][here] = self._documents.pairs(document, begin, stop)
+        row["continues"][...] = begin > 0
         row["segment_ids"][here] = epoch * len(documents) + place + 1  # never that of the document before
         row["weights"][here] = 1.0
 
@@ -79,9 +83,11 @@ class LaneBatches:
 
     def batch(self, step: int, rows: range) -> dict[str, np.ndarray]:
         shape = (len(rows), self._length)
-        batch = {name: np.zeros(shape, np.int32) for name in ("inputs", "targets", "segment_ids")}
+        names = ("inputs", "targets", "segment_ids")
+        batch: dict[str, np.ndarray] = {name: np.zeros(shape, np.int32) for name in names}
         batch["weights"] = np.zeros(shape, np.float32)
+        batch["continues"] = np.zeros(len(rows), np.bool_)
         for i, row in enumerate(rows):
             lanes, lane = self._lanes[row]
-            lanes.fill(lane, step, {name: array[i] for name, array in batch.items()})
+            lanes.fill(lane, step, {name: array[i, ...] for name, array in batch.items()})
         return batch

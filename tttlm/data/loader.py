@@ -1,9 +1,9 @@
 """Prepared folders to batches: the batch of step n is a function of the seed and n, on any number of processes."""
 
-import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,8 +14,9 @@ from tttlm.data.integrity import verify
 from tttlm.data.lanes import LaneBatches
 from tttlm.data.order import Order
 from tttlm.data.packing import Packed
-from tttlm.data.store import MANIFEST, Documents, Split, read_manifest
-from tttlm.data.tokenizer import Tokenizer, load_tokenizer
+from tttlm.data.store import MANIFEST, Documents, Manifest, Split, read_manifest
+from tttlm.data.tokenizer import Tokenizer
+from tttlm.data.tokenizer_files import load_tokenizer
 from tttlm.data.windows import Windows
 from tttlm.errors import InputError
 
@@ -66,7 +67,12 @@ class Loader:
     rows: range
 
     def __getitem__(self, step: int) -> Batch:
-        """`inputs`, `targets` int32 [rows, T]; where rows are padded also `segment_ids` int32 and `weights` float32."""
+        """Gives this process's part of the batch of a step.
+
+        `inputs` and `targets` are int32 [B, T]. The layouts that pad also have `segment_ids` int32 [B, T] (0 is
+        padding) and `weights` float32 [B, T] (0 where there is no target). The layout "documents" also has `continues`
+        bool [B]: whether an example goes on with the document of the same position of the previous step.
+        """
         if step < 0:
             raise IndexError(f"steps are counted from 0, there is no step {step}")
         return self.batches.batch(step, self.rows)
@@ -142,12 +148,12 @@ def open_data(
     splits = [_split(folder, split, manifest) for folder, manifest in zip(folders, manifests, strict=True)]
     weights = list(folders.values())
     batches, fill = _batches(config.layout, splits, weights, batch_size, sequence_length, align, seed)
-    prints = [manifest["fingerprint"] for manifest in manifests]
+    prints = [manifest.fingerprint for manifest in manifests]
     cut = (config.layout, sequence_length, align if config.layout == "packed" else 1, split, prints, weights)
     local = batch_size // process_count
     return Loader(
         vocab_size=tokenizer.vocab_size,
-        fingerprint=hashlib.sha256(repr(cut).encode()).hexdigest(),
+        fingerprint=sha256(repr(cut).encode()).hexdigest(),
         steps_per_epoch=batches.steps_per_epoch,
         tokenizer=tokenizer,
         fill=fill,
@@ -203,7 +209,7 @@ def _batches(
     return ShuffledRows(rows, order, batch_size), fill
 
 
-def _split(folder: Path, name: str, manifest: dict) -> Split:
+def _split(folder: Path, name: str, manifest: Manifest) -> Split:
     split = Split(folder, name, manifest)
     if len(split) < 2:
         raise InputError(f"{folder} has no {name} documents; prepare it again with another --held-out")
@@ -218,11 +224,13 @@ def _folders(config: DataConfig, split: str) -> dict[Path, float]:
         return {Path(path): weight for path, weight in config.mixture.items()}
     path = Path(config.path)
     if config.prepare.given:
-        from tttlm.data.preparation import describe, prepare
+        from tttlm.data.preparation import describe, prepare, source_changed
 
         if not (path / MANIFEST).exists():
             prepare(config.prepare, path, wait=True)
-        made, wanted = read_manifest(path)["config"], describe(config.prepare)
+        elif changed := source_changed(config.prepare, path):
+            raise InputError(f"{path} was prepared from another {changed}; name another path, or delete that folder")
+        made, wanted = read_manifest(path).config, describe(config.prepare)
         if differing := [name for name in wanted if made.get(name) != wanted[name]]:
             name = differing[0]
             raise InputError(
@@ -232,11 +240,15 @@ def _folders(config: DataConfig, split: str) -> dict[Path, float]:
     return {path: 1.0}
 
 
-def _one_tokenizer(config: DataConfig, folders: list[Path], manifests: list[dict]) -> Tokenizer:
-    prints = [manifest["tokenizer"]["fingerprint"] for manifest in manifests]
-    for folder, fingerprint in zip(folders, prints, strict=True):
-        if fingerprint != prints[0]:
+def _one_tokenizer(config: DataConfig, folders: list[Path], manifests: list[Manifest]) -> Tokenizer:
+    facts = [manifest.tokenizer for manifest in manifests]
+    for folder, its in zip(folders, facts, strict=True):
+        if its.fingerprint != facts[0].fingerprint:
             raise InputError(f"{folder} was made with another tokenizer than {folders[0]}; prepare both with the same")
-    if config.tokenizer and load_tokenizer(config.tokenizer).fingerprint != prints[0]:
-        raise InputError(f"{folders[0]} was not made with tokenizer {config.tokenizer}; prepare it again with that one")
+    if config.tokenizer:  # which tokens end a document is the folder's own affair
+        wanted = load_tokenizer(config.tokenizer)
+        if (wanted.kind, sha256(wanted.file_bytes).hexdigest()) != (facts[0].kind, facts[0].sha256):
+            raise InputError(
+                f"{folders[0]} was not made with tokenizer {config.tokenizer}; prepare it again with that one"
+            )
     return load_tokenizer(folders[0])

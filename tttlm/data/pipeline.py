@@ -27,9 +27,14 @@ from tttlm.progress import progress_bar
 TASK_BYTES = 1 << 19  # text that a worker is given at a time
 
 
-def held_out(key: int, share: float) -> bool:
+def held_out(key: int, fraction: float) -> bool:
     """Whether a document is for validation: by a hash of its content, so that nothing else can move it."""
-    return key < share * 2**64
+    return key < fraction * 2**64
+
+
+def split_of(document: RawDocument, fraction: float) -> str:
+    """The split that a document belongs to: as the source says, else by its content."""
+    return document.split or ("validation" if held_out(document.key, fraction) else "train")
 
 
 @dataclass
@@ -93,14 +98,17 @@ class Job:
         source: Source,
         tokenizer: Tokenizer,
         dtype: str,
-        parts: list[dict[str, Any]],
+        first_part: int,
+        identity: str,
     ) -> None:
-        self.config, self.folder, self.source, self.dtype, self.parts = config, folder, source, dtype, parts
+        self.config, self.folder, self.source, self.dtype = config, folder, source, dtype
+        self.next_part, self._identity = first_part, identity
+        self.parts: list[tuple[store.Part, store.PartFacts, dict[str, store.FileState]]] = []
         self.cut_rule = tokenizer.cut_rule
         self.bos = np.array([tokenizer.bos_id] if config.bos else [], dtype)
         self.eos = np.array([tokenizer.eos_id] if config.eos else [], dtype)
         self.writer: store.PartWriter | None = None
-        self.counts = dict.fromkeys(store.COUNTS, 0)
+        self.invalid_utf8 = self.forced_cuts = 0
         self.empty_written = 0
         self.bytes_done = 0
         self.seconds = dict.fromkeys(("reading", "tokenizing", "writing"), 0.0)
@@ -150,7 +158,7 @@ class Job:
                 yield _EndOfPart(position, empty)
                 in_part = 0
             position, empty = self.source.position(), self.source.empty
-            document = _Open(raw, "validation" if held_out(raw.key, self.config.held_out) else "train")
+            document = _Open(raw, split_of(raw, self.config.held_out))
             goes_on, forced_cuts = False, 0
             for block, forced in self.cut_rule.blocks(raw.chunks):
                 yield _Block(document, block, goes_on)
@@ -168,7 +176,7 @@ class Job:
                 self._end_part(event)
                 continue
             if self.writer is None:
-                self.writer = store.PartWriter(self.folder, len(self.parts), self.dtype)
+                self.writer = store.PartWriter(self.folder, self.next_part, self.dtype, self._identity)
             document = event.document
             if document.place < 0:
                 document.place = self.writer.place(document.split)
@@ -181,7 +189,7 @@ class Job:
                     self._put(document, result.tokens)
                 elif self.config.invalid_utf8 == "fail":
                     raise InputError(
-                        f"{self._name(document)} is not valid UTF-8; mend it, or choose --invalid-utf8 replace or skip"
+                        f"{self._name(document)} is not valid UTF-8; repair it, or use --invalid-utf8 replace or skip"
                     )
             else:
                 self._end_document(event)
@@ -199,12 +207,12 @@ class Job:
         assert self.writer is not None
         document = event.document
         if not document.valid:
-            self.counts["invalid_utf8"] += 1
+            self.invalid_utf8 += 1
             if self.config.invalid_utf8 == "skip":
                 self.writer.cut(document.split, document.place)
                 return
         self._put(document, self.eos)
-        self.counts["forced_cuts"] += event.forced_cuts
+        self.forced_cuts += event.forced_cuts
         self.bytes_done += document.bytes
         raw = document.raw
         name = self.source.names[raw.file]
@@ -212,11 +220,12 @@ class Job:
 
     def _end_part(self, event: _EndOfPart) -> None:
         assert self.writer is not None
-        self.counts["empty"] = event.empty - self.empty_written
+        counts = store.Counts(event.empty - self.empty_written, self.invalid_utf8, self.forced_cuts)
         self.empty_written = event.empty
-        self.parts.append(self.writer.commit({"position": event.position, "counts": self.counts}))
+        self.parts.append(self.writer.commit(event.position, counts))
         self.writer = None
-        self.counts = dict.fromkeys(store.COUNTS, 0)
+        self.next_part += 1
+        self.invalid_utf8 = self.forced_cuts = 0
 
     @contextmanager
     def _clock(self, what: str) -> Iterator[None]:

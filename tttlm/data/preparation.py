@@ -4,27 +4,32 @@ Everything that ends up on disk is a function of the source and the configuratio
 rename, with the position in the source behind it; after a `kill -9` the next run goes on from the last one.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
 import math
 import shutil
-import sys
 import time
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tttlm.data import store
 from tttlm.data.config import PrepareConfig
-from tttlm.data.integrity import stamp
-from tttlm.data.pipeline import TASK_BYTES, Job, encoders, held_out
-from tttlm.data.sources import Source, open_source, sample_texts
-from tttlm.data.tokenizer import TRAINED, SentencePieceTokenizer, Tokenizer, load_tokenizer, train_tokenizer
+from tttlm.data.integrity import remember, verified_parts, verify
+from tttlm.data.pipeline import TASK_BYTES, Job, encoders, split_of
+from tttlm.data.sources import Known, Source, open_source, sample_texts
+from tttlm.data.tokenizer import TRAINED, Tokenizer, facts_of, train_tokenizer
+from tttlm.data.tokenizer_files import load_tokenizer
 from tttlm.data.workers import available_cores
 from tttlm.errors import InputError
+from tttlm.progress import say
+from tttlm.records import read_record, write_file, write_sealed
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_KNOWN = ".source.json"  # the source's files and their digests, so that they are not read again for nothing
 
 
 def prepare(config: PrepareConfig, folder: str | Path, *, wait: bool = False) -> None:
@@ -36,37 +41,72 @@ def prepare(config: PrepareConfig, folder: str | Path, *, wait: bool = False) ->
         wait: wait for another process that prepares the same folder, instead of refusing.
 
     Raises:
-        InputError: bad configuration or source, no space left, or the folder is taken. What was there stays.
+        InputError: the configuration or the source cannot be used, the folder is taken, or the operating system
+            refuses something (no space, no permission ...). What was there stays, and so do finished shards.
     """
     config.validate()
-    folder = Path(folder)
-    source = open_source(config)
-    given = None if config.tokenizer == "train" else _given_tokenizer(config)
-    _refuse_foreign(folder)
-    try:
+    folder = Path(folder).expanduser()
+    with _one_line(folder):
+        source = open_source(config)
+        given = None if config.tokenizer == "train" else _given_tokenizer(config)
+        _refuse_foreign(folder)
+        known = _known(folder)
+        identity = _identity(config, source, given, known)
         with store.locked(folder, wait=wait):
-            if not _begin(config, folder, source, given):
+            begun = _begin(config, folder, identity)
+            if source.known != known:
+                _remember_source(folder, source)
+            if (folder / store.MANIFEST).exists():
+                verify(folder)
                 say(f"{folder} is already prepared")
-                return
-            _run(config, folder, source, given)
+            else:
+                _run(config, folder, source, given, begun)
+
+
+@contextlib.contextmanager
+def _one_line(folder: Path) -> Iterator[None]:
+    """Turns what the operating system refuses into one line."""
+    kept = "finished shards are kept: run the same command again when that is mended"
+    try:
+        yield
     except OSError as error:
-        if error.errno not in _NO_SPACE:
-            raise
-        raise InputError(
-            f"no space left for {folder} ({_size(shutil.disk_usage(folder).free)} free); finished shards are kept: "
-            "make room and run the same command again"
-        ) from error
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+        if error.errno in _NO_SPACE:
+            free = ""
+            with contextlib.suppress(OSError):
+                free = f" ({_size(shutil.disk_usage(folder).free)} free)"
+            kept = "finished shards are kept: make room and run the same command again"
+            raise InputError(f"no space left for {folder}{free}; {kept}") from error
+        at = error.filename if isinstance(error.filename, str) and str(folder) not in error.filename else folder
+        why = error.strerror or str(error) or type(error).__name__
+        raise InputError(f"{at} cannot be read or written: {why}; {kept}") from error
+    except MemoryError as error:
+        raise InputError(f"not enough memory to prepare {folder}; {kept}") from error
 
 
 def describe(config: PrepareConfig) -> dict[str, Any]:
-    """The configuration without what does not show in the result."""
+    """Gives the configuration without what does not show in the result."""
     described = asdict(config)
     del described["workers"]
     return json.loads(json.dumps(described))  # as it comes back from the manifest
+
+
+def source_changed(config: PrepareConfig, folder: Path) -> str:
+    """Compares the files that a prepared folder was made from with what is there now.
+
+    Returns:
+        what differs, in words; "" where nothing does, or the source is a dataset or is not here any more.
+
+    Raises:
+        InputError: the source is there but cannot be read.
+    """
+    if config.dataset.name:
+        return ""
+    try:
+        source = open_source(config)
+    except InputError:
+        return ""  # only the tokens were brought here
+    before, now = store.read_manifest(folder).source, source.fingerprint(_known(folder))
+    return "" if before == now else f"source (then {_facts(before)}, now {_facts(now)})"
 
 
 def _given_tokenizer(config: PrepareConfig) -> Tokenizer:
@@ -89,29 +129,56 @@ def _refuse_foreign(folder: Path) -> None:
             raise InputError(f"{folder} holds other files ({others[0]}); choose an empty or a new folder")
 
 
-def _begin(config: PrepareConfig, folder: Path, source: Source, given: Tokenizer | None) -> bool:
-    """Marks the folder as ours; returns False when it is complete already."""
+@dataclass(frozen=True)
+class _KnownFiles:
+    """What `.source.json` says: path -> (state, digest)."""
+
+    files: dict[str, tuple[tuple[int, int, int, int], str]]
+
+
+def _known(folder: Path) -> Known:
+    """What an earlier run found out about the source's files; nothing where that cannot be read."""
+    try:
+        found = read_record(folder / _KNOWN, _KnownFiles, advice="", sealed=True).files
+    except InputError:
+        return {}
+    return {name: (store.FileState(*state), digest) for name, (state, digest) in found.items()}
+
+
+def _remember_source(folder: Path, source: Source) -> None:
+    known = {name: ((*state,), digest) for name, (state, digest) in source.known.items()}
+    with contextlib.suppress(OSError):
+        write_sealed(folder / _KNOWN, _KnownFiles(known))
+
+
+def _identity(config: PrepareConfig, source: Source, given: Tokenizer | None, known: Known) -> dict[str, Any]:
+    """What makes a prepared folder the one it is."""
     settings = describe(config)
     for name in ("source", "dataset", "tokenizer"):
-        settings.pop(name)  # their content counts, not where it lies
+        settings.pop(name)  # their content counts, not where it is
     identity = {
-        "format": store.FORMAT,
-        "source": source.fingerprint(),
+        "source": source.fingerprint(known),
         "tokenizer": given.fingerprint if given else "trained here",
         "settings": settings,
     }
-    path = folder / store.BEGUN
-    before = store.read_json(path)["identity"] if path.exists() else None
-    if before not in (None, identity):
-        if (folder / store.part_name(0)).exists():
+    return json.loads(json.dumps(identity))
+
+
+def _begin(config: PrepareConfig, folder: Path, identity: dict[str, Any]) -> store.Begun:
+    """Marks the folder as ours."""
+    now = store.Begun(store.FORMAT, identity, describe(config))
+    if (folder / store.BEGUN).exists():
+        before = store.read_begun(folder)
+        if before.identity == identity:
+            return before
+        if store.count_parts(folder) or (folder / store.MANIFEST).exists():
             raise InputError(
-                f"{folder} was begun with another {_difference(before, identity)}; choose another folder or delete it"
+                f"{folder} was begun with another {_difference(before.identity, identity)}; "
+                "choose another folder or delete it"
             )
-        (folder / TRAINED).unlink(missing_ok=True)  # no shard was finished: nothing is lost by beginning anew
-        before = None
-    if before is None:
-        store.write_json(path, {"identity": identity, "config": describe(config)})
-    return not (folder / store.MANIFEST).exists()
+        (folder / TRAINED).unlink(missing_ok=True)  # no shard was finished: nothing is lost by beginning again
+    write_sealed(folder / store.BEGUN, now)
+    return now
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
@@ -126,108 +193,139 @@ def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 def _facts(fingerprint: Any) -> str:
     if isinstance(fingerprint, dict) and "files" in fingerprint:
-        return f"{fingerprint['files']} files of {fingerprint['bytes']:,} bytes"
+        digest = str(fingerprint.get("sha256"))[:8]
+        return f"{fingerprint['files']} files of {fingerprint['bytes']:,} bytes, digest {digest}"
     return str(fingerprint)
 
 
-def _run(config: PrepareConfig, folder: Path, source: Source, given: Tokenizer | None) -> None:
+def _run(config: PrepareConfig, folder: Path, source: Source, given: Tokenizer | None, begun: store.Begun) -> None:
     begin = time.perf_counter()
-    tokenizer = _stored_tokenizer(config, folder, given)
+    parts = verified_parts(folder, begun)
+    tokenizer = _stored_tokenizer(config, folder, given, resumed=bool(parts))
     made = time.perf_counter() - begin
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
-    parts = store.read_parts(folder)
     if parts:
         say(f"going on after {len(parts)} finished shard{'s' * (len(parts) > 1)}")
-        source.seek(parts[-1]["position"])
+        source.seek(parts[-1][0].position)
     count = config.workers or available_cores()
     if source.total is not None and source.total - source.read < 8 * TASK_BYTES:
         count = 1  # done before other processes have started
-    job = Job(config, folder, source, tokenizer, dtype, parts)
+    job = Job(config, folder, source, tokenizer, dtype, len(parts), begun.digest)
     with encoders(tokenizer, dtype, count) as pool:
         job.run(pool, 2 * count + 2)
-    manifest = _manifest(config, folder, tokenizer, dtype, job.parts)
-    store.write_json(folder / store.MANIFEST, manifest)
-    stamp(folder, manifest)
+    parts += job.parts
+    states = {f"{store.part_name(i)}/{name}": state for i, part in enumerate(parts) for name, state in part[2].items()}
+    if tokenizer.file_name:
+        states[tokenizer.file_name] = store.file_state(folder / tokenizer.file_name)
+    manifest = _manifest(config, begun, tokenizer, dtype, [part for part, _, _ in parts], [its for _, its, _ in parts])
+    write_sealed(folder / store.MANIFEST, manifest)
+    remember(folder, manifest, states)
     _report(folder, manifest, job, made, count)
 
 
-def _stored_tokenizer(config: PrepareConfig, folder: Path, given: Tokenizer | None) -> Tokenizer:
+def _stored_tokenizer(config: PrepareConfig, folder: Path, given: Tokenizer | None, *, resumed: bool) -> Tokenizer:
     """The tokenizer, with a copy of it in the folder."""
     if given:
         if given.file_name:
-            store.write_file(folder / given.file_name, given.file_bytes)
+            write_file(folder / given.file_name, given.file_bytes)
         return given
     path = folder / TRAINED
     if path.exists():
-        return SentencePieceTokenizer(path.read_bytes())
+        stored = load_tokenizer(path)
+        facts = read_record(
+            folder / _TRAINED_FACTS, _Trained, advice=f"delete {folder} and prepare it again", sealed=True
+        )
+        if stored.fingerprint != facts.fingerprint:
+            raise InputError(f"{path} was altered; delete {folder} and prepare it again")
+        return stored
+    if resumed:
+        raise InputError(f"{path} is missing, which the finished shards were made with; put it back")
     begin = time.perf_counter()
     sample = list(
-        sample_texts(open_source(config), int(config.sample_mb * 1e6), lambda key: held_out(key, config.held_out))
+        sample_texts(
+            open_source(config),
+            int(config.sample_mb * 1e6),
+            lambda document: split_of(document, config.held_out) != "train",
+        )
     )
     if not any(sample):
         raise InputError("no text to train a tokenizer on: every document is empty or held out")
     tokenizer = train_tokenizer(sample, config.vocab_size)
-    store.write_file(path, tokenizer.file_bytes)
+    write_sealed(folder / _TRAINED_FACTS, _Trained(tokenizer.fingerprint))
+    write_file(path, tokenizer.file_bytes)
     size = sum(len(text) for text in sample)
     say(f"trained a tokenizer of {config.vocab_size:,} pieces on {_size(size)} in {time.perf_counter() - begin:.1f} s")
     return tokenizer
 
 
+_TRAINED_FACTS = ".trained.json"
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """What `.trained.json` says: which tokenizer was made here."""
+
+    fingerprint: str
+
+
 def _manifest(
-    config: PrepareConfig, folder: Path, tokenizer: Tokenizer, dtype: str, parts: list[dict[str, Any]]
-) -> dict[str, Any]:
-    if not sum(part["splits"][split]["documents"] for part in parts for split in store.SPLITS):
-        raise InputError(f"nothing was prepared: no document of {_named(config)} has text that could be used")
-    begun = store.read_json(folder / store.BEGUN)
-    files = [[part["files"][name]["sha256"] for name in sorted(part["files"])] for part in parts]
-    return {
-        "format": store.FORMAT,
-        "config": begun["config"],
-        "source": begun["identity"]["source"],
-        "tokenizer": {
-            "kind": tokenizer.kind,
-            "file": tokenizer.file_name,
-            "bytes": len(tokenizer.file_bytes),
-            "sha256": hashlib.sha256(tokenizer.file_bytes).hexdigest(),
-            "fingerprint": tokenizer.fingerprint,
-            "vocab_size": tokenizer.vocab_size,
-            "bos_id": tokenizer.bos_id,
-            "eos_id": tokenizer.eos_id,
-        },
-        "bos": config.bos,
-        "eos": config.eos,
-        "dtype": dtype,
-        "splits": {
-            split: {name: sum(part["splits"][split][name] for part in parts) for name in store.SUMS}
-            for split in store.SPLITS
-        },
-        "counts": {name: sum(part["counts"][name] for part in parts) for name in store.COUNTS},
-        "fingerprint": hashlib.sha256(f"{tokenizer.fingerprint} {dtype} {files}".encode()).hexdigest(),
-        "parts": [{"splits": part["splits"], "files": part["files"]} for part in parts],
+    config: PrepareConfig,
+    begun: store.Begun,
+    tokenizer: Tokenizer,
+    dtype: Any,
+    parts: list[store.Part],
+    facts: list[store.PartFacts],
+) -> store.Manifest:
+    sums = {
+        split: store.Sums(
+            *(sum(getattr(part.splits[split], name) for part in parts) for name in ("documents", "tokens", "bytes"))
+        )
+        for split in store.SPLITS
     }
+    if not sum(of.documents for of in sums.values()):
+        raise InputError(f"nothing was prepared: no document of {_named(config)} has text that could be used")
+    digests = [[part.files[name].sha256 for name in sorted(part.files)] for part in parts]
+    entry_id = tokenizer.bos_id if config.bos else tokenizer.eos_id if config.eos else None
+    return store.Manifest(
+        format=store.FORMAT,
+        config=begun.config,
+        source=begun.identity["source"],
+        tokenizer=replace(facts_of(tokenizer), entry_id=entry_id),
+        bos=config.bos,
+        eos=config.eos,
+        dtype=dtype,
+        splits=sums,
+        counts=store.Counts(
+            *(sum(getattr(part.counts, name) for part in parts) for name in ("empty", "invalid_utf8", "forced_cuts"))
+        ),
+        fingerprint=hashlib.sha256(f"{tokenizer.fingerprint} {dtype} {digests}".encode()).hexdigest(),
+        parts=facts,
+    )
 
 
 def _named(config: PrepareConfig) -> str:
     return ", ".join(config.source) or config.dataset.name
 
 
-def _report(folder: Path, manifest: dict[str, Any], job: Job, made: float, count: int) -> None:
+def _report(folder: Path, manifest: store.Manifest, job: Job, made: float, count: int) -> None:
     for split in store.SPLITS:
-        sums = manifest["splits"][split]
+        sums = manifest.splits[split]
         say(
-            f"{split:>10}: {sums['documents']:,} documents, {sums['tokens']:,} tokens, {_size(sums['bytes'])}"
-            + (f" ({sums['bytes'] / sums['tokens']:.2f} bytes a token)" if sums["tokens"] else "")
+            f"{split:>10}: {sums.documents:,} documents, {sums.tokens:,} tokens, {_size(sums.bytes)}"
+            + (f" ({sums.bytes / sums.tokens:.2f} bytes a token)" if sums.tokens else "")
         )
-    counts = manifest["counts"]
-    if counts["empty"]:
-        say(f"passed over: {counts['empty']:,} documents without text")
-    if counts["invalid_utf8"]:
-        what = "left out" if job.config.invalid_utf8 == "skip" else "mended with U+FFFD"
-        say(f"not UTF-8:   {counts['invalid_utf8']:,} documents, {what}")
-    if counts["forced_cuts"]:
-        say(f"cut in the middle of a word: {counts['forced_cuts']:,} times (1 MiB without a space)")
+    counts = manifest.counts
+    if counts.empty:
+        say(f"passed over: {counts.empty:,} documents without text")
+    for line in job.source.passed_over.lines():
+        say(line)
+    if counts.invalid_utf8:
+        what = "left out" if job.config.invalid_utf8 == "skip" else "repaired with U+FFFD"
+        say(f"not UTF-8:   {counts.invalid_utf8:,} documents, {what}")
+    if counts.forced_cuts:
+        say(f"cut in the middle of a word: {counts.forced_cuts:,} times (16 MiB without a place to cut)")
     for split, empty in (("validation", job.config.held_out), ("train", 1.0 - job.config.held_out)):
-        if empty and not manifest["splits"][split]["documents"]:
+        if empty and not manifest.splits[split].documents:
             say(f"note: no document fell to {split}; change --held-out, or give more documents")
     total = sum(job.seconds.values())
     parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in job.seconds.items())

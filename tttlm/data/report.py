@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from tttlm.data.store import SPLITS, Split, read_manifest
-from tttlm.data.tokenizer import load_tokenizer
+from tttlm.data.finding import printable
+from tttlm.data.integrity import verify
+from tttlm.data.store import SPLITS, Manifest, Split
+from tttlm.data.tokenizer_files import load_tokenizer
 
 _BAR = 40
 
@@ -16,22 +17,24 @@ def describe_folder(folder: str | Path, *, samples: int = 3) -> Iterator[str]:
     """Lines that tell a person what a prepared folder holds.
 
     Raises:
-        InputError: the folder is not complete, or damaged in length.
+        InputError: the folder is not complete, or a file of it was altered.
     """
-    manifest = read_manifest(folder)
-    tokenizer, counts = manifest["tokenizer"], manifest["counts"]
+    manifest = verify(folder)
+    tokenizer, counts = manifest.tokenizer, manifest.counts
     yield f"{folder}"
     yield f"source      {_source(manifest)}"
-    controls = ", ".join(_control(name, manifest[name], tokenizer[f"{name}_id"]) for name in ("bos", "eos"))
-    made_with = f"{tokenizer['kind']}, {tokenizer['vocab_size']:,} ids, {controls}, sha256 {tokenizer['sha256'][:12]}"
+    controls = ", ".join(
+        _control(name, getattr(manifest, name), getattr(tokenizer, f"{name}_id")) for name in ("bos", "eos")
+    )
+    made_with = f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids, {controls}, sha256 {tokenizer.sha256[:12]}"
     yield f"tokenizer   {made_with}"
-    shards = len(manifest["parts"])
-    stored = f"{manifest['dtype']}, {shards} shard{'s' * (shards > 1)}, fingerprint {manifest['fingerprint'][:12]}"
+    shards = len(manifest.parts)
+    stored = f"{manifest.dtype}, {shards} shard{'s' * (shards > 1)}, fingerprint {manifest.fingerprint[:12]}"
     yield f"tokens      {stored}"
-    if any(counts.values()):
+    if counts.empty or counts.invalid_utf8 or counts.forced_cuts:
         yield (
-            f"not plain   {counts['empty']:,} empty (left out), {counts['invalid_utf8']:,} with invalid UTF-8 "
-            f"({manifest['config']['invalid_utf8']}), {counts['forced_cuts']:,} cuts inside a word"
+            f"not plain   {counts.empty:,} empty (left out), {counts.invalid_utf8:,} with invalid UTF-8 "
+            f"({manifest.config['invalid_utf8']}), {counts.forced_cuts:,} cuts inside a word"
         )
     splits = {name: Split(folder, name, manifest) for name in SPLITS}
     indices = {name: split.index() for name, split in splits.items()}
@@ -81,10 +84,10 @@ def draw_lengths(folder: str | Path, picture: str | Path) -> None:
     figure.savefig(picture, dpi=120)
 
 
-def _source(manifest: dict[str, Any]) -> str:
-    source, config = manifest["source"], manifest["config"]
+def _source(manifest: Manifest) -> str:
+    source, config = manifest.source, manifest.config
     if "files" in source:
-        return f"{', '.join(config['source'])} ({source['files']:,} files, {source['bytes']:,} bytes)"
+        return f"{', '.join(map(printable, config['source']))} ({source['files']:,} files, {source['bytes']:,} bytes)"
     return f"dataset {source['dataset']} {source['config']} {source['split']}".replace("  ", " ")
 
 

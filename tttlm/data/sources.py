@@ -1,4 +1,4 @@
-"""Where text comes from: every source is a sequence of documents in a fixed order that can be taken up anywhere."""
+"""Where text comes from: every source is a sequence of documents in a fixed order that can be resumed anywhere."""
 
 import hashlib
 import sysconfig
@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tttlm.data.config import PrepareConfig
-from tttlm.data.text_files import read_jsonl, read_parquet, read_text
+from tttlm.data.finding import PassedOver, SourceFile, find_files
+from tttlm.data.store import FileState, file_state
+from tttlm.data.text_files import opened, read_jsonl, read_parquet, read_text
 from tttlm.errors import InputError
 
 _KEEP_BYTES = 16 << 20
-_PACKED = {".gz", ".zst", ".xz"}
-_FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
+_SEARCH_BYTES = 1 << 16  # a stretch that is held out begins at a line, where there is one this near
 
 
 @dataclass
@@ -25,31 +26,41 @@ class RawDocument:
         record: number of the line or row within the file.
         key: a hash of the content, the same wherever the same bytes are met.
         chunks: its bytes, to be read once; a large file is never held whole.
+        split: "train" or "validation" where the source decides; "" where the key does.
     """
 
     file: int
     record: int
     key: int
     chunks: Iterator[bytes]
+    split: str = ""
+
+
+# path -> (state, digest) of files that were read and recognised before
+Known = dict[str, tuple[FileState, str]]
 
 
 class Source(Protocol):
     """A sequence of documents.
 
     Attributes:
-        names: what the files are called, by number; None names the records of a dataset.
+        names: what the files are called, by number; one name stands for the records of a dataset.
         total: bytes there are to read, None when unknown.
         read: bytes read so far, of the same kind.
         empty: documents passed over so far because there is no text in them.
+        passed_over: what was met and is not read.
+        known: files that were read and recognised, to be handed to `fingerprint` another time.
     """
 
     names: list[str]
     total: int | None
     read: int
     empty: int
+    passed_over: PassedOver
+    known: Known
 
-    def fingerprint(self) -> dict[str, Any]:
-        """What tells this source from another, for the manifest."""
+    def fingerprint(self, known: Known) -> dict[str, Any]:
+        """What tells this source from another, its content included; `known` files are not read again."""
         ...
 
     def documents(self) -> Iterator[RawDocument]:
@@ -63,14 +74,6 @@ class Source(Protocol):
     def seek(self, position: Any) -> None:
         """Goes to a position that `position()` gave earlier, in another process perhaps."""
         ...
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    name: str
-    path: Path
-    size: int
-    format: str
 
 
 def keyed(chunks: Iterable[bytes]) -> tuple[int, int, list[bytes] | None]:
@@ -90,22 +93,47 @@ def keyed(chunks: Iterable[bytes]) -> tuple[int, int, list[bytes] | None]:
 
 
 class FileSource:
-    """Text files (one document each), JSON lines and Parquet (one a record), in the order of their names."""
+    """Text files (one document each), JSON lines and Parquet (one a record), in the order of their names.
 
-    def __init__(self, files: list[SourceFile], column: str) -> None:
+    Args:
+        files: what to read.
+        column: which field of a record holds the text.
+        passed_over: what was met beside them.
+        tail: the fraction at the end of a text file that is a document of the validation split; 0 for none.
+    """
+
+    def __init__(
+        self, files: list[SourceFile], column: str, passed_over: PassedOver | None = None, tail: float = 0.0
+    ) -> None:
         self.files = files
         self.names = [file.name for file in files]
         self.total: int | None = sum(file.size for file in files)
         self.read = 0
         self.empty = 0
-        self._column = column
+        self.passed_over = passed_over or PassedOver()
+        self.known: Known = {}
+        self._column, self._tail = column, tail
         self._next: dict[str, int] = {"file": 0, "record": 0, "offset": 0}
 
-    def fingerprint(self) -> dict[str, Any]:
+    def fingerprint(self, known: Known) -> dict[str, Any]:
         digest = hashlib.sha256()
         for file in self.files:
-            digest.update(f"{file.name}\0{file.size}\0{file.format}\n".encode())
-        return {"files": len(self.files), "bytes": self.total, "sha256_of_names_and_sizes": digest.hexdigest()}
+            path = str(file.path.absolute())
+            try:
+                state, content = file_state(file.path), ""
+                if path in known and known[path][0] == state:
+                    content = known[path][1]
+                else:
+                    if file.format != "parquet":
+                        with opened(file.path):  # refuses what is no text, before anything is written
+                            pass
+                    with open(file.path, "rb") as stream:
+                        content = hashlib.file_digest(stream, "sha256").hexdigest()
+            except OSError as error:
+                raise InputError(f"{file.name} cannot be read: {error.strerror}") from error
+            self.known[path] = (state, content)
+            digest.update(f"{file.name}\0{file.size}\0{file.format}\0{content}\n".encode())
+        return {"files": len(self.files), "bytes": self.total, "sha256": digest.hexdigest()}
 
     def position(self) -> dict[str, int]:
         return dict(self._next)
@@ -120,18 +148,45 @@ class FileSource:
         for number in range(start["file"], len(self.files)):
             file = self.files[number]
             at = (start["record"], start["offset"]) if number == start["file"] else (0, 0)
-            for record, offset, consumed, read in self._records(file, *at):
-                # What comes after this document, known before it is handed out.
-                self._next = {"file": number, "record": record + 1, "offset": offset}
-                self.read = before + consumed
-                key, size, content = keyed(read())
-                if size:
-                    yield RawDocument(number, record, key, read() if content is None else iter(content))
-                else:
-                    self.empty += 1
+            yield from self._documents_of(number, file, before, *at)
             before += file.size
             self.read = before
             self._next = {"file": number + 1, "record": 0, "offset": 0}
+            self._refuse_changed(file)
+
+    def _documents_of(
+        self, number: int, file: SourceFile, before: int, record: int, offset: int
+    ) -> Iterator[RawDocument]:
+        if file.format == "text" and self._tail:
+            yield from self._with_tail(number, file, record, offset)
+            return
+        for at, after, consumed, read in self._records(file, record, offset):
+            # What comes after this document, known before it is handed out.
+            self._next = {"file": number, "record": at + 1, "offset": after}
+            self.read = before + consumed
+            key, size, content = keyed(read())
+            if size:
+                yield RawDocument(number, at, key, read() if content is None else iter(content))
+            else:
+                self.empty += 1
+
+    def _with_tail(self, number: int, file: SourceFile, record: int, offset: int) -> Iterator[RawDocument]:
+        """A text file as two documents: what is trained on, and the stretch at its end."""
+        if record == 0:
+            _, size, _ = keyed(read_text(file.path))
+            if not size:
+                self.empty += 1
+                return
+            offset = _line_after(file.path, int(size * (1 - self._tail)))
+        for at, split in ((0, "train"), (1, "validation")):
+            if record > at:
+                continue
+            self._next = {"file": number, "record": at + 1, "offset": offset}
+            self.read = file.size * at
+            start, stop = (0, offset) if split == "train" else (offset, None)
+            key, size, _ = keyed(_between(read_text(file.path), start, stop))
+            if size:
+                yield RawDocument(number, at, key, _between(read_text(file.path), start, stop), split)
 
     def _records(self, file: SourceFile, record: int, offset: int) -> Iterator[tuple[int, int, int, Callable]]:
         """Yields (record, offset of the next, bytes of the file consumed, function that reads the document)."""
@@ -143,9 +198,39 @@ class FileSource:
         for number, after, consumed, text in reader(file.path, file.name, self._column, record, offset):
             yield number, after, consumed, lambda text=text: iter((text,) if text else ())
 
+    def _refuse_changed(self, file: SourceFile) -> None:
+        known = self.known.get(str(file.path.absolute()))
+        if known and known[0] != file_state(file.path):
+            raise InputError(f"{file.name} changed while it was read; prepare it again when nothing writes to it")
+
+
+def _between(chunks: Iterable[bytes], start: int, stop: int | None) -> Iterator[bytes]:
+    """The bytes from `start` to `stop` of a text."""
+    at = 0
+    for chunk in chunks:
+        here = chunk[max(0, start - at) : None if stop is None else max(0, stop - at)]
+        at += len(chunk)
+        if here:
+            yield here
+        if stop is not None and at >= stop:
+            return
+
+
+def _line_after(path: Path, position: int) -> int:
+    """Where a line begins after a position, or a word, or else a character."""
+    near = b"".join(_between(read_text(path), position, position + _SEARCH_BYTES))
+    for space in (b"\n", b" "):
+        if (found := near.find(space)) >= 0:
+            return position + found + (space == b"\n")
+    while near and near[0] & 0xC0 == 0x80:
+        near, position = near[1:], position + 1
+    return position
+
 
 def open_source(config: PrepareConfig) -> Source:
-    """The source a configuration names.
+    """Opens the source that a configuration names.
+
+    A single text file is divided into what is trained on and a stretch at its end.
 
     Raises:
         InputError: nothing is found under that name.
@@ -155,12 +240,16 @@ def open_source(config: PrepareConfig) -> Source:
         from tttlm.data.datasets_source import DatasetSource
 
         return DatasetSource(config.dataset, config.column)
-    files = _standard_library(config.max_file_bytes or 750_000) if config.source == ("stdlib",) else _find(config)
+    if config.source == ("stdlib",):
+        files, passed_over = _standard_library(config.max_file_bytes or 750_000), None
+    else:
+        files, passed_over = find_files(config)
     if not files:
         raise InputError(f"no files to prepare under {', '.join(config.source)}")
     if not any(file.size for file in files):
         raise InputError(f"nothing to prepare: {_some(files)} {'is' if len(files) == 1 else 'are'} empty")
-    return FileSource(files, config.column)
+    alone = len(files) == 1 and 0 < config.held_out < 1
+    return FileSource(files, config.column, passed_over, config.held_out if alone else 0.0)
 
 
 def _some(files: list[SourceFile]) -> str:
@@ -180,73 +269,31 @@ def _standard_library(max_bytes: int) -> list[SourceFile]:
     return sorted(files, key=lambda file: file.name)
 
 
-def _find(config: PrepareConfig) -> list[SourceFile]:
-    found: dict[Path, SourceFile] = {}
-    for spec in config.source:
-        path = Path(spec).expanduser()
-        if path.is_dir():
-            root, paths = path, [p for p in path.rglob("*") if not _hidden(p.relative_to(path))]
-        elif path.is_file():
-            root, paths = path.parent, [path]
-        else:
-            root, paths = _glob(path)
-        files = [p for p in paths if p.is_file()]
-        if not files:
-            raise InputError(
-                f"no files under {spec!r} (a file, a folder, or a glob such as 'books/**/*.txt' in quotes)"
-            )
-        for file in files:
-            size = file.stat().st_size
-            form = config.format if config.format != "auto" else _format_of(file)
-            if not config.max_file_bytes or size <= config.max_file_bytes or form != "text":
-                found[file.resolve()] = SourceFile(file.relative_to(root).as_posix(), file, size, form)
-    return sorted(found.values(), key=lambda file: (file.name, str(file.path)))
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
-def _glob(pattern: Path) -> tuple[Path, list[Path]]:
-    fixed = []
-    for part in pattern.parts:
-        if any(mark in part for mark in "*?["):
-            break
-        fixed.append(part)
-    root = Path(*fixed) if fixed else Path()
-    rest = Path(*pattern.parts[len(fixed) :]).as_posix()
-    return root, list(root.glob(rest)) if rest != "." and root.is_dir() else []
-
-
-def _format_of(path: Path) -> str:
-    suffix = Path(path.stem).suffix if path.suffix in _PACKED else path.suffix
-    return _FORMATS.get(suffix.lower(), "text")
-
-
-def sample_texts(source: Source, limit: int, held_out: Callable[[int], bool]) -> Iterator[str]:
+def sample_texts(source: Source, limit: int, held_out: Callable[[RawDocument], bool]) -> Iterator[str]:
     """A sample of the training documents for training a tokenizer: the same text whenever it is drawn.
 
-    Of files, some are taken in an order shuffled by name, and no file gives much more than its share; of a
+    Of files, some are taken in an order shuffled by name, and no file gives much more than its part; of a
     dataset, the first documents are taken.
     """
     if not isinstance(source, FileSource):
         yield from _clipped(source.documents(), limit, limit, held_out)
         return
-    share = max(256 * 1024, 4 * limit // len(source.files))
+    most = max(256 * 1024, 4 * limit // len(source.files))
     for file in sorted(source.files, key=lambda f: hashlib.sha256(f.name.encode()).digest()):
         if limit <= 0:
             return
-        for text in _clipped(FileSource([file], source._column).documents(), min(share, limit), limit, held_out):
+        alone = FileSource([file], source._column, tail=source._tail)
+        for text in _clipped(alone.documents(), min(most, limit), limit, held_out):
             limit -= len(text)
             yield text
 
 
 def _clipped(
-    documents: Iterator[RawDocument], share: int, limit: int, held_out: Callable[[int], bool]
+    documents: Iterator[RawDocument], most: int, limit: int, held_out: Callable[[RawDocument], bool]
 ) -> Iterator[str]:
-    left = min(share, limit)
+    left = min(most, limit)
     for document in documents:
-        if held_out(document.key):
+        if held_out(document):
             continue
         for chunk in document.chunks:
             text = chunk[:left].decode("utf-8", "ignore")

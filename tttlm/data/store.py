@@ -11,61 +11,161 @@ folder/
   manifest.json             written last: counts and the sha256 of every file; with it the folder is complete
 """
 
+import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import sys
 from bisect import bisect_right
 from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from tttlm.data.tokenizer import TokenizerFacts
 from tttlm.errors import InputError
+from tttlm.progress import say
+from tttlm.records import read_record, sync_folder, write_sealed
 
-FORMAT = 1
+FORMAT = 2
 SPLITS = ("train", "validation")
 DOCUMENT = np.dtype(
     [("tokens", "<u8"), ("bytes", "<u8"), ("key", "<u8"), ("record", "<u8"), ("file", "<u4")]
 )  # file: number in part.json's list of names
-SUMS = ("documents", "tokens", "bytes")  # of each split
-COUNTS = ("empty", "invalid_utf8", "forced_cuts")  # of documents that were not plain
 MANIFEST = "manifest.json"
 BEGUN = "prepare.json"
+PART = "part.json"
+_ADVICE = "copy it again or prepare the folder again"
 
 
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text())
+@dataclass(frozen=True)
+class FileFacts:
+    """What a file of a prepared folder was when it was written.
+
+    Attributes:
+        bytes: its length.
+        sha256: the digest of its content.
+    """
+
+    bytes: int
+    sha256: str
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file so that it is there whole or not at all."""
-    write_file(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+class FileState(NamedTuple):
+    """What the file system says of a file; every change of its content changes one of these.
+
+    Attributes:
+        bytes: its length.
+        modified, changed: when its content and when anything about it changed last, in ns.
+        inode: its number.
+    """
+
+    bytes: int
+    modified: int
+    changed: int
+    inode: int
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Writes a file so that it is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
+@dataclass(frozen=True)
+class Sums:
+    """How much a split holds."""
+
+    documents: int
+    tokens: int
+    bytes: int
 
 
-def sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+@dataclass(frozen=True)
+class Counts:
+    """How many documents were not plain.
+
+    Attributes:
+        empty: left out, because there is no text in them.
+        invalid_utf8: not UTF-8, and repaired or left out as the configuration says.
+        forced_cuts: places where a document was cut inside a word, because it gave no other.
+    """
+
+    empty: int = 0
+    invalid_utf8: int = 0
+    forced_cuts: int = 0
+
+
+@dataclass(frozen=True)
+class Part:
+    """What `part.json` says of a shard.
+
+    Attributes:
+        number: which shard it is, from 0.
+        identity: the digest of what the folder is made from.
+        splits: what each split holds.
+        files: the shard's other files.
+        names: of the files its documents come from; the index refers to them by number.
+        position: where the source goes on after it.
+        counts: of its documents.
+    """
+
+    number: int
+    identity: str
+    splits: dict[str, Sums]
+    files: dict[str, FileFacts]
+    names: list[str]
+    position: Any
+    counts: Counts
+
+
+@dataclass(frozen=True)
+class PartFacts:
+    """What the manifest says of a shard: what its splits hold, and all of its files."""
+
+    splits: dict[str, Sums]
+    files: dict[str, FileFacts]
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What `prepare.json` says: what a folder is being made from (`identity`), and the whole configuration."""
+
+    format: int
+    identity: dict[str, Any]
+    config: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """Changes with the identity; every shard carries it."""
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `manifest.json` says of a complete folder.
+
+    Attributes:
+        format: `FORMAT`.
+        config: the configuration it was prepared with.
+        source: what was read.
+        tokenizer: what the tokens were made with.
+        bos, eos: whether documents are stored with these.
+        dtype: of the token ids.
+        splits, counts: over all shards.
+        fingerprint: changes with the tokens and the tokenizer.
+        parts: the shards.
+    """
+
+    format: int
+    config: dict[str, Any]
+    source: dict[str, Any]
+    tokenizer: TokenizerFacts
+    bos: bool
+    eos: bool
+    dtype: Literal["uint16", "uint32"]
+    splits: dict[str, Sums]
+    counts: Counts
+    fingerprint: str
+    parts: list[PartFacts]
 
 
 def sha256(path: Path) -> str:
@@ -73,34 +173,60 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-@contextmanager
+def file_state(path: Path) -> FileState:
+    status = path.stat()
+    return FileState(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+
+@contextlib.contextmanager
 def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Holds the folder for one writer; the lock goes with the process, however that ends.
+
+    Where the file system has no locks of the operating system, a file that names the process stands for one.
 
     Raises:
         InputError: another process holds it and `wait` is not set.
     """
+    import filelock
+
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
-            if not wait:
-                raise InputError(
-                    f"{folder} is being prepared by another process; wait for it, or choose another folder"
-                ) from error
-            print(f"waiting for the process that prepares {folder}", file=sys.stderr, flush=True)
-            fcntl.flock(stream, fcntl.LOCK_EX)
+    lock: filelock.BaseFileLock = filelock.FileLock(folder / ".lock")
+    try:
+        _acquire(lock, folder, wait)
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            raise
+        lock = filelock.SoftFileLock(folder / ".lock-by-name")
+        _acquire(lock, folder, wait)
+    try:
         yield
+    finally:
+        lock.release()
+
+
+_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
+
+
+def _acquire(lock: Any, folder: Path, wait: bool) -> None:
+    import filelock
+
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        if not wait:
+            raise InputError(
+                f"{folder} is being prepared by another process; wait for it, or choose another folder"
+            ) from None
+        say(f"waiting for the process that prepares {folder}")
+        lock.acquire(poll_interval=0.2)
 
 
 class PartWriter:
     """Writes one shard under a hidden name; `commit` puts it in place."""
 
-    def __init__(self, folder: Path, number: int, dtype: str) -> None:
+    def __init__(self, folder: Path, number: int, dtype: str, identity: str) -> None:
         self.final = folder / part_name(number)
+        self._number, self._identity = number, identity
         self._folder = folder / f".{part_name(number)}.tmp"
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
@@ -125,16 +251,21 @@ class PartWriter:
         file = self._names.setdefault(name, len(self._names))
         self._documents[split].append((tokens, size, key, record, file))
 
-    def commit(self, facts: dict[str, Any]) -> dict[str, Any]:
-        """Puts the shard in place; returns its part.json."""
-        counts, files = {}, {}
+    def commit(self, position: Any, counts: Counts) -> tuple[Part, PartFacts, dict[str, FileState]]:
+        """Puts the shard in place.
+
+        Args:
+            position: where the source goes on after it.
+            counts: of its documents.
+
+        Returns:
+            its part.json, what the manifest will say of it, and the state of each file when its digest was taken.
+        """
+        splits, files = {}, {}
+        states: dict[str, FileState] = {}
         for split in SPLITS:
             documents = np.array(self._documents[split], DOCUMENT)
-            counts[split] = {
-                "documents": len(documents),
-                "tokens": int(documents["tokens"].sum()),
-                "bytes": int(documents["bytes"].sum()),
-            }
+            splits[split] = Sums(len(documents), int(documents["tokens"].sum()), int(documents["bytes"].sum()))
             stream = self._tokens[split]
             stream.flush()
             os.fsync(stream.fileno())
@@ -144,13 +275,13 @@ class PartWriter:
                 index.flush()
                 os.fsync(index.fileno())
             for name in (f"{split}.tokens", f"{split}.documents"):
-                path = self._folder / name
-                files[name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        part = {"splits": counts, "files": files, "names": list(self._names), **facts}
-        write_json(self._folder / "part.json", part)
+                files[name], states[name] = facts_of_file(self._folder / name)
+        part = Part(self._number, self._identity, splits, files, list(self._names), position, counts)
+        write_sealed(self._folder / PART, part)
+        own, states[PART] = facts_of_file(self._folder / PART)
         os.rename(self._folder, self.final)
         sync_folder(self.final.parent)
-        return part
+        return part, PartFacts(splits, {**files, PART: own}), states
 
     def discard(self) -> None:
         for stream in self._tokens.values():
@@ -162,35 +293,54 @@ def part_name(number: int) -> str:
     return f"part-{number:05d}"
 
 
-def read_parts(folder: Path) -> list[dict[str, Any]]:
-    """The part.json of every shard in place, in order."""
-    parts: list[dict[str, Any]] = []
-    while (path := folder / part_name(len(parts)) / "part.json").exists():
-        parts.append(json.loads(path.read_text()))
-    return parts
+def facts_of_file(path: Path) -> tuple[FileFacts, FileState]:
+    """Reads a file to its end: its length and digest, and the state it had meanwhile."""
+    state = file_state(path)
+    return FileFacts(state.bytes, sha256(path)), state
 
 
-def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """The manifest of a complete folder.
+def read_part(folder: Path, number: int, advice: str = _ADVICE) -> Part:
+    """Reads the part.json of a shard.
 
     Raises:
-        InputError: there is none, it is of another version, or it cannot be read.
+        InputError: it is missing, altered, or of another shard.
+    """
+    path = folder / part_name(number) / PART
+    part = read_record(path, Part, advice=advice, sealed=True)
+    if part.number != number:
+        raise InputError(f"{path} is that of shard {part.number}; {advice}")
+    return part
+
+
+def count_parts(folder: Path) -> int:
+    """How many shards are in place; one that is missing among them counts."""
+    numbers = [int(path.name[5:]) for path in folder.glob("part-*") if path.name[5:].isdigit()]
+    return max(numbers, default=-1) + 1
+
+
+def read_begun(folder: Path) -> Begun:
+    """Reads prepare.json.
+
+    Raises:
+        InputError: it cannot be read, or is of another version.
+    """
+    advice = "choose another folder, or delete this one"
+    return read_record(folder / BEGUN, Begun, advice=advice, format=FORMAT, sealed=True)
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """Reads the manifest of a complete folder.
+
+    Raises:
+        InputError: there is none, it is of another version, or it is not as it was written.
     """
     folder = Path(folder)
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-    except FileNotFoundError as error:
+    if not (folder / MANIFEST).exists():
         if (folder / BEGUN).exists():
-            raise InputError(f"{folder} is not finished; run the same prepare command again to go on") from error
+            raise InputError(f"{folder} is not finished; run the same prepare command again to go on")
         what = "holds no prepared data" if folder.is_dir() else "does not exist"
-        raise InputError(f"{folder} {what}; make it with `python -m tttlm.cli.prepare`") from error
-    except (ValueError, OSError) as error:
-        raise InputError(f"{folder / MANIFEST} cannot be read ({error}); prepare the folder again") from error
-    if manifest.get("format") != FORMAT:
-        raise InputError(
-            f"{folder} is of format {manifest.get('format')}, this version reads {FORMAT}; prepare it again"
-        )
-    return manifest
+        raise InputError(f"{folder} {what}; make it with `python -m tttlm.cli.prepare`")
+    return read_record(folder / MANIFEST, Manifest, advice="prepare the folder again", format=FORMAT, sealed=True)
 
 
 class Split:
@@ -200,12 +350,12 @@ class Split:
         tokens: one array per shard; `starts[i]` is the number of tokens before shard i.
     """
 
-    def __init__(self, folder: str | Path, name: str, manifest: dict[str, Any] | None = None) -> None:
+    def __init__(self, folder: str | Path, name: str, manifest: Manifest | None = None) -> None:
         self.folder = Path(folder)
         self.manifest = manifest or read_manifest(folder)
         self.name = name
-        self._dtype = np.dtype(self.manifest["dtype"]).newbyteorder("<")
-        self._parts = [i for i, part in enumerate(self.manifest["parts"]) if part["splits"][name]["documents"]]
+        self._dtype = np.dtype(self.manifest.dtype).newbyteorder("<")
+        self._parts = [i for i, part in enumerate(self.manifest.parts) if part.splits[name].documents]
         self.tokens = [self._mapped(part, "tokens", self._dtype) for part in self._parts]
         self.starts = [0, *accumulate(len(tokens) for tokens in self.tokens)]
 
@@ -231,7 +381,7 @@ class Split:
     def names(self) -> Iterator[str]:
         """What each document is called: its file, and the record's number from the second record on."""
         for part in self._parts:
-            files = read_json(self.folder / part_name(part) / "part.json")["names"]
+            files = read_part(self.folder, part).names
             for document in self._mapped(part, "documents", DOCUMENT):
                 file, record = files[document["file"]], int(document["record"])
                 yield f"{file}:{record + 1}" if record else file
@@ -239,8 +389,12 @@ class Split:
     def _mapped(self, part: int, kind: str, dtype: np.dtype) -> np.ndarray:
         name = f"{self.name}.{kind}"
         path = self.folder / part_name(part) / name
-        check_size(path, self.manifest["parts"][part]["files"][name]["bytes"])
-        return np.memmap(path, dtype, mode="r").view(np.ndarray)
+        check_size(path, self.manifest.parts[part].files[name].bytes)
+        try:
+            return np.memmap(path, dtype, mode="r").view(np.ndarray)
+        except OSError as error:
+            hint = "; raise the limit of open files (ulimit -n)" if error.errno == errno.EMFILE else ""
+            raise InputError(f"{path} cannot be read: {error.strerror}{hint}") from error
 
 
 class Documents:
@@ -257,7 +411,7 @@ class Documents:
         self._split = split
         tokens = split.index()["tokens"].astype(np.int64)
         manifest = split.manifest
-        self._entry = manifest["tokenizer"]["eos_id"] if manifest["eos"] and not manifest["bos"] else None
+        self._entry = manifest.tokenizer.eos_id if manifest.eos and not manifest.bos else None
         self._starts = np.cumsum(tokens) - tokens
         self.positions = tokens if self._entry is not None else np.maximum(tokens - 1, 0)
 
@@ -274,13 +428,13 @@ class Documents:
         return inputs, targets
 
 
-def check_size(path: Path, size: int) -> None:
+def check_size(path: Path, size: int, advice: str = _ADVICE) -> None:
     """Raises InputError where a file is missing or not as long as it was written."""
     try:
         actual = path.stat().st_size
     except FileNotFoundError as error:
-        raise InputError(f"{path} is missing; copy it again or prepare the folder again") from error
+        raise InputError(f"{path} is missing; {advice}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
     if actual != size:
-        raise InputError(
-            f"{path} has {actual} bytes, was written with {size}; copy it again or prepare the folder again"
-        )
+        raise InputError(f"{path} has {actual} bytes, was written with {size}; {advice}")

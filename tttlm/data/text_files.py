@@ -1,5 +1,10 @@
-"""Reading text files, JSON lines and Parquet, compressed or not, in bounded memory."""
+"""Reading text files, JSON lines and Parquet, compressed or not, in bounded memory.
 
+What a file is packed with is read off its first bytes, whatever its name. What is no text is refused by name.
+"""
+
+import bz2
+import contextlib
 import gzip
 import io
 import json
@@ -11,64 +16,121 @@ from typing import Any, BinaryIO, cast
 from tttlm.errors import InputError
 
 CHUNK = 1 << 20
+MAX_RECORD_BYTES = 1 << 27  # of a line of JSON
+# A file that unpacks to this many bytes, and to this many times its own size, holds no text that anybody wrote.
+MAX_UNPACKED_BYTES, MAX_RATIO = 1 << 26, 500
 
 # (record number, offset of the next record, bytes of the file consumed, text as UTF-8 or None where there is none)
 Record = tuple[int, int, int, bytes | None]
 
+_BOM = b"\xef\xbb\xbf"
+_HEAD = 4_096  # bytes by which a file is recognised
+_FAULTS = (EOFError, OSError, lzma.LZMAError, ValueError)  # what the readers of archives raise
+
+
+def _zstd(raw: BinaryIO) -> Any:
+    import pyarrow
+
+    return pyarrow.CompressedInputStream(raw, "zstd")
+
+
+_PACKINGS: dict[str, tuple[tuple[bytes, ...], tuple[str, ...], Callable[[BinaryIO], Any]]] = {
+    "gzip": ((b"\x1f\x8b",), (".gz", ".gzip"), lambda raw: gzip.GzipFile(fileobj=raw)),
+    "xz": ((b"\xfd7zXZ\0",), (".xz",), lzma.LZMAFile),
+    "bzip2": ((b"BZh",), (".bz2",), bz2.BZ2File),
+    "Zstandard": (
+        (b"\x28\xb5\x2f\xfd", *(bytes([n]) + b"\x2a\x4d\x18" for n in range(0x50, 0x60))),
+        (".zst", ".zstd"),
+        _zstd,
+    ),
+}
+PACKED = frozenset(suffix for _, suffixes, _ in _PACKINGS.values() for suffix in suffixes)
+
+_NO_TEXT = {  # what a file begins with that holds other things than text
+    b"PK\x03\x04": "a ZIP archive",
+    b"PK\x05\x06": "a ZIP archive",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"Rar!": "a RAR archive",
+    b"\x04\x22\x4d\x18": "an LZ4 archive",
+    b"\x1f\x9d": "a .Z archive",
+    b"LZIP": "an lzip archive",
+    b"\xff\x06\0\0sNaPpY": "a Snappy archive",
+    b"PAR1": "a Parquet file (--format parquet reads it)",
+    b"ARROW1": "an Arrow file",
+    b"ORC": "an ORC file",
+    b"Obj\x01": "an Avro file",
+    b"SQLite format 3\0": "an SQLite database",
+    b"\x89HDF\r\n": "an HDF5 file",
+    b"\x93NUMPY": "a NumPy array",
+    b"%PDF-": "a PDF",
+    b"{\\rtf": "a rich-text file",
+    b"\x89PNG\r\n": "a PNG picture",
+    b"\xff\xd8\xff": "a JPEG picture",
+    b"GIF8": "a GIF picture",
+    b"\x7fELF": "a program",
+    b"\xff\xfe": "UTF-16 or UTF-32 text, not UTF-8",
+    b"\xfe\xff": "UTF-16 text, not UTF-8",
+    b"\0\0\xfe\xff": "UTF-32 text, not UTF-8",
+}
+
 
 def read_text(path: Path) -> Iterator[bytes]:
-    """The bytes of a file in chunks, unpacked where its name says that it is packed."""
-    with _open(path) as stream:
-        try:
-            while chunk := stream.read(CHUNK):
-                yield chunk
-        except (EOFError, OSError, lzma.LZMAError, _zstd_error()) as error:
-            raise _damaged(path, error) from error
+    """Reads the bytes of a text file in chunks, unpacked, without a byte order mark.
+
+    Raises:
+        InputError: the file cannot be read, is damaged, holds no text, or unpacks beyond any measure.
+    """
+    with opened(path) as (_, stream, _):
+        chunk = stream.read(CHUNK).removeprefix(_BOM)
+        while chunk:
+            yield chunk
+            chunk = stream.read(CHUNK)
 
 
 def read_jsonl(path: Path, name: str, column: str, record: int, offset: int) -> Iterator[Record]:
-    """The records of a JSON-lines file from `record` on, which begins at byte `offset` where it is not packed."""
-    packed = path.suffix in _OPENERS
-    skip = record if packed else 0
-    with open(path, "rb") as raw, _unpacked(raw, path) as stream:
-        if packed:
-            number, offset = 0, 0  # a packed file has to be read from its beginning
-        else:
-            number = record
+    """Reads the records of a JSON-lines file from `record` on, which begins at byte `offset` where it is not packed."""
+    with opened(path) as (raw, stream, packed):
+        skip = record if packed else 0  # a packed file has to be read from its beginning
+        number, offset = (0, 0) if packed else (record, offset)
+        if offset:
             stream.seek(offset)
-        try:
-            while line := stream.readline():
-                offset += len(line)
-                if skip:
-                    skip -= 1
-                elif line.strip():
-                    consumed = raw.tell() if packed else offset
-                    yield number, offset, consumed, _field(line, f"{name}, line {number + 1}", column)
-                number += 1
-        except (EOFError, lzma.LZMAError, _zstd_error(), OSError) as error:
-            raise _damaged(path, error) from error
+        while line := stream.readline(MAX_RECORD_BYTES + 1):
+            if len(line) > MAX_RECORD_BYTES:
+                raise InputError(f"{name}, line {number + 1}: is longer than {MAX_RECORD_BYTES:,} bytes; split it")
+            offset += len(line)
+            if number == 0:
+                line = line.removeprefix(_BOM)
+            if skip:
+                skip -= 1
+            elif line.strip():
+                consumed = raw.tell() if packed else offset
+                yield number, offset, consumed, _field(line, f"{name}, line {number + 1}", column)
+            number += 1
 
 
 def _field(line: bytes, where: str, column: str) -> bytes | None:
     try:
         record = json.loads(line.decode("utf-8", "surrogateescape"))
+    except RecursionError:
+        raise InputError(f"{where}: not a line of JSON that can be read (it nests too deeply)") from None
     except ValueError as error:
         hint = "; a JSON array is not JSON lines: write one object a line" if line.lstrip()[:1] == b"[" else ""
-        raise InputError(f"{where}: not a line of JSON ({error}){hint}") from error
+        raise InputError(f"{where}: not a line of JSON ({str(error)[:200]}){hint}") from error
     if not isinstance(record, dict):
         raise InputError(f"{where}: a JSON object was expected, this is a {type(record).__name__}")
     return as_text(record, where, column)
 
 
 def as_text(record: dict[str, Any], where: str, column: str) -> bytes | None:
-    """The text of a record as bytes (invalid UTF-8 stays as it is); None where it is null."""
+    """Gives the text of a record as bytes (invalid UTF-8 stays as it is); None where it is null."""
     if column not in record:
-        raise InputError(
-            f"{where}: no column {column!r}; there are: {', '.join(map(str, record))} (choose with --column)"
-        )
+        there = ", ".join(map(str, record))[:200]
+        raise InputError(f"{where}: no column {column!r}; there are: {there} (choose with --column)")
     text = record[column]
     if text is None:
         return None
+    if isinstance(text, bytes):
+        return text
     if not isinstance(text, str):
         raise InputError(f"{where}: column {column!r} holds {type(text).__name__}, not text")
     try:
@@ -78,21 +140,24 @@ def as_text(record: dict[str, Any], where: str, column: str) -> bytes | None:
 
 
 def read_parquet(path: Path, name: str, column: str, record: int, offset: int) -> Iterator[Record]:
-    """The rows of a Parquet file from `record` on."""
+    """Reads the rows of a Parquet file from `record` on; every type of text that Arrow has is read as text."""
     import pyarrow
     import pyarrow.parquet
 
-    size = path.stat().st_size
+    faults = (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError)
     try:
+        size = path.stat().st_size
         file = pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
+    except faults as error:
         raise _damaged(path, error) from error
     with file:
-        names = file.schema_arrow.names
-        if column not in names:
-            raise InputError(f"{name}: no column {column!r}; there are: {', '.join(names)} (choose with --column)")
-        kind = file.schema_arrow.field(column).type
-        if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+        schema = file.schema_arrow
+        if schema.names.count(column) != 1:
+            there = ", ".join(schema.names)[:200]
+            what = "two columns" if column in schema.names else "no column"
+            raise InputError(f"{name}: {what} {column!r}; there are: {there} (choose with --column)")
+        kind = schema.field(column).type
+        if not _holds_text(kind):
             raise InputError(f"{name}: column {column!r} holds {kind}, not text")
         rows, number = max(file.metadata.num_rows, 1), 0
         for group in range(file.num_row_groups):
@@ -101,67 +166,103 @@ def read_parquet(path: Path, name: str, column: str, record: int, offset: int) -
                 number += in_group
                 continue
             try:
-                for batch in file.iter_batches(batch_size=256, row_groups=[group], columns=[column]):
-                    # As binary: what claims to be UTF-8 need not be.
-                    for value in batch.column(0).cast(pyarrow.large_binary()):
+                for batch in file.iter_batches(batch_size=64, row_groups=[group], columns=[column]):
+                    for value in _as_bytes(batch.column(0)):
                         if number >= record:
                             yield number, 0, size * (number + 1) // rows, value.as_py()
                         number += 1
-            except (pyarrow.ArrowException, OSError) as error:
+            except faults as error:
+                if isinstance(error, InputError):
+                    raise
                 raise _damaged(path, error) from error
 
 
-class _ZstdReader(io.RawIOBase):
-    """Unpacks one Zstandard frame after another, and tells a file that ends in the middle of one."""
+def _holds_text(kind: Any) -> bool:
+    from pyarrow import types
 
-    def __init__(self, raw: BinaryIO) -> None:
-        import zstandard
+    if hasattr(kind, "storage_type"):  # an extension
+        kind = kind.storage_type
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    names = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view", "fixed_size_binary")
+    return types.is_null(kind) or any(getattr(types, f"is_{name}")(kind) for name in names)
 
-        self._new = zstandard.ZstdDecompressor().decompressobj
-        self._raw, self._frame, self._out, self._begun = raw, self._new(), b"", False
+
+def _as_bytes(column: Any) -> Any:
+    """The values as binary: what claims to be UTF-8 need not be."""
+    import pyarrow
+
+    column = getattr(column, "storage", column)
+    if pyarrow.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    return column.cast(pyarrow.large_binary())
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO, bool]]:
+    """Opens a file of text, and unpacks it where it is packed.
+
+    Yields: (the file, its text, whether it is packed).
+
+    Raises:
+        InputError: the file cannot be read, is damaged, holds no text, or unpacks beyond any measure; also while the
+            text is read.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            raw = stack.enter_context(open(path, "rb"))
+            start = raw.read(8)
+            raw.seek(0)
+            packing = next((name for name, (magic, _, _) in _PACKINGS.items() if start.startswith(magic)), "")
+            named = next((name for name, (_, suffixes, _) in _PACKINGS.items() if path.suffix.lower() in suffixes), "")
+            if start and named and not packing:
+                raise ValueError(f"it is no {named} archive")
+            stream: BinaryIO = raw
+            if packing:
+                unpacking = _Unpacking(_PACKINGS[packing][2](raw), raw, path)
+                stream = cast(BinaryIO, stack.enter_context(io.BufferedReader(unpacking, CHUNK)))
+            _refuse_no_text(path, cast(io.BufferedReader, stream).peek(_HEAD)[:_HEAD])
+            yield raw, stream, bool(packing)
+        except InputError:
+            raise
+        except _FAULTS as error:
+            raise _damaged(path, error) from error
+
+
+def _refuse_no_text(path: Path, head: bytes) -> None:
+    what = next((what for start, what in _NO_TEXT.items() if head.startswith(start)), "")
+    if not what and any(head.startswith(magic) for magic, _, _ in _PACKINGS.values()):
+        what = "packed twice"
+    if not what and head[257:262] == b"ustar":
+        what = "a tar archive"
+    if not what and b"\0" in head:
+        what = "no text: it holds bytes of value 0"
+    if what:
+        raise InputError(f"{path} is {what}; name only files of UTF-8 text, for instance 'folder/**/*.txt'")
+
+
+class _Unpacking(io.RawIOBase):
+    """What an archive unpacks to, as long as that is in proportion."""
+
+    def __init__(self, source: Any, raw: BinaryIO, path: Path) -> None:
+        self._source, self._raw, self._path, self._total = source, raw, path, 0
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while not self._out:
-            data = self._frame.unused_data if self._frame.eof else b""
-            data = data or self._raw.read(1 << 16)
-            if not data:
-                if self._begun and not self._frame.eof:
-                    raise EOFError("it ends in the middle of a Zstandard frame")
-                return 0
-            if self._frame.eof:
-                self._frame = self._new()
-            self._begun = True
-            self._out = self._frame.decompress(data)
-        size = min(len(buffer), len(self._out))
-        buffer[:size], self._out = self._out[:size], self._out[size:]
-        return size
+        data = self._source.read(len(buffer))
+        buffer[: len(data)] = data
+        self._total += len(data)
+        if self._total > max(MAX_UNPACKED_BYTES, MAX_RATIO * self._raw.tell()):
+            raise InputError(
+                f"{self._path} unpacks to more than {MAX_RATIO} times its size, which no text does; leave it out"
+            )
+        return len(data)
 
 
-def _zstd_error() -> type[Exception]:
-    import zstandard
-
-    return zstandard.ZstdError
-
-
-_OPENERS: dict[str, Callable[[BinaryIO], Any]] = {
-    ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
-    ".xz": lzma.LZMAFile,
-    ".zst": _ZstdReader,
-}
-
-
-def _unpacked(raw: BinaryIO, path: Path) -> BinaryIO:
-    opener = _OPENERS.get(path.suffix)
-    return cast(BinaryIO, io.BufferedReader(opener(raw), CHUNK)) if opener else raw
-
-
-def _open(path: Path) -> BinaryIO:
-    return _unpacked(open(path, "rb"), path)
-
-
-def _damaged(path: Path, error: Exception) -> InputError:
+def _damaged(path: Path, error: BaseException) -> InputError:
+    if isinstance(error, OSError) and error.errno and error.strerror:
+        return InputError(f"{path} cannot be read: {error.strerror}")
     said = str(error).strip().splitlines()
     return InputError(f"{path} cannot be read to its end ({said[0] if said else type(error).__name__}); fetch it again")

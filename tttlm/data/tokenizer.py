@@ -9,24 +9,27 @@ import io
 import json
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
+from tttlm.data.cut_rules import rule_of_sentencepiece, rule_of_tokenizer_json
 from tttlm.data.cutting import CutRule
 from tttlm.errors import InputError
 
-TRAINED = "tokenizer.model"
-_FILES = ("tokenizer.model", "tokenizer.json")
-_GUARDS = "aoekz0"
+Kind = Literal["sentencepiece", "tokenizers", "bytes"]
+FileName = Literal["tokenizer.model", "tokenizer.json", ""]
+
+TRAINED: FileName = "tokenizer.model"
 
 
 class Tokenizer(Protocol):
     """What the rest of the library knows of a tokenizer.
 
     Attributes:
+        kind: "sentencepiece", "tokenizers" or "bytes".
         vocab_size: ids are below this.
         bos_id, eos_id: the control tokens around a document; None where there is none.
         entry_id: the token a document is entered from, in front of its own; None where it has nothing in front.
@@ -35,17 +38,21 @@ class Tokenizer(Protocol):
         cut_rule: where text may be cut without changing its tokens.
     """
 
-    kind: str
+    kind: Kind
     vocab_size: int
     bos_id: int | None
     eos_id: int | None
     entry_id: int | None
-    file_name: str
+    file_name: FileName
     file_bytes: bytes
     cut_rule: CutRule
 
     @property
     def fingerprint(self) -> str: ...
+
+    def id_of(self, token: str) -> int | None: ...
+
+    def name_controls(self, bos_id: int | None, eos_id: int | None) -> None: ...
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -56,8 +63,47 @@ class Tokenizer(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """What is stored about a tokenizer beside its file.
+
+    Attributes:
+        kind: "sentencepiece", "tokenizers" or "bytes".
+        file: the name of its file; "" for bytes, which have none.
+        bytes, sha256: length and digest of that file.
+        fingerprint: changes with anything that changes tokens or control tokens.
+        vocab_size: ids are below this.
+        bos_id, eos_id, entry_id: as in `Tokenizer`.
+    """
+
+    kind: Kind
+    file: FileName
+    bytes: int
+    sha256: str
+    fingerprint: str
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int | None
+    entry_id: int | None
+
+
+def facts_of(tokenizer: Tokenizer) -> TokenizerFacts:
+    """Describes a tokenizer for a file beside it."""
+    return TokenizerFacts(
+        kind=tokenizer.kind,
+        file=tokenizer.file_name,
+        bytes=len(tokenizer.file_bytes),
+        sha256=hashlib.sha256(tokenizer.file_bytes).hexdigest(),
+        fingerprint=tokenizer.fingerprint,
+        vocab_size=tokenizer.vocab_size,
+        bos_id=tokenizer.bos_id,
+        eos_id=tokenizer.eos_id,
+        entry_id=tokenizer.entry_id,
+    )
+
+
 class _Described:
-    kind: str
+    kind: Kind
     file_bytes: bytes
     bos_id: int | None
     eos_id: int | None
@@ -80,24 +126,22 @@ class _InPieces(_Described):
     def _encode_batch(self, texts: list[str]) -> list[list[int]]:
         raise NotImplementedError
 
-    @cached_property
-    def _guard(self) -> tuple[str, int]:
-        for letter in _GUARDS:
-            if self.cut_rule.allows(letter):
-                return letter, len(self._encode_batch([letter])[0])
-        return "", 0
-
     def encode(self, text: str) -> list[int]:
         return self.encode_blocks([(text, False)])[0].tolist()
 
+    @cached_property
+    def _guard_tokens(self) -> int:
+        return len(self._encode_batch([self.cut_rule.guard])[0]) if self.cut_rule.guard else 0
+
     def encode_blocks(self, blocks: Sequence[tuple[str, bool]]) -> list[np.ndarray]:
-        guard, guard_tokens = self._guard
+        guard = self.cut_rule.guard
+        guard_tokens = self._guard_tokens
         texts: list[str] = []
         strip: list[int] = []
         ends: list[int] = []
         for text, goes_on in blocks:
-            for piece in self.cut_rule.pieces(text) if guard else (text,):
-                if goes_on and guard:
+            for piece in self.cut_rule.pieces(text):
+                if goes_on:
                     texts.append(guard + piece)
                     strip.append(guard_tokens)
                 else:
@@ -123,7 +167,7 @@ def _joined(ids: list[list[int]], strip: list[int]) -> np.ndarray:
 class SentencePieceTokenizer(_InPieces):
     """A SentencePiece model (`.model`), BPE or Unigram."""
 
-    kind = "sentencepiece"
+    kind: Kind = "sentencepiece"
     file_name = TRAINED
 
     def __init__(self, model: bytes) -> None:
@@ -135,8 +179,11 @@ class SentencePieceTokenizer(_InPieces):
         # A negative id is SentencePiece's way of saying that the model has none.
         bos_id, eos_id = self._model.bos_id(), self._model.eos_id()
         self.name_controls(bos_id if bos_id >= 0 else None, eos_id if eos_id >= 0 else None)
-        pieces = [self._model.id_to_piece(i) for i in range(self.vocab_size)]
-        self.cut_rule = CutRule.of_vocabulary(pieces, only_words=False)
+        self.cut_rule = rule_of_sentencepiece(model)
+
+    def id_of(self, token: str) -> int | None:
+        number = self._model.piece_to_id(token)  # that of <unk> where there is no such piece
+        return number if self._model.id_to_piece(number) == token else None
 
     def _encode_batch(self, texts: list[str]) -> list[list[int]]:
         return self._model.encode(texts, out_type=int, num_threads=1)
@@ -148,10 +195,10 @@ class SentencePieceTokenizer(_InPieces):
 class HuggingFaceTokenizer(_InPieces):
     """A `tokenizer.json`, run by the `tokenizers` package."""
 
-    kind = "tokenizers"
-    file_name = "tokenizer.json"
+    kind: Kind = "tokenizers"
+    file_name: FileName = "tokenizer.json"
 
-    def __init__(self, text: bytes, *, bos_id: int | None = None, eos_id: int | None = None) -> None:
+    def __init__(self, text: bytes) -> None:
         import tokenizers
 
         self.file_bytes = text
@@ -161,8 +208,8 @@ class HuggingFaceTokenizer(_InPieces):
         self._model.encode_special_tokens = True  # "<|endoftext|>" in a text is text
         vocabulary = self._model.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values()) + 1
-        self.name_controls(bos_id, eos_id)
-        self.cut_rule = CutRule.of_vocabulary(vocabulary, only_words=True)
+        self.name_controls(None, None)
+        self.cut_rule = rule_of_tokenizer_json(json.loads(text))
 
     def id_of(self, token: str) -> int | None:
         return self._model.token_to_id(token)
@@ -177,14 +224,17 @@ class HuggingFaceTokenizer(_InPieces):
 class ByteTokenizer(_Described):
     """Every byte of UTF-8 is a token; 256 is BOS and 257 is EOS."""
 
-    kind = "bytes"
-    file_name = ""
+    kind: Kind = "bytes"
+    file_name: FileName = ""
     file_bytes = b""
     vocab_size = 258
-    cut_rule = CutRule(frozenset(), only_words=False)
+    cut_rule = CutRule()
 
     def __init__(self) -> None:
         self.name_controls(256, 257)
+
+    def id_of(self, token: str) -> int | None:
+        return None
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode("utf-8", "replace"))
@@ -194,98 +244,6 @@ class ByteTokenizer(_Described):
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
-
-
-def load_tokenizer(spec: str | Path, *, bos_token: str = "", eos_token: str = "") -> Tokenizer:
-    """Loads a tokenizer from a file, a folder or a name.
-
-    Args:
-        spec: a SentencePiece `.model`, a `tokenizer.json`, a folder with one of these (a prepared folder is one),
-            or "bytes".
-        bos_token, eos_token: the control tokens of a `tokenizer.json`, where no file beside it names them.
-
-    Raises:
-        InputError: there is no such file, it cannot be read as a tokenizer, or it lacks a named control token.
-    """
-    if str(spec) == "bytes":
-        return ByteTokenizer()
-    path = Path(spec)
-    if path.is_dir():
-        if (manifest := path / "manifest.json").exists():
-            return _of_prepared(path, json.loads(manifest.read_text()))
-        found = [path / name for name in _FILES if (path / name).is_file()] or sorted(path.glob("*.model"))[:1]
-        if not found:
-            raise InputError(f"no tokenizer in {path}: looked for tokenizer.model, tokenizer.json and *.model")
-        path = found[0]
-    if not path.is_file():
-        raise InputError(f"tokenizer {spec} does not exist; name a .model, a tokenizer.json, a folder, or 'bytes'")
-    return _from_bytes(path.read_bytes(), path, bos_token, eos_token)
-
-
-def tokenizer_from_state(state: dict) -> Tokenizer:
-    """Makes the tokenizer that `tokenizer_state` described, in another process."""
-    if state["kind"] == "bytes":
-        return ByteTokenizer()
-    if state["kind"] == "sentencepiece":
-        return SentencePieceTokenizer(state["file_bytes"])
-    return HuggingFaceTokenizer(state["file_bytes"], bos_id=state["bos_id"], eos_id=state["eos_id"])
-
-
-def tokenizer_state(tokenizer: Tokenizer) -> dict:
-    names = ("kind", "file_bytes", "bos_id", "eos_id")
-    return {name: getattr(tokenizer, name) for name in names}
-
-
-def _of_prepared(folder: Path, manifest: dict) -> Tokenizer:
-    facts = manifest["tokenizer"]
-    try:
-        data = (folder / facts["file"]).read_bytes() if facts["file"] else b""
-    except OSError as error:
-        raise InputError(f"{folder / facts['file']} is missing; put it back or prepare the folder again") from error
-    if hashlib.sha256(data).hexdigest() != facts["sha256"]:
-        raise InputError(
-            f"{folder / facts['file']} is not the tokenizer these tokens were made with; put that back or prepare again"
-        )
-    tokenizer = tokenizer_from_state({**facts, "file_bytes": data})
-    tokenizer.entry_id = tokenizer.bos_id if manifest["bos"] else tokenizer.eos_id if manifest["eos"] else None
-    return tokenizer
-
-
-def _from_bytes(data: bytes, path: Path, bos_token: str, eos_token: str) -> Tokenizer:
-    if path.suffix != ".json":
-        try:
-            return SentencePieceTokenizer(data)
-        except (RuntimeError, ValueError, OSError) as error:
-            raise InputError(f"{path} is no SentencePiece model ({str(error).splitlines()[0]})") from error
-    try:
-        tokenizer = HuggingFaceTokenizer(data)
-    except Exception as error:  # the package raises bare Exception
-        raise InputError(f"{path} is no tokenizer.json that `tokenizers` reads ({error})") from error
-    named = _control_tokens(path.parent)
-    for given in filter(None, (bos_token, eos_token)):
-        if tokenizer.id_of(given) is None:
-            raise InputError(f"{path} has no token {given!r}")
-    tokenizer.name_controls(
-        tokenizer.id_of(bos_token or named.get("bos_token", "")),
-        tokenizer.id_of(eos_token or named.get("eos_token", "")),
-    )
-    return tokenizer
-
-
-def _control_tokens(folder: Path) -> dict[str, str]:
-    """What the files that come with a tokenizer.json say about its BOS and EOS."""
-    tokens: dict[str, str] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        try:
-            said = json.loads((folder / name).read_text())
-        except (OSError, ValueError):
-            continue
-        for key in ("bos_token", "eos_token"):
-            value = said.get(key)
-            value = value.get("content") if isinstance(value, dict) else value
-            if isinstance(value, str):
-                tokens[key] = value
-    return tokens
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> SentencePieceTokenizer:

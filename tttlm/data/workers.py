@@ -20,7 +20,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from tttlm.data.tokenizer import Tokenizer, tokenizer_from_state, tokenizer_state
+from tttlm.data.tokenizer import Tokenizer
+from tttlm.data.tokenizer_files import tokenizer_from_state, tokenizer_state
 from tttlm.errors import InputError
 
 Task = list[tuple[bytes, bool]]  # blocks of bytes; the flag says that a block goes on where a cut was allowed

@@ -36,9 +36,7 @@ def prepared_test(text: str, data: Path, folder: Path) -> Path:
     if (Path(text) / MANIFEST).exists():
         return Path(text)
     manifest = read_manifest(data)
-    settings = PrepareConfig(
-        source=(text,), tokenizer=str(data), held_out=1.0, bos=manifest["bos"], eos=manifest["eos"]
-    )
+    settings = PrepareConfig(source=(text,), tokenizer=str(data), held_out=1.0, bos=manifest.bos, eos=manifest.eos)
     prepare(settings, folder, wait=True)
     return folder
 
@@ -51,6 +49,8 @@ def share_held_out(config: PrepareConfig) -> float:
     """
     keys = []
     for document in open_source(config).documents():
+        if document.split:  # a single file, the end of which is held out
+            return config.held_out
         keys.append(document.key)
         if len({held_out(key, config.held_out) for key in keys}) == 2:
             return config.held_out
@@ -67,4 +67,4 @@ def tokenizer_of(data: DataConfig | Path) -> str:
     """The fingerprint of the tokenizer that a prepared folder was made with."""
     if isinstance(data, DataConfig):
         data = Path(data.path or next(iter(data.mixture)))
-    return read_manifest(data)["tokenizer"]["fingerprint"]
+    return read_manifest(data).tokenizer.fingerprint

@@ -123,13 +123,13 @@ def results_table(comparison: Comparison, results: Results) -> Iterator[str]:
 def _text(comparison: Comparison, results: Results) -> Iterator[str]:
     config = comparison.entries[0].configs[0].data
     manifest = read_manifest(config.path or next(iter(config.mixture)))
-    train, held_out = (manifest["splits"][split] for split in ("train", "validation"))
+    train, held_out = (manifest.splits[split] for split in ("train", "validation"))
     yield (
-        f"Text: trained on {train['documents']:,} documents of {train['tokens']:,} tokens "
-        f"({train['bytes'] / 1e6:.1f} MB), curves on {held_out['documents']:,} that were held out of it; reported on "
+        f"Text: trained on {train.documents:,} documents of {train.tokens:,} tokens "
+        f"({train.bytes / 1e6:.1f} MB), curves on {held_out.documents:,} that were held out of it; reported on "
         f"{results.tokens_scored:,} tokens of {len(results.documents)} "
         f"{'documents of another text' if comparison.config.test else 'documents held out of it'}. "
-        f"Tokenizer of {manifest['tokenizer']['vocab_size']:,} pieces."
+        f"Tokenizer of {manifest.tokenizer.vocab_size:,} pieces."
     )
     yield ""
 

@@ -77,7 +77,7 @@ class Job:
 
 def score_key(run: TrainConfig, test: Path, settings: PositionsConfig) -> dict[str, Any]:
     """What a score depends on: one with another key is made again."""
-    text = read_manifest(test)["fingerprint"]
+    text = read_manifest(test).fingerprint
     return {"step": run.steps, "trained": run.sequence_length, "text": text, **asdict(settings)}
 
 

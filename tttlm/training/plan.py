@@ -116,7 +116,11 @@ def _batch(config: TrainConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     if config.data.layout != "windows":
         kinds |= {"segment_ids": jnp.int32, "weights": jnp.float32}
     shape, sharding = (config.batch_size, config.sequence_length), batch_sharding(mesh)
-    return {name: jax.ShapeDtypeStruct(shape, kind, sharding=sharding) for name, kind in kinds.items()}
+    batch = {name: jax.ShapeDtypeStruct(shape, kind, sharding=sharding) for name, kind in kinds.items()}
+    if config.data.layout == "documents":
+        per_example = jax.NamedSharding(mesh, jax.P(sharding.spec[0]))
+        batch["continues"] = jax.ShapeDtypeStruct(shape[:1], jnp.bool_, sharding=per_example)
+    return batch
 
 
 def _asked_and_there(message: str, device: Device) -> tuple[int, int]:

@@ -203,6 +203,7 @@ def place_batch(mesh: Mesh) -> Callable[[dict[str, np.ndarray]], dict[str, jax.A
             start = mine.index((index[0].start or 0) // size) * size
             return rows[start : start + size, *index[1:]]
 
-        return jax.make_array_from_callback((blocks * size, *rows.shape[1:]), sharding, part)
+        by_rank = NamedSharding(mesh, P(*sharding.spec[: rows.ndim]))  # what is said per example has no tokens
+        return jax.make_array_from_callback((blocks * size, *rows.shape[1:]), by_rank, part)
 
     return lambda batch: {name: place(np.asarray(rows)) for name, rows in batch.items()}

@@ -106,6 +106,8 @@ def make_train_step(
     but `skip` no later one is either, so that the state from before it is still there for the report.
     """
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, model, mesh))
+    # A batch of documents has an array without tokens (`continues`): each array brings its own sharding.
+    of_batch = None if config.data.layout == "documents" else batch_sharding(mesh)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         with traced_for(mesh.devices.flat[0]), on_mesh(mesh):
@@ -113,7 +115,7 @@ def make_train_step(
 
     return jax.jit(
         step,
-        in_shardings=(shardings, batch_sharding(mesh)),
+        in_shardings=(shardings, of_batch),
         out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
         donate_argnums=0,
     )
