@@ -49,7 +49,7 @@ def share_held_out(config: PrepareConfig) -> float:
     """
     keys = []
     for document in open_source(config).documents():
-        if document.split:  # a single file, the end of which is held out
+        if document.split == "validation":  # the end of a single file
             return config.held_out
         keys.append(document.key)
         if len({held_out(key, config.held_out) for key in keys}) == 2:
