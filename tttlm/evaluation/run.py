@@ -55,7 +55,7 @@ class Run:
                 f"the held-out documents of {self.folder.path} were in {facts.held_out_folder}, which is not there: "
                 "copy that folder to the same place, or score text files with --text"
             )
-        if verify(folder)["fingerprint"] != facts.held_out:
+        if verify(folder).fingerprint != facts.held_out:
             raise InputError(
                 f"{folder} holds other held-out text than when {self.folder.path} was started: put back what was "
                 "there, or score text files with --text"

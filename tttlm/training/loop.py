@@ -114,7 +114,7 @@ def run_facts(config: TrainConfig, loaders: dict[str, Any]) -> RunFacts:
     data = config.data
     held_out = Path(data.validation_path or data.path or next(iter(data.mixture)))
     train = loaders["train"]
-    fingerprint = read_manifest(held_out)["fingerprint"]
+    fingerprint = read_manifest(held_out).fingerprint
     return RunFacts(train.fingerprint, train.tokenizer.fingerprint, fingerprint, str(held_out.absolute()))
 
 

@@ -17,7 +17,7 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 import tttlm
 from tttlm.data import Tokenizer
-from tttlm.data.tokenizer import tokenizer_from_state, tokenizer_state
+from tttlm.data.tokenizer_files import tokenizer_from_state, tokenizer_state
 from tttlm.errors import InputError
 from tttlm.fields import from_values
 from tttlm.records import read_record, read_text, write_file, write_json
