@@ -26,8 +26,6 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("default")
 
-SHARED = Path(__file__).parents[2] / "shared"
-
 
 @pytest.fixture
 def x64():
@@ -39,10 +37,6 @@ def x64():
 
 
 @pytest.fixture(scope="session")
-def shared() -> Path:
-    """The folder of checkpoints and text beside the repository, for tests that compare with references."""
-    if not SHARED.exists():
-        pytest.skip(
-            f"needs the folder {SHARED.name}/ beside the repository, which holds reference checkpoints and text"
-        )
-    return SHARED
+def parity() -> Path:
+    """Tiny checkpoints as they are released, each with what its reference implementation computes from it."""
+    return Path(__file__).parent / "fixtures" / "parity"

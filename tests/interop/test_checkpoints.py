@@ -35,8 +35,8 @@ def gradients_under_released_names(gradient: tttlm.LanguageModel, folder: Path) 
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_logits_and_every_gradient_agree_with_the_reference(shared, x64, tmp_path, name):
-    folder = shared / "parity" / name
+def test_logits_and_every_gradient_agree_with_the_reference(parity, x64, tmp_path, name):
+    folder = parity / name
     expected = load_file(folder / "expected.safetensors")
     tokens = jnp.asarray(expected["input_ids"], jnp.int32)
     model = tttlm.from_pretrained(folder, param_dtype="float64")
@@ -63,8 +63,8 @@ def test_logits_and_every_gradient_agree_with_the_reference(shared, x64, tmp_pat
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_a_released_folder_goes_out_as_it_came_in(shared, tmp_path, name):
-    folder = shared / "parity" / name
+def test_a_released_folder_goes_out_as_it_came_in(parity, tmp_path, name):
+    folder = parity / name
     tttlm.save_pretrained(tttlm.from_pretrained(folder), tmp_path / "out")
     before, after = load_file(folder / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
     assert set(before) == set(after)
