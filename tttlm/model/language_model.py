@@ -12,6 +12,7 @@ from tttlm.layers.norm import RMSNorm
 from tttlm.layers.partition import lookup, place
 from tttlm.model.block import Block, BlockState
 from tttlm.model.config import ModelConfig
+from tttlm.model.precision import check_precision
 from tttlm.ops.ttt import InnerStatistics
 
 State = tuple[BlockState, ...]
@@ -56,6 +57,7 @@ class LanguageModel(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        check_precision(config)
         dtypes: dict[str, Any] = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
         init = nnx.initializers.normal(config.initializer_range)
 

@@ -9,6 +9,7 @@ from tttlm.data import DataConfig
 from tttlm.errors import InputError
 from tttlm.fields import check_fields, from_values
 from tttlm.model import ModelConfig
+from tttlm.model.precision import check_precision
 from tttlm.ranges import Count, CountOrZero, FilePath, NonNegativeFloat, OutputPath, PositiveFloat, Range, Seed
 
 Decay = Annotated[float, Range(least=0, below=1)]  # of a running mean
@@ -17,15 +18,20 @@ Axis = Annotated[int, Range(least=1, most=2**20, also=(-1,))]  # of the mesh
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with the gradient clipped by its global norm."""
+    """How parameters learn from the gradient, which is clipped by its global norm."""
 
+    name: Literal["adamw", "adam", "lion", "muon", "adafactor"] = "adamw"
+    """The method. adam is adamw without weight decay; muon takes the kernels of projections for matrices and leaves the
+    other parameters to Adam."""
     learning_rate: PositiveFloat = 3e-3
     """Peak learning rate, reached at the end of the warm-up."""
     b1: Decay = 0.9
     b2: Decay = 0.95
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.1
-    """Applied to matrices and embeddings, never to biases, norms and other vectors."""
+    """What of a parameter is taken off at each update, times the learning rate."""
+    decay: Literal["matrices", "all"] = "matrices"
+    """What weight decay applies to: matrices and embeddings, or every parameter, norms and biases included."""
     clip: NonNegativeFloat = 1.0
     """Largest global norm of the gradient; 0 does not clip."""
 
@@ -36,6 +42,8 @@ class ScheduleConfig:
 
     warmup_steps: CountOrZero | None = None
     """Steps of linear warm-up; None is a tenth of the run."""
+    warmup_start: Literal["one_step", "zero"] = "one_step"
+    """The rate of the first update: that of one step of the warm-up, or 0, with which it changes nothing."""
     final: NonNegativeFloat = 1e-5
     """The learning rate at the last step."""
     inner_start: PositiveFloat | None = None
@@ -236,6 +244,12 @@ def check(config: TrainConfig) -> None:
     _require(
         not config.loss_chunk or config.sequence_length % config.loss_chunk == 0,
         f"sequence_length = {config.sequence_length} is not a multiple of loss_chunk = {config.loss_chunk}",
+    )
+    check_precision(config.model)
+    _require(
+        config.optimizer.name != "adam" or config.optimizer.weight_decay == 0,
+        f"optimizer.name adam has no weight decay, got optimizer.weight_decay = {config.optimizer.weight_decay}: "
+        "set it to 0, or name adamw",
     )
     sizes = dataclasses.asdict(config.mesh)
     _require(list(sizes.values()).count(-1) <= 1, f"only one axis of the mesh can be -1, got {sizes}")

@@ -1,4 +1,4 @@
-"""AdamW with a clipped gradient, its learning-rate schedule, and the warm-up of the inner learning rate."""
+"""The optimiser of a configuration as one `optax.GradientTransformation`, and the warm-up of the inner learning rate."""
 
 import re
 from typing import Any
@@ -9,47 +9,111 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from tttlm.training.config import OptimizerConfig, TrainConfig
-from tttlm.training.sharding import path_name
+from tttlm.training.sharding import STACKED, path_name
 
-# Matrices decay. Everything else has a name that says what it is; shapes do not tell, because the parameters of
-# stacked blocks carry one more axis.
-DECAYED = re.compile(r"(^|/)(kernel|embedding)$")
-
-
-def decay_mask(params: Any) -> Any:
-    """True for the parameters that weight decay applies to: kernels and embeddings."""
-
-    def decayed(path: tuple[Any, ...], _: Any) -> bool:
-        return bool(DECAYED.search(path_name(path)))
-
-    return jax.tree_util.tree_map_with_path(decayed, params)
+# Every parameter has a name that says what it is; shapes do not tell, because the parameters of stacked blocks carry
+# one more axis.
+MATRICES = re.compile(r"(^|/)(kernel|embedding)$")
+KERNELS = re.compile(r"(^|/)(?!conv\w*/)[^/]+/kernel$")
 
 
-def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """From gradients to the direction of the update; the step multiplies it by minus the learning rate.
+def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    """From gradients to what is added to the parameters.
 
-    The rate stays outside so that it follows the step that the run is at, skipped steps included.
+    The gradient is clipped by its global norm, the method gives a direction, weight decay is added to it, and the
+    schedule scales it.
     """
-    clip = [optax.clip_by_global_norm(config.clip)] if config.clip else []
+    o = config.optimizer
     return optax.chain(
-        *clip,
-        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
-        optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
+        *([optax.clip_by_global_norm(o.clip)] if o.clip else []),
+        direction(o),
+        *([optax.add_decayed_weights(o.weight_decay, mask=decay_mask(o))] if o.weight_decay else []),
+        # The rate is not rounded to the dtype of the parameters.
+        optax.stateless(lambda updates, _: jax.tree.map(_at_least_float32, updates)),
+        optax.scale_by_learning_rate(learning_rate(config)),
     )
 
 
-def learning_rate(config: TrainConfig, step: Int[Array, ""] | int) -> Float[Array, ""]:
-    """The rate of update `step`, counted from 0: it rises to the peak and ends at `schedule.final`."""
+def direction(config: OptimizerConfig) -> optax.GradientTransformation:
+    """The method alone: the direction that the learning rate scales, of about unit size for every method.
+
+    Sources: AdamW arXiv 1711.05101, Lion arXiv 2302.06675, Muon with the scale of its updates as in arXiv 2502.16982,
+    Adafactor arXiv 1804.04235.
+    """
+    b1, b2, eps = config.b1, config.b2, config.eps
+    if config.name == "lion":
+        return optax.scale_by_lion(b1=b1, b2=b2)
+    if config.name == "muon":
+        return optax.contrib.muon(
+            -1.0,  # optax turns the sign; the schedule does it here
+            beta=b1,
+            eps=eps,
+            adam_b1=b1,
+            adam_b2=b2,
+            muon_weight_dimension_numbers=muon_dimensions,
+            consistent_rms=0.2,
+        )
+    if config.name == "adafactor":
+        momentum = [optax.ema(b1, debias=False)] if b1 else []
+        return optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), *momentum)
+    return optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
+
+
+def decay_mask(config: OptimizerConfig) -> Any:
+    """A function from parameters to True for those that weight decay applies to."""
+
+    def decayed(path: tuple[Any, ...], _: Any) -> bool:
+        return config.decay == "all" or bool(MATRICES.search(path_name(path)))
+
+    return lambda params: jax.tree_util.tree_map_with_path(decayed, params)
+
+
+def muon_dimensions(params: Any) -> Any:
+    """Which axes of a parameter Muon takes for a matrix; None for those that it leaves to Adam.
+
+    Kernels of projections are matrices, each block's and each head's by itself. Embeddings, vectors and the kernels of
+    depthwise convolutions are not.
+    """
+
+    def of(path: tuple[Any, ...], x: Any) -> Any:
+        name = path_name(path)
+        if not KERNELS.search(name) or x.ndim - bool(STACKED.search(name)) < 2:
+            return None
+        return optax.contrib.MuonDimensionNumbers(x.ndim - 2, x.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(of, params)
+
+
+def learning_rate(config: TrainConfig) -> optax.Schedule:
+    """The rate of an update, counted from 0: a linear warm-up to the peak, then a cosine down to `schedule.final`.
+
+    With `schedule.warmup_start` "one_step" the first update has the rate peak / warm-up steps and the last one the
+    final rate; with "zero" it is `optax.warmup_cosine_decay_schedule`, whose first rate is 0 and whose final rate is
+    reached one update after the last.
+    """
     peak, final = config.optimizer.learning_rate, config.schedule.final
-    warmup = config.warmup_steps
-    rising = (step + 1) / max(warmup, 1)
-    done = (step - warmup) / max(config.steps - 1 - warmup, 1)
-    falling = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(done, 0.0, 1.0)))
-    return jnp.where(step < warmup, peak * rising, final + (peak - final) * falling).astype(jnp.float32)
+    warmup, steps = config.warmup_steps, config.steps
+    if config.schedule.warmup_start == "zero":
+        return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(steps, warmup + 1), final)
+    cosine = optax.cosine_decay_schedule(peak, max(steps - 1 - warmup, 1), final / peak)
+    if not warmup:
+        return cosine
+    rising = optax.linear_schedule(peak / warmup, peak, warmup - 1) if warmup > 1 else optax.constant_schedule(peak)
+    return optax.join_schedules([rising, cosine], [warmup])
+
+
+def at_step(opt_state: Any, step: Int[Array, ""]) -> Any:
+    """The optimiser's state with its schedule at an update: it follows the run, through skipped updates as well."""
+    in_schedule = lambda path, _: any(getattr(key, "tuple_name", "") == "ScaleByScheduleState" for key in path)
+    return optax.tree.set(opt_state, in_schedule, count=step)
 
 
 def inner_multiplier(config: TrainConfig, step: Int[Array, ""] | int) -> Float[Array, ""]:
     """What the inner learning rate of every TTT layer is multiplied by at update `step`, counted from 0."""
     start = config.inner_start
-    share = jnp.minimum(1.0, step / max(config.inner_warmup_steps, 1))
-    return jnp.asarray(start + (1 - start) * share, jnp.float32)
+    part = jnp.minimum(1.0, step / max(config.inner_warmup_steps, 1))
+    return jnp.asarray(start + (1 - start) * part, jnp.float32)
+
+
+def _at_least_float32(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -16,7 +16,7 @@ from tttlm.model import LanguageModel, ModelConfig
 from tttlm.ops.target import traced_for
 from tttlm.training.config import TrainConfig
 from tttlm.training.loss import summed_loss
-from tttlm.training.optimizer import inner_multiplier, learning_rate, make_optimizer
+from tttlm.training.optimizer import at_step, inner_multiplier, learning_rate, make_optimizer
 from tttlm.training.sharding import batch_sharding, tree_shardings
 
 Batch = dict[str, Array]
@@ -73,7 +73,7 @@ def init_state(config: TrainConfig, model: Model) -> TrainState:
         step=jnp.zeros((), jnp.int32),
         batch=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=make_optimizer(config.optimizer).init(params),
+        opt_state=make_optimizer(config).init(params),
         norm_mean=jnp.zeros((), jnp.float32),
         halted=jnp.zeros((), jnp.bool_),
     )
@@ -124,7 +124,7 @@ def make_train_step(
 def train_step(
     config: TrainConfig, model: Model, state: TrainState, batch: Batch
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One update of AdamW on one batch; see `make_train_step`."""
+    """One update on one batch; see `make_train_step`."""
     multiplier = inner_multiplier(config, state.step)
     loss, tokens, grads = batch_gradient(config, model, state.params, batch, multiplier)
     norm = optax.tree.norm(grads)
@@ -134,19 +134,19 @@ def train_step(
     halted = state.halted | ~good if config.faults.policy != "skip" else state.halted
     apply = good & ~halted
 
-    updates, opt_state = make_optimizer(config.optimizer).update(grads, state.opt_state, state.params)
-    rate = learning_rate(config, state.step)
-    params = jax.tree.map(lambda p, u: (p - rate * u).astype(p.dtype), state.params, updates)
+    updates, opt_state = make_optimizer(config).update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
     params, opt_state = jax.tree.map(
         lambda new, old: jnp.where(apply, new, old), (params, opt_state), (state.params, state.opt_state)
     )
+    opt_state = at_step(opt_state, state.step + 1)
     norm_mean = jnp.where(state.norm_mean == 0, norm, 0.98 * state.norm_mean + 0.02 * norm)
     norm_mean = jnp.where(apply, norm_mean, state.norm_mean).astype(jnp.float32)
     metrics = {
         "loss": loss,
         "gradient_norm": norm,
         "parameter_norm": optax.tree.norm(params),
-        "learning_rate": rate,
+        "learning_rate": jnp.asarray(learning_rate(config)(state.step), jnp.float32),
         "inner_multiplier": multiplier,
         "tokens": tokens,
         "good": good,
