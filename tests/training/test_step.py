@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from tests.training.small import small_config
@@ -49,7 +50,7 @@ def test_a_faulty_step_leaves_the_state_as_it_was_and_halts_unless_told_to_skip(
         assert not numbers["good"]
         assert (int(state.step), int(state.batch)) == (1, 1)
         jax.tree.map(np.testing.assert_array_equal, state.params, params)
-        assert all(not np.any(x) for x in jax.tree.leaves(state.opt_state))
+        assert all(not np.any(x) for x in jax.tree.leaves(optax.tree.get(state.opt_state, "mu")))
         state, numbers = step(state, good)
         changed = any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (state.params, params)), strict=True))
         assert changed == goes_on

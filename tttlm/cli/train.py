@@ -5,11 +5,15 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from tttlm.cli.arguments import parse, run_command, take_option
 from tttlm.cli.faults import Terminated, describe
 from tttlm.training.config import TrainConfig
+
+if TYPE_CHECKING:  # it imports JAX
+    from tttlm.evaluation.run import Run
 
 DESCRIPTION = """Trains a language model, or goes on training it where it stopped.
 
@@ -71,24 +75,31 @@ def silence() -> Iterator[None]:
 
 def conclude(config: TrainConfig) -> None:
     """Prints what a finished run has come to. What goes wrong there is reported and leaves the run finished."""
+    from tttlm.evaluation.run import load_run
+
     try:
-        report(config)
+        run = load_run(config.run)
+        _part("held-out score", lambda: print_score(run, config.evaluate.final_bytes))
+        _part("loss curve", lambda: print_curve(run))
+        _part("sample", lambda: print_sample(run))
     except Terminated:
         print(f"stopped by SIGTERM; {FINISHED}", file=sys.stderr)
     except Exception as error:
         print(describe(error, FINISHED)[0] or FINISHED, file=sys.stderr)
 
 
-def report(config: TrainConfig) -> None:
-    """Prints what the run has come to."""
-    from tttlm.evaluation.generate import sample
-    from tttlm.evaluation.plots import loss_curve
-    from tttlm.evaluation.run import load_run
-    from tttlm.training.cluster import is_first
+def _part(name: str, work: Callable[[], None]) -> None:
+    """One part of the report: without it the others are still made."""
+    try:
+        work()
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        print(f"no {name}: {describe(error, FINISHED)[0].removeprefix('error: ')}", file=sys.stderr)
 
-    run = load_run(config.run)
-    picture = loss_curve(run.folder.metrics, run.folder.path / "loss.png") if is_first() else None
-    limit = config.evaluate.final_bytes
+
+def print_score(run: "Run", limit: int) -> None:
+    """Prints the loss on held-out text, of at most about `limit` bytes; 0 prints none."""
     if limit:
         score = run.score_held_out(limit=limit)
         print(f"\nheld-out text   {score.bytes / 1e6:.2f} MB, {score.tokens:,} tokens")
@@ -96,12 +107,21 @@ def report(config: TrainConfig) -> None:
         print(f"perplexity      {score.perplexity:.2f}")
         print(f"bits per byte   {score.bits_per_byte:.3f}")
         print(f"gzip -9         {run.held_out_gzip(limit):.3f} bits per byte of the same text, files joined")
+
+
+def print_curve(run: "Run") -> None:
+    """Draws the loss curve and prints where it is."""
+    from tttlm.evaluation.plots import loss_curve
+    from tttlm.training.cluster import is_first
+
+    picture = loss_curve(run.folder.metrics, run.folder.path / "loss.png") if is_first() else None
     print(f"loss curve      {picture}")
-    tokenizer = run.tokenizer()
-    prompt = tokenizer.encode("    def __init__(self, ")
-    entry = [] if tokenizer.entry_id is None else [tokenizer.entry_id]
-    written = sample(run.model, [*entry, *prompt], 200)
-    print(f"\nthe model writes:\n\n{tokenizer.decode([*prompt, *written])}")
+
+
+def print_sample(run: "Run") -> None:
+    """Prints the beginning of a held-out document and how the model goes on from it."""
+    prompt, written = run.sample()
+    print(f"\nheld-out text begins:\n\n{prompt}\n\nthe model writes:\n\n{written}")
 
 
 def run() -> None:

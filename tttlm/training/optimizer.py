@@ -1,4 +1,4 @@
-"""The optimiser of a configuration as one `optax.GradientTransformation`, and the warm-up of the inner learning rate."""
+"""The optimiser of a configuration as one optax transformation, and the warm-up of the inner learning rate."""
 
 import re
 from typing import Any
