@@ -100,7 +100,7 @@ def token(
     # With an anchor of 1 every write is a step of its own; else the gradients of a token's writes are summed.
     each = clocks.anchor == 1
     for i in range(clocks.writes_per_token if each else 1):
-        gates = _Gates(x.momentum, x.decay, x.step_size) if i == 0 else _Gates(None, None, None)
+        gates = Gates(x.momentum, x.decay, x.step_size) if i == 0 else Gates(None, None, None)
         at = state.weights
         if optimizer.decay_first and i == 0:
             at = _decay(optimizer.decay, gates.decay, at)
@@ -134,7 +134,7 @@ def token(
     return state, learner.model(read, constants.slow, query)
 
 
-class _Gates(NamedTuple):
+class Gates(NamedTuple):
     """What a token brings for the step: `[]` or `[K]`, or None."""
 
     momentum: Array | None
@@ -148,7 +148,7 @@ def _advance(
     constants: Constants,
     state: LearnerState,
     gradients: Any,
-    gates: _Gates,
+    gates: Gates,
     flags: Flags,
 ) -> LearnerState:
     """Adds a token's gradients to the step in progress, and takes the step when it is complete."""
@@ -169,7 +169,7 @@ def _advance(
         constants.blank.weights,
         state,
         pending.gradients,
-        _Gates(mean(pending.momentum), mean(pending.decay), None),
+        Gates(mean(pending.momentum), mean(pending.decay), None),
     )
     complete = (flags.offset + 1) % learner.clocks.step == 0
     stepped = complete & (pending.num_tokens > 0)
@@ -180,7 +180,7 @@ def _advance(
     )
 
 
-def take_step(learner: Learner, initial: Any, state: LearnerState, gradients: Any, gates: _Gates) -> tuple[Any, Any]:
+def take_step(learner: Learner, initial: Any, state: LearnerState, gradients: Any, gates: Gates) -> tuple[Any, Any]:
     """The weights and the momentum after one step; weights that decay before the gradient come in decayed."""
     optimizer = learner.optimizer
     assert isinstance(optimizer, Optimizer)

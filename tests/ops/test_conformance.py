@@ -1,0 +1,110 @@
+"""What holds for every learner and every implementation, exactly.
+
+Sequences are short and chunks are small, because nearly all of the time goes into compiling.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.ops.learners import LEARNERS, B, H, K, M, T, make, piece
+from tttlm.ops.target import target_platform
+from tttlm.ops.ttt import IMPLEMENTATIONS, Shapes, init_learner_state, learn
+
+SHAPES = Shapes(B, T, H, K, K)
+PAIRS = [
+    (name, how)
+    for name, learner in LEARNERS.items()
+    for how, one in IMPLEMENTATIONS.items()
+    if one.supports(learner, target_platform(), SHAPES) is None
+]
+FAST = {name: next(how for n, how in PAIRS if n == name) for name in LEARNERS}
+
+# Documents that start anywhere, some within one chunk, with padding before, within, between and behind them.
+ANYWHERE = np.array(
+    [
+        [0, 1, 1, 1, 1, 1, 0, 0, 2, 2, 2, 3, 3, 0, 3, 3, 3, 1, 1, 0],
+        [5, 5, 5, 5, 6, 7, 8, 8, 8, 8, 8, 8, 0, 8, 8, 8, 8, 8, 8, 9],
+    ]
+)
+
+
+@pytest.fixture(autouse=True)
+def in_float64(x64):
+    return
+
+
+def close(a, b, tolerance=1e-9):
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        size = max(1.0, float(np.max(np.abs(y), initial=0)))
+        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance * size, err_msg=jax.tree_util.keystr(path))
+
+
+def everything(learner, how, cuts, args, with_gradients):
+    """Outputs at real tokens, the state after them, and the gradients of a function of both."""
+    ids = jnp.asarray(ANYWHERE)
+
+    def score(inputs, weights, options):
+        state, outputs, start = None, [], 0
+        for end in cuts:
+            out, state = learn(
+                learner,
+                piece(learner, inputs, start, end),
+                weights,
+                **options,
+                state=state,
+                segment_ids=ids[:, start:end],
+                implementation=how,
+            )
+            outputs.append(out)
+            start = end
+        out = jnp.where((ids != 0)[..., None, None], jnp.concatenate(outputs, axis=1), 0)
+        floats = [w for w in jax.tree.leaves(state) if jnp.issubdtype(w.dtype, jnp.floating)]
+        return jnp.sum(jnp.sin(out)) + sum(jnp.sum(jnp.cos(w)) for w in floats), (out, state)
+
+    return jax.jit(jax.value_and_grad(score, (0, 1, 2), has_aux=True) if with_gradients else score)(*args)
+
+
+@pytest.mark.parametrize("with_gradients", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("pair", [p for p in PAIRS if p[1] != "reference"], ids="-".join)
+def test_cut_anywhere_with_documents_anywhere_it_is_the_definition(pair, with_gradients):
+    name, how = pair
+    learner, args = LEARNERS[name], make(LEARNERS[name])
+    found = everything(learner, how, (10, T), args, with_gradients)
+    close(found, everything(learner, "reference", (T,), args, with_gradients))
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_token_by_token_is_whole(name):
+    learner = LEARNERS[name]
+    inputs, weights, options = make(learner)
+
+    @jax.jit
+    def both(inputs, weights, options):
+        run = lambda x, **more: learn(learner, x, weights, **options, implementation=FAST[name], **more)
+        whole = run(inputs)
+        by_token = lambda a: a.reshape(B, T, a.shape[1] // T, *a.shape[2:]).swapaxes(0, 1)
+        step = lambda state, x: run(x, state=state)[::-1]
+        state, out = jax.lax.scan(step, init_learner_state(learner, weights, B, K, K), jax.tree.map(by_token, inputs))
+        return (out[:, :, 0].swapaxes(0, 1), state), whole
+
+    close(*both(inputs, weights, options))
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_document_gives_packed_what_it_gives_alone(name):
+    """Documents that start where all clocks are at zero, with the promise that they do."""
+    learner = LEARNERS[name]
+    inputs, weights, options = make(learner, batch=1)
+    start = max(learner.clocks.period, M)
+    ids = jnp.where(jnp.arange(T) < start - 1, 1, jnp.where(jnp.arange(T) < start, 0, 2))[None]
+
+    @jax.jit
+    def both(inputs, weights, options):
+        run = lambda x, **more: learn(learner, x, weights, **options, implementation=FAST[name], **more)[0]
+        packed = run(inputs, segment_ids=ids, aligned=True)
+        alone = run(piece(learner, inputs, start, T))
+        return (packed[:, start:], packed[:, : start - 1]), (alone, run(inputs)[:, : start - 1])
+
+    close(*both(inputs, weights, options))
