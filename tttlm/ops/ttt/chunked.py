@@ -293,7 +293,8 @@ def _pairs(
     wanted = order[-1] - jnp.arange(before - 1, -1, -1)
     at = jnp.searchsorted(order, wanted)
     there = wanted >= 1
-    return pairs, Window(*(jnp.where(there[:, None], a[at], 0) for a in (keys, values)), there)
+    kept = [jnp.where(there[:, None], a[at], 0) for a in (keys, values)]
+    return pairs, Window(kept[0], kept[1], there)
 
 
 def _project(
