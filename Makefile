@@ -4,14 +4,21 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.5
+# What a contributor runs before each commit: the house, configurations, command lines in this process, mathematics.
+QUICK := tests/test_house.py tests/test_package.py tests/test_fields.py tests/test_yaml_file.py \
+	tests/training/test_config.py tests/cli/test_hostile_values.py tests/cli/test_plot.py \
+	tests/ops/test_rope.py tests/ops/test_projection.py tests/ops/test_documents.py tests/model/test_language_model.py
 
-.PHONY: train test test-slow lint format clean
+.PHONY: train test quick test-slow lint format wheel clean
 
 train: $(VENV)/ready
 	$(PY) train.py --config configs/quickstart.yaml
 
 test: $(VENV)/ready lint
 	$(PY) -m pytest -m "not slow" --numprocesses 2 --dist loadfile
+
+quick: $(VENV)/ready lint
+	$(PY) -m pytest -m "not slow" --numprocesses 2 --dist loadfile $(QUICK)
 
 test-slow: $(VENV)/ready
 	$(PY) -m pytest -m slow
@@ -25,6 +32,9 @@ format: $(VENV)/ready
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
+wheel: $(VENV)/ready
+	$(PY) -m build
+
 # The environment is made again whenever the versions it is made from change.
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -33,4 +43,4 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache build dist

@@ -7,6 +7,7 @@ import contextlib
 import io
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -59,6 +60,12 @@ def parse(
             use_underscores=True,
         )
         return read_again(config)
+
+
+def program(default: str) -> str:
+    """The name of the program for messages and shell completion: that of the console script, where it is one."""
+    name = Path(sys.argv[0]).name
+    return name if name.startswith("tttlm-") else default
 
 
 def read_config(cls: type, path: str | Path) -> dict[str, Any]:

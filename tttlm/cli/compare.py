@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tttlm.cli.arguments import find_config, parse, read_section, run_command, split_bases
+from tttlm.cli.arguments import find_config, parse, program, read_section, run_command, split_bases
 from tttlm.errors import InputError
 from tttlm.fields import from_values, read_fields, shown
 from tttlm.yaml_file import read_yaml
@@ -62,8 +62,9 @@ def read_comparison(
 
     named = bool(words) and not words[0].startswith("-")
     file, flags = (words[0], list(words[1:])) if named else (None, list(words))
-    if {"-h", "--help"} & set(flags):
-        parse(CompareConfig, ["--help"], prog=PROGRAM, description=__doc__ or "")
+    if asked := [flag for flag in flags if flag in ("-h", "--help") or flag.startswith("--tyro-")]:
+        rest = flags[flags.index(asked[0]) :]
+        parse(CompareConfig, rest, prog=program(PROGRAM), description=__doc__ or "")
     if file is None:
         raise InputError(f"name a configuration, for example: {PROGRAM} configs/compare/small.yaml --data FOLDER")
     parts = _read_parts(find_config(file))

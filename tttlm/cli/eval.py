@@ -9,7 +9,7 @@ from typing import Any
 
 import tyro
 
-from tttlm.cli.arguments import parse, run_command
+from tttlm.cli.arguments import parse, program, run_command
 from tttlm.errors import InputError
 from tttlm.ranges import CountOrZero, FilePath
 
@@ -37,7 +37,7 @@ class EvalConfig:
 
 
 def main(arguments: list[str]) -> int:
-    config = parse(EvalConfig, arguments, prog="eval.py", description=DESCRIPTION)
+    config = parse(EvalConfig, arguments, prog=program("eval.py"), description=DESCRIPTION)
     if not config.run:
         raise InputError("name the folder of a run, for example: python eval.py runs/quickstart")
     if missing := [name for name in config.text if not Path(name).is_file()]:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import tyro
 
-from tttlm.cli.arguments import parse, run_command
+from tttlm.cli.arguments import parse, program, run_command
 from tttlm.errors import InputError
 from tttlm.ranges import FilePath, PicturePath
 
@@ -37,7 +37,7 @@ class PlotConfig:
 
 
 def main(arguments: list[str]) -> int:
-    config = parse(PlotConfig, arguments, prog="plot", description=DESCRIPTION)
+    config = parse(PlotConfig, arguments, prog=program("plot"), description=DESCRIPTION)
     if not config.runs:
         raise InputError("name the folders of runs, for example: python -m tttlm.cli.plot runs/quickstart --of loss")
     from tttlm.evaluation.curves import draw_curves, read_runs, summary

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from tttlm.cli.arguments import parse, run_command
+from tttlm.cli.arguments import parse, program, run_command
 from tttlm.data.config import PrepareConfig
 from tttlm.errors import InputError
 from tttlm.ranges import CountOrZero, FilePath, PicturePath
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> None:
     if words[:1] == ["inspect"]:
         _inspect(parse(InspectArguments, _named(words[1:], "--folder"), prog="prepare inspect"))
         return
-    given = parse(PrepareArguments, _named(words, "--source"), prog="prepare", description=__doc__ or "")
+    given = parse(PrepareArguments, _named(words, "--source"), prog=program("prepare"), description=__doc__ or "")
     if given.check:
         _check(given.check)
         return

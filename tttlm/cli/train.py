@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from tttlm.cli.arguments import parse, run_command, take_option
+from tttlm.cli.arguments import parse, program, run_command, take_option
 from tttlm.cli.faults import Terminated, describe
 from tttlm.training.config import TrainConfig
 
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
     """Trains; at the end of the run scores it on held-out text, draws its loss curve and lets it write."""
     topology, arguments = take_option(arguments, "--plan", "a topology, as in --plan v5e:4x8 or --plan h200:8")
     rest = [argument for argument in arguments if argument != "--explain"]
-    config = parse(TrainConfig, rest, prog="train.py", description=DESCRIPTION)
+    config = parse(TrainConfig, rest, prog=program("train.py"), description=DESCRIPTION)
     if len(rest) < len(arguments):
         from tttlm.training.explain import explain
 
