@@ -214,7 +214,7 @@ def train(*arguments: str) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_the_125m_step_compiles_for_devices_that_are_not_here_and_fits(topology, model, package):
-    pytest.importorskip(package, reason=f"compiling for {topology} needs the extra: pip install 'tttlm[train,plan]'")
+    pytest.importorskip(package, reason=f"compiling for {topology} needs the extra: pip install 'tttlm[plan]'")
     done = train("--config", f"configs/125m/{model}.yaml", "--plan", topology)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("fits: ")
@@ -223,7 +223,7 @@ def test_the_125m_step_compiles_for_devices_that_are_not_here_and_fits(topology,
 
 @pytest.mark.slow
 def test_what_does_not_fit_fails_with_the_number():
-    pytest.importorskip("libtpu", reason="compiling for TPUs needs the extra: pip install 'tttlm[train,plan]'")
+    pytest.importorskip("libtpu", reason="compiling for TPUs needs the extra: pip install 'tttlm[plan]'")
     whole = ["--mesh.data", "4", "--mesh.fsdp", "1", "--batch_size", "4"]  # 13 GB of weights and moments, and more
     done = train("--config", "configs/1.3b/transformer.yaml", "--plan", "v5e:2x2", *whole)
     assert done.returncode == 1, done.stderr
