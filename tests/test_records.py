@@ -16,7 +16,7 @@ from tttlm.records import MAX_LINE_BYTES, RecordError, from_plain, read_lines, r
 @dataclasses.dataclass(frozen=True)
 class Size:
     bytes: int
-    digest: str = ""
+    sha256: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +127,7 @@ def test_a_sealed_file_that_was_edited_is_refused_though_it_could_be_read(tmp_pa
     with pytest.raises(InputError, match=r"facts.json: was altered .*; make it again"):
         sealed()
     write_json(path, written)
-    with pytest.raises(InputError, match="key 'sha256' is missing"):
+    with pytest.raises(InputError, match="key 'digest' is missing"):
         sealed()
 
 

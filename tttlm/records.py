@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 MAX_BYTES = 64 << 20  # of a file; a manifest of a thousand shards is 1 MB
 MAX_LINE_BYTES = 1 << 20  # of a line in a file of JSON lines
+_DIGEST = "digest"  # the key of a sealed file
 _SHOWN = 60  # characters of a wrong key that a message repeats
 
 
@@ -65,10 +66,10 @@ def read_record(
         if format is not None and isinstance(value, dict) and value.get("format", 0) != format:
             raise RecordError(f"is of format {_shown(value.get('format', 0))}, this version reads {format}")
         if sealed and isinstance(value, dict):
-            if "sha256" not in value:
-                raise RecordError("key 'sha256' is missing")
-            if value.pop("sha256") != _seal(value):
-                raise RecordError("was altered (its sha256 is not that of its content)")
+            if _DIGEST not in value:
+                raise RecordError(f"key '{_DIGEST}' is missing")
+            if value.pop(_DIGEST) != _digest(value):
+                raise RecordError("was altered (its digest is not that of its content)")
         return from_plain(value, kind)
     except RecordError as error:
         raise InputError(f"{path}: {error}; {advice}") from None
@@ -176,25 +177,26 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_sealed(path: Path, value: Any) -> str:
-    """Writes a dataclass with the sha256 of its content in it, which `read_record` with `sealed` checks.
+    """Writes a dataclass with the sha256 of its content under the key `digest`, which `read_record` checks.
 
     Returns:
-        that sha256.
+        that digest.
 
     Raises:
         OSError: the file cannot be written.
     """
     plain = json.loads(json.dumps(_plain(value)))
-    seal = _seal(plain)
-    write_json(path, {**plain, "sha256": seal})
-    return seal
+    assert _DIGEST not in plain, f"{type(value).__name__} has a field of that name"
+    digest = _digest(plain)
+    write_json(path, {**plain, _DIGEST: digest})
+    return digest
 
 
 def _plain(value: Any) -> Any:
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
 
 
-def _seal(plain: dict[str, Any]) -> str:
+def _digest(plain: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 

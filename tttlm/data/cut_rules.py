@@ -89,8 +89,9 @@ def byte_letters() -> str:
     """The letters that byte-level vocabularies write the bytes 0 to 255 with (as GPT-2 does)."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     letters = {byte: chr(byte) for byte in plain}
-    others = (byte for byte in range(256) if byte not in letters)
-    return "".join((letters | {byte: chr(0x100 + i) for i, byte in enumerate(others)})[byte] for byte in range(256))
+    others = [byte for byte in range(256) if byte not in letters]
+    letters |= {byte: chr(0x100 + i) for i, byte in enumerate(others)}
+    return "".join(letters[byte] for byte in range(256))
 
 
 def _guarded(rule: CutRule) -> CutRule:

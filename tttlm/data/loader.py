@@ -193,6 +193,11 @@ def _batches(
 ) -> tuple[Batches, float]:
     name = splits[0].name
     if layout == "documents":
+        if batch_size < len(splits):
+            raise InputError(
+                f"a batch of {batch_size} cannot read documents of each of {len(splits)} sources side by side; "
+                f"raise batch_size to at least {len(splits)}, or choose another layout"
+            )
         documents = [Documents(split) for split in splits]
         lanes = LaneBatches(documents, weights, length, batch_size, seed if name == "train" else None)
         places = lanes.steps_per_epoch * batch_size * length

@@ -195,7 +195,10 @@ def _facts(fingerprint: Any) -> str:
     if isinstance(fingerprint, dict) and "files" in fingerprint:
         digest = str(fingerprint.get("sha256"))[:8]
         return f"{fingerprint['files']} files of {fingerprint['bytes']:,} bytes, digest {digest}"
-    return str(fingerprint)
+    if isinstance(fingerprint, dict) and "dataset" in fingerprint:
+        named = " ".join(str(fingerprint[name]) for name in ("dataset", "config", "split", "revision")).split()
+        return f"dataset {' '.join(named)}, digest {str(fingerprint.get('sha256'))[:8]}"
+    return str(fingerprint)[:100]
 
 
 def _run(config: PrepareConfig, folder: Path, source: Source, given: Tokenizer | None, begun: store.Begun) -> None:
