@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
@@ -15,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 import tttlm
 from tttlm.errors import InputError
+from tttlm.interop.pretrained import ARCHITECTURES
 from tttlm.model import AttentionConfig, Mamba2Config, MambaConfig, ModelConfig, TTTConfig
 
 FOLDERS = [
@@ -143,9 +145,9 @@ FAULTS = {
         "even head dimensions, got hidden_size 16 and num_heads 3",
     ),
     "unknown inner model": (lambda f: edit_config(f, ttt_layer_type="conv"), "ttt_layer_type must be"),
-    "no configuration": (lambda f: (f / "config.json").unlink(), "there is no such file"),
-    "configuration is no JSON": (lambda f: (f / "config.json").write_text("{"), "not readable as JSON"),
-    "no width": (lambda f: edit_config(f, hidden_size=None), "no 'hidden_size'"),
+    "no configuration": (lambda f: (f / "config.json").unlink(), "config.json: is missing"),
+    "configuration is no JSON": (lambda f: (f / "config.json").write_text("{"), "is not JSON"),
+    "no width": (lambda f: edit_config(f, hidden_size=None), r"config.json asks for \[37, 2048\]"),
     "only a pickle": (
         lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
         "pytorch_model.bin is a pickle, which is never opened",
@@ -302,3 +304,80 @@ def test_a_hybrid_has_no_released_layout(tmp_path):
     with pytest.raises(InputError, match="no released layout"):
         tttlm.save_pretrained(tttlm.LanguageModel(config, rngs=nnx.Rngs(0)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def retensor(folder: Path, **tensors) -> None:
+    there = load_file(folder / "model.safetensors")
+    save_file(there | tensors, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("family", ["ttt", "mamba"])
+def test_a_head_that_a_folder_holds_is_compared_with_the_embedding_before_it_is_left_out(written, tmp_path, family):
+    folder = Path(shutil.copytree(written[family], tmp_path / "model"))
+    name = next(n for n in load_file(folder / "model.safetensors") if "embed" in n)
+    embedding = load_file(folder / "model.safetensors")[name]
+    retensor(folder, **{"lm_head.weight": embedding.copy()})
+    same_parameters(tttlm.from_pretrained(folder), tttlm.from_pretrained(written[family]))
+    embedding[3, 4] += 1
+    retensor(folder, **{"lm_head.weight": embedding})
+    for values in ({}, {"tie_word_embeddings": None}):
+        edit_config(folder, **values)
+        with pytest.raises(InputError, match=r"'lm_head.weight' is not the embedding, but config.json ties"):
+            tttlm.from_pretrained(folder)
+    edit_config(folder, tie_word_embeddings=False)
+    np.testing.assert_array_equal(tttlm.from_pretrained(folder).lm_head.embedding[...], embedding)
+
+
+def test_constants_that_a_folder_holds_are_compared_too(written, tmp_path):
+    folder = Path(shutil.copytree(written["llama"], tmp_path / "model"))
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    retensor(folder, **{name: (10_000.0 ** (-np.arange(4) / 4)).astype(np.float32)})
+    tttlm.from_pretrained(folder)
+    retensor(folder, **{name: (500_000.0 ** (-np.arange(4) / 4)).astype(np.float32)})
+    with pytest.raises(InputError, match=r"inv_freq' holds other values than config.json makes \(rope_theta = 10000"):
+        tttlm.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "dtype", [ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, np.int8, np.uint16, np.bool_, np.complex64]
+)
+def test_a_tensor_of_a_dtype_that_is_not_read_is_one_line(written, tmp_path, dtype):
+    folder = Path(shutil.copytree(written["ttt"], tmp_path / "model"))
+    retensor(folder, **{NORM: np.ones(16).astype(dtype)})
+    with pytest.raises(InputError, match=NORM) as error:
+        tttlm.from_pretrained(folder)
+    assert "\n" not in str(error.value)
+
+
+# The values of `transformers` 5.24 (configuration_*.py) and of the released TTT code.
+DEFAULTS = {
+    "llama": (32_000, 4096, 32, 32, 11_008, False),
+    "mamba": (50_280, 768, 32, None, 0, True),
+    "mamba2": (32_768, 4096, 64, None, 0, False),
+    "ttt": (32_000, 2048, 24, 32, 5504, True),
+}
+
+
+@pytest.mark.parametrize("family", DEFAULTS)
+def test_what_config_json_leaves_out_has_the_defaults_of_transformers(family):
+    config = ARCHITECTURES[family].config({"model_type": family})
+    heads = config.num_heads if family in ("llama", "ttt") else None
+    found = (config.vocab_size, config.hidden_size, config.num_layers, heads, config.intermediate_size)
+    assert (*found, config.tie_embeddings) == DEFAULTS[family]
+    if family == "mamba2":
+        assert (config.mamba2.num_groups, config.mamba2.head_dim, config.mamba2.state_size) == (8, 64, 128)
+
+
+def test_absurd_sizes_are_one_line_in_no_time(written, tmp_path):
+    folder = Path(shutil.copytree(written["ttt"], tmp_path / "model"))
+    edit_config(folder, num_hidden_layers=2**20)
+    with pytest.raises(InputError, match="num_hidden_layers = 1048576, but the folder holds"):
+        tttlm.from_pretrained(folder)
+
+
+def test_an_index_that_points_out_of_the_folder_is_refused(model, tmp_path):
+    tttlm.save_pretrained(model, tmp_path, shard_bytes=3000)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace("model-00001", "../model-00001"))
+    with pytest.raises(InputError, match="no file of this folder is named for"):
+        tttlm.from_pretrained(tmp_path)

@@ -11,16 +11,16 @@ MIXERS = {"attention": "attention"}
 
 
 def config(values: dict[str, Any]) -> ModelConfig:
-    """Our configuration of what config.json says."""
-    num_heads, hidden_size = integer(values, "num_attention_heads"), integer(values, "hidden_size")
+    """Our configuration of what config.json says; what it leaves out has the defaults of `transformers`."""
+    num_heads, hidden_size = integer(values, "num_attention_heads", 32), integer(values, "hidden_size", 4096)
     expect(values, hidden_act="silu")
     refuse(values, "sliding_window", "quantization_config")
     return ModelConfig(
-        vocab_size=integer(values, "vocab_size"),
+        vocab_size=integer(values, "vocab_size", 32_000),
         hidden_size=hidden_size,
-        num_layers=integer(values, "num_hidden_layers"),
+        num_layers=integer(values, "num_hidden_layers", 32),
         num_heads=num_heads,
-        intermediate_size=integer(values, "intermediate_size"),
+        intermediate_size=integer(values, "intermediate_size", 11_008),
         feed_forward_bias=flag(values, "mlp_bias", False),
         mixers=("attention",),
         backbone="transformer",

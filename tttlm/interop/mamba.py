@@ -11,10 +11,10 @@ MIXERS = {"mamba": "mamba"}
 
 
 def config(values: dict[str, Any]) -> ModelConfig:
-    """Our configuration of what config.json says."""
+    """Our configuration of what config.json says; what it leaves out has the defaults of `transformers`."""
     auto = values.get("time_step_rank") in (None, "auto")
     return ModelConfig(
-        **common_config(values),
+        **common_config(values, vocab_size=50_280, hidden_size=768, num_layers=32, tied=True),
         mixers=("mamba",),
         mamba=MambaConfig(
             state_size=integer(values, "state_size", 16),
@@ -51,18 +51,20 @@ def table(config: ModelConfig) -> list[Entry]:
     ]
 
 
-def common_config(values: dict[str, Any]) -> dict[str, Any]:
-    """What Mamba and Mamba-2 have in common."""
-    hidden_size = integer(values, "hidden_size")
+def common_config(
+    values: dict[str, Any], *, vocab_size: int, hidden_size: int, num_layers: int, tied: bool
+) -> dict[str, Any]:
+    """What Mamba and Mamba-2 have in common; the arguments are the defaults that they do not share."""
+    hidden_size = integer(values, "hidden_size", hidden_size)
     expect(values, hidden_act="silu", intermediate_size=integer(values, "expand", 2) * hidden_size)
     refuse(values, "quantization_config", "attention_layers_idx", "mlp_intermediate_size")
     return {
-        "vocab_size": integer(values, "vocab_size"),
+        "vocab_size": integer(values, "vocab_size", vocab_size),
         "hidden_size": hidden_size,
-        "num_layers": integer(values, "num_hidden_layers"),
+        "num_layers": integer(values, "num_hidden_layers", num_layers),
         "intermediate_size": 0,
         "conv_kernel": integer(values, "conv_kernel", 4),
-        "tie_embeddings": flag(values, "tie_word_embeddings", True),
+        "tie_embeddings": flag(values, "tie_word_embeddings", tied),
         "norm_eps": number(values, "layer_norm_epsilon", 1e-5),
         "initializer_range": number(values, "initializer_range", 0.1),
     }

@@ -12,23 +12,21 @@ MIXERS = {"mamba2": "mamba2"}
 
 
 def config(values: dict[str, Any]) -> ModelConfig:
-    """Our configuration of what config.json says."""
+    """Our configuration of what config.json says; what it leaves out has the defaults of `transformers`."""
     expect(values, rms_norm=True)
-    shared = common_config(values)
+    shared = common_config(values, vocab_size=32_768, hidden_size=4096, num_layers=64, tied=False)
     mamba2 = Mamba2Config(
         state_size=integer(values, "state_size", 128),
         head_dim=integer(values, "head_dim", 64),
         expand=integer(values, "expand", 2),
-        num_groups=integer(values, "n_groups", 1),
+        num_groups=integer(values, "n_groups", 8),
         dt_limit=_dt_limit(values),
         use_bias=flag(values, "use_bias", False),
         conv_bias=flag(values, "use_conv_bias", True),
     )
     num_heads = mamba2.expand * shared["hidden_size"] // mamba2.head_dim
-    if integer(values, "num_heads", max(1, num_heads)) != num_heads:
-        raise InputError(
-            f"config.json: num_heads must be expand * hidden_size / head_dim = {num_heads}, got {values['num_heads']}"
-        )
+    if (given := integer(values, "num_heads", 128)) != num_heads:
+        raise InputError(f"config.json: num_heads must be expand * hidden_size / head_dim = {num_heads}, got {given}")
     return ModelConfig(**shared, mixers=("mamba2",), mamba2=mamba2)
 
 

@@ -20,8 +20,11 @@ from tttlm.interop.tensors import INDEX, SINGLE, Tensors, read_json, write_tenso
 from tttlm.model import LanguageModel, ModelConfig
 
 ARCHITECTURES: dict[str, ModuleType] = {module.model_type: module for module in (llama, mamba, mamba2, ttt)}
-# Constants that some versions of the reference code store beside the parameters.
-NO_PARAMETERS = ("*.inv_freq", "*.token_idx")
+# Constants that some versions of the reference code store beside the parameters, and what they are.
+CONSTANTS: dict[str, Callable[[ModelConfig, int], np.ndarray]] = {
+    "*.inv_freq": lambda config, size: config.rope_theta ** (-np.arange(size) / size),
+    "*.token_idx": lambda config, size: 1 / np.arange(1, size + 1),
+}
 
 Place = tuple[Any, ...]
 
@@ -53,6 +56,11 @@ def from_pretrained(folder: str | Path, *, dtype: str | None = None, param_dtype
     config = replace(config, dtype=dtype or param_dtype, param_dtype=param_dtype)
     entries = architecture.table(config)
     tensors = Tensors(folder)
+    if config.num_layers > len(tensors):
+        raise InputError(
+            f"{folder}: config.json says num_hidden_layers = {config.num_layers}, but the folder holds "
+            f"{len(tensors)} tensors in all; check config.json against the file"
+        )
     graph, state = nnx.split(nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0))))
     parameters = nnx.to_flat_state(state)
     shapes = {path: variable.shape for path, variable in parameters}
@@ -65,7 +73,7 @@ def from_pretrained(folder: str | Path, *, dtype: str | None = None, param_dtype
             ]
             value = np.stack(parts) if "{i}" in entry.name else parts[0]
             loaded[path] = jnp.asarray(value, param_dtype)
-    _check_unread(tensors, config)
+    _check_unread(tensors, config, loaded)
     if missing := shapes.keys() - loaded.keys():
         raise AssertionError(f"the table of {architecture.__name__} has no entry for {sorted(map(str, missing))}")
     return nnx.merge(graph, nnx.from_flat_state([(path, v.replace(loaded[path])) for path, v in parameters]))
@@ -131,12 +139,27 @@ def _shape_there(entry: Entry, shape: tuple[int, ...], *, stacked: bool) -> tupl
     return entry.save(np.broadcast_to(np.float32(0), shape[1:] if stacked else shape)).shape
 
 
-def _check_unread(tensors: Tensors, config: ModelConfig) -> None:
+def _check_unread(tensors: Tensors, config: ModelConfig, loaded: dict[Place, jax.Array]) -> None:
+    """Refuses a tensor that was not read, unless it is only a copy of what was read or of a constant."""
     for name in sorted(tensors.unread):
-        if any(fnmatch.fnmatch(name, pattern) for pattern in NO_PARAMETERS):
-            continue
+        known = next((of for pattern, of in CONSTANTS.items() if fnmatch.fnmatch(name, pattern)), None)
+        if known is not None:
+            value = tensors.read_any(name).ravel().astype(np.float64)
+            if np.allclose(value, known(config, value.size), rtol=1e-2):  # some are stored in bfloat16
+                continue
+            raise InputError(
+                f"{tensors.folder}: tensor {name!r} holds other values than config.json makes (rope_theta = "
+                f"{config.rope_theta}); check config.json against the file"
+            )
         if name == "lm_head.weight" and config.tie_embeddings:  # a copy of the embedding, as some writers keep it
-            continue
+            embedding = loaded["embed", "embedding"]
+            head = jnp.asarray(tensors.read(name, embedding.shape), embedding.dtype)
+            if bool(jnp.array_equal(head, embedding)):
+                continue
+            raise InputError(
+                f"{tensors.folder}: tensor {name!r} is not the embedding, but config.json ties the two "
+                "(tie_word_embeddings, also where it is left out); set it to false if the head is one of its own"
+            )
         raise InputError(
             f"{tensors.folder}: tensor {name!r} is no part of the model that config.json describes; "
             "check config.json against the file"

@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp  # also registers bfloat16 with numpy, which safetensors needs
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from tttlm.errors import InputError
+from tttlm.records import read_record
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 LARGEST_HEADER = 10**8  # bytes, by the format's definition
@@ -29,8 +29,10 @@ class Tensors:
             names = read_json(folder / INDEX).get("weight_map")
             if not isinstance(names, dict):
                 raise InputError(f"{folder / INDEX}: it has no weight_map that says which file holds which tensor")
-            if wrong := [name for name, file in names.items() if not isinstance(file, str)]:
-                raise InputError(f"{folder / INDEX}: it names no file for tensor {wrong[0]!r}, got {names[wrong[0]]!r}")
+            if wrong := [name for name, file in names.items() if not isinstance(file, str) or Path(file).name != file]:
+                raise InputError(
+                    f"{folder / INDEX}: no file of this folder is named for {wrong[0]!r}, but {names[wrong[0]]!r}"
+                )
             self._where = {name: folder / file for name, file in names.items()}
         elif (folder / SINGLE).exists():
             self._where = dict.fromkeys(self._open(folder / SINGLE).keys(), folder / SINGLE)
@@ -41,27 +43,44 @@ class Tensors:
         self._files: dict[Path, Any] = {}
         self.unread = set(self._where)
 
+    def __len__(self) -> int:
+        return len(self._where)
+
     def __contains__(self, name: str) -> bool:
         return name in self._where
+
+    def read_any(self, name: str) -> np.ndarray:
+        """The tensor of that name, whatever its shape."""
+        path = self._where[name]
+        return self.read(name, tuple(self._opened(path).get_slice(name).get_shape()))
 
     def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """The tensor of that name, which must have that shape."""
         if name not in self._where:
             raise InputError(f"{self.folder}: tensor {name!r} is missing; expected one of shape {list(shape)}")
         path = self._where[name]
-        if path not in self._files:
-            self._files[path] = self._open(path)
+        file = self._opened(path)
         try:
-            tensor = self._files[path].get_tensor(name)
+            tensor = file.get_tensor(name)
         except (SafetensorError, OSError, ValueError) as error:
             raise InputError(f"{path}: tensor {name!r} cannot be read ({error}); fetch the file again") from None
-        if tensor.shape != shape or not jnp.issubdtype(tensor.dtype, jnp.floating):
+        except (AttributeError, KeyError, TypeError):  # of a dtype that numpy has no name for
+            kind = file.get_slice(name).get_dtype()
+            raise InputError(
+                f"{path}: tensor {name!r} is of {kind}, which is not read here; convert it to float32 or bfloat16"
+            ) from None
+        if tensor.shape != shape or tensor.dtype.name not in ("float32", "bfloat16", "float16", "float64"):
             raise InputError(
                 f"{path}: tensor {name!r} has shape {list(tensor.shape)} of {tensor.dtype}, but config.json asks for "
                 f"{list(shape)} of floating-point numbers"
             )
         self.unread.discard(name)
         return tensor
+
+    def _opened(self, path: Path) -> Any:
+        if path not in self._files:
+            self._files[path] = self._open(path)
+        return self._files[path]
 
     @staticmethod
     def _open(path: Path) -> Any:
@@ -124,16 +143,6 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        InputError: when there is no such file, or none in it.
+        InputError: there is no such file, or none in it.
     """
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise InputError(
-            f"{path}: there is no such file; a checkpoint folder holds config.json and safetensors"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
+    return read_record(path, dict[str, Any], advice="a checkpoint folder holds config.json and safetensors")

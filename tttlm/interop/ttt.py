@@ -19,11 +19,11 @@ def config(values: dict[str, Any]) -> ModelConfig:
     refuse(values, "rope_scaling", "quantization_config")
     share_qk, gate = flag(values, "share_qk", False), flag(values, "use_gate", False)
     return ModelConfig(
-        vocab_size=integer(values, "vocab_size"),
-        hidden_size=integer(values, "hidden_size"),
-        num_layers=integer(values, "num_hidden_layers"),
-        num_heads=integer(values, "num_attention_heads"),
-        intermediate_size=integer(values, "intermediate_size"),
+        vocab_size=integer(values, "vocab_size", 32_000),
+        hidden_size=integer(values, "hidden_size", 2048),
+        num_layers=integer(values, "num_hidden_layers", 24),
+        num_heads=integer(values, "num_attention_heads", 32),
+        intermediate_size=integer(values, "intermediate_size", 5504),
         mixers=(MIXERS[kind],),  # type: ignore[arg-type]
         backbone="mamba" if share_qk and gate else "transformer",
         conv_before_block=flag(values, "pre_conv", False),
