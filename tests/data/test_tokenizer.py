@@ -1,15 +1,18 @@
 """Tokenizers: what they give is exactly what the tokenizer itself gives, however a text is cut."""
 
+import io
 import json
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
+import sentencepiece
 from hypothesis import given, settings
 
-from tests.data.small import WORDS, make_text, sentencepiece_of
-from tttlm.data import cutting, load_tokenizer
+from tests.data.small import WORDS, make_text, sentencepiece_of, small_config
+from tttlm.data import DataConfig, cutting, held_out_documents, load_tokenizer, open_data, prepare
 from tttlm.data.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, train_tokenizer
 from tttlm.data.tokenizer_files import tokenizer_from_state, tokenizer_state
 from tttlm.errors import InputError
@@ -224,4 +227,96 @@ def test_what_is_no_tokenizer_is_refused_in_one_line(
         (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=said) as caught:
         load_tokenizer(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+# Control tokens that a person or a file names
+
+
+def model_without_eos(*symbols: str) -> bytes:
+    out = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(make_text(1, 2_000).splitlines()),
+        model_writer=out,
+        model_type="bpe",
+        vocab_size=400,
+        byte_fallback=True,
+        bos_id=-1,
+        eos_id=-1,
+        user_defined_symbols=list(symbols),
+        minloglevel=2,
+    )
+    return out.getvalue()
+
+
+def test_the_controls_of_a_sentencepiece_model_can_be_named(tmp_path: Path, sentencepiece_file: Path) -> None:
+    (tmp_path / "own.model").write_bytes(model_without_eos("<|endoftext|>", "<|begin|>"))
+    tokenizer = load_tokenizer(tmp_path / "own.model")
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (None, None)
+    named = load_tokenizer(tmp_path / "own.model", bos_token="<|begin|>", eos_token="<|endoftext|>")
+    ids = [named.id_of(token) for token in ("<|begin|>", "<|endoftext|>")]
+    assert [named.bos_id, named.eos_id] == ids
+    assert None not in ids
+    assert named.fingerprint != tokenizer.fingerprint
+    copy = tokenizer_from_state(tokenizer_state(named))
+    assert (copy.bos_id, copy.eos_id, copy.fingerprint) == (named.bos_id, named.eos_id, named.fingerprint)
+    with pytest.raises(InputError, match=r"has no token '<\|no such\|>'"):
+        load_tokenizer(sentencepiece_file, eos_token="<|no such|>")
+
+
+def test_documents_end_with_the_token_that_was_named_and_are_read_back_so(tmp_path: Path, text_folder: Path) -> None:
+    (tmp_path / "own.model").write_bytes(model_without_eos("<|endoftext|>"))
+    config = small_config(text_folder, tmp_path / "own.model", eos_token="<|endoftext|>")
+    prepare(config, tmp_path / "data")
+    eos = load_tokenizer(tmp_path / "own.model").id_of("<|endoftext|>")
+    assert load_tokenizer(tmp_path / "data").eos_id == eos
+    assert {int(document.tokens[-1]) for document in held_out_documents(tmp_path / "data")} == {eos}
+    again = small_config(text_folder, tmp_path / "data")  # the folder's own tokenizer, with its controls
+    prepare(again, tmp_path / "again")
+    assert load_tokenizer(tmp_path / "again").eos_id == eos
+    loader = DataConfig(path=str(tmp_path / "data"), tokenizer=str(tmp_path / "own.model"))
+    assert open_data(loader, split="train", batch_size=1, sequence_length=8).tokenizer.eos_id == eos
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "train"])
+def test_a_control_that_would_not_be_used_is_refused(tmp_path: Path, text_folder: Path, tokenizer: str) -> None:
+    for name in ("bos_token", "eos_token"):
+        with pytest.raises(InputError, match="'</s>' was named"):
+            prepare(small_config(text_folder, tokenizer, **{name: "</s>"}), tmp_path / "data")
+
+
+def test_of_two_tokenizers_in_a_folder_the_json_is_read_with_the_controls_beside_it(
+    tmp_path: Path, sentencepiece_file: Path
+) -> None:
+    shutil.copy(sentencepiece_file, tmp_path / "tokenizer.model")
+    assert load_tokenizer(tmp_path).kind == "sentencepiece"
+    (tmp_path / "tokenizer.json").write_bytes(byte_level(REGEX_GPT2))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
+    tokenizer = load_tokenizer(tmp_path)
+    assert (tokenizer.kind, tokenizer.eos_id) == ("tokenizers", tokenizer.id_of("<|endoftext|>"))
+    (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")  # as tiktoken's
+    assert load_tokenizer(tmp_path).fingerprint == tokenizer.fingerprint
+
+
+def test_the_controls_beside_a_sentencepiece_model_count(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(model_without_eos("<|im_end|>", "<|endoftext|>"))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": "<|endoftext|>", "bos_token": None}))
+    assert load_tokenizer(tmp_path).eos_id == load_tokenizer(tmp_path / "tokenizer.model").id_of("<|endoftext|>")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<|im_end|>"}}))
+    assert load_tokenizer(tmp_path).eos_id == load_tokenizer(tmp_path).id_of("<|im_end|>")
+
+
+def test_several_models_in_a_folder_are_not_chosen_from(tmp_path: Path, sentencepiece_file: Path) -> None:
+    for name in ("a.model", "b.model"):
+        shutil.copy(sentencepiece_file, tmp_path / name)
+    with pytest.raises(InputError, match=r"holds a\.model and b\.model; name the file"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("data", [b"", b"[", b"[]", b'{"eos_token": 3}', b"\xff", b'{"a":' * 50_000, b'{"a":1,"a":2}'])
+def test_a_spoilt_file_beside_a_tokenizer_is_named(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(byte_level(REGEX_GPT2))
+    (tmp_path / "tokenizer_config.json").write_bytes(data)
+    with pytest.raises(InputError, match=r"tokenizer_config\.json") as caught:
+        load_tokenizer(tmp_path)
     assert "\n" not in str(caught.value)

@@ -20,6 +20,7 @@ from tttlm.data.store import (
     part_name,
     read_manifest,
     read_part,
+    reading,
 )
 from tttlm.errors import InputError
 from tttlm.progress import progress_bar
@@ -51,7 +52,11 @@ def verify(folder: str | Path, *, thorough: bool = False) -> Manifest:
     Raises:
         InputError: the folder is not complete, or a file is missing, truncated or altered; names it.
     """
-    folder = Path(folder)
+    with reading(folder):
+        return _verified(Path(folder), thorough)
+
+
+def _verified(folder: Path, thorough: bool) -> Manifest:
     manifest = read_manifest(folder)
     files = _files(manifest)
     for name, facts in files.items():
@@ -99,10 +104,8 @@ def _read_all(folder: Path, files: dict[str, FileFacts], advice: str) -> dict[st
     total = sum(facts.bytes for facts in files.values())
     with progress_bar(total, f"checking {folder}", unit="B", disable=total < _SHOW_BAR) as bar:
         for name, facts in files.items():
-            try:
+            with reading(folder / name):
                 found, states[name] = facts_of_file(folder / name)
-            except OSError as error:
-                raise InputError(f"{folder / name} cannot be read: {error.strerror}") from error
             if found != facts:
                 raise InputError(f"{folder / name} was altered (its sha256 is not that of {MANIFEST}); {advice}")
             bar.update(facts.bytes)

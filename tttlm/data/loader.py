@@ -14,7 +14,7 @@ from tttlm.data.integrity import verify
 from tttlm.data.lanes import LaneBatches
 from tttlm.data.order import Order
 from tttlm.data.packing import Packed
-from tttlm.data.store import MANIFEST, Documents, Manifest, Split, read_manifest
+from tttlm.data.store import MANIFEST, Documents, Manifest, Split, read_manifest, reading
 from tttlm.data.tokenizer import Tokenizer
 from tttlm.data.tokenizer_files import load_tokenizer
 from tttlm.data.windows import Windows
@@ -129,6 +129,21 @@ def open_data(
             that the model's vocabulary has not.
     """
     config.validate()
+    with reading(config.path):
+        return _open(config, split, batch_size, sequence_length, seed, align, process_index, process_count, vocab_size)
+
+
+def _open(
+    config: DataConfig,
+    split: str,
+    batch_size: int,
+    sequence_length: int,
+    seed: int,
+    align: int,
+    process_index: int,
+    process_count: int,
+    vocab_size: int | None,
+) -> Loader:
     if split not in ("train", "validation"):
         raise InputError(f"split is 'train' or 'validation', not {split!r}")
     if batch_size < 1 or batch_size % process_count:

@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -168,6 +169,21 @@ class Manifest:
     parts: list[PartFacts]
 
 
+@contextlib.contextmanager
+def reading(folder: str | Path) -> Iterator[None]:
+    """Turns what the operating system refuses while a prepared folder is read into one line.
+
+    Raises:
+        InputError: names the file and the reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        at = error.filename if isinstance(error.filename, (str, Path)) else folder
+        hint = "; raise the limit of open files (ulimit -n)" if error.errno == errno.EMFILE else ""
+        raise InputError(f"{at} cannot be read: {error.strerror or error}{hint}") from error
+
+
 def sha256(path: Path) -> str:
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -192,7 +208,8 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     lock: filelock.BaseFileLock = filelock.FileLock(folder / ".lock")
     try:
-        _acquire(lock, folder, wait)
+        with warnings.catch_warnings(action="ignore"):  # that it does without the operating system's
+            _acquire(lock, folder, wait)
     except (NotImplementedError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
             raise
@@ -390,11 +407,8 @@ class Split:
         name = f"{self.name}.{kind}"
         path = self.folder / part_name(part) / name
         check_size(path, self.manifest.parts[part].files[name].bytes)
-        try:
+        with reading(path):
             return np.memmap(path, dtype, mode="r").view(np.ndarray)
-        except OSError as error:
-            hint = "; raise the limit of open files (ulimit -n)" if error.errno == errno.EMFILE else ""
-            raise InputError(f"{path} cannot be read: {error.strerror}{hint}") from error
 
 
 class Documents:
@@ -430,11 +444,9 @@ class Documents:
 
 def check_size(path: Path, size: int, advice: str = _ADVICE) -> None:
     """Raises InputError where a file is missing or not as long as it was written."""
-    try:
+    with reading(path):
+        if not path.exists():
+            raise InputError(f"{path} is missing; {advice}")
         actual = path.stat().st_size
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is missing; {advice}") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
     if actual != size:
         raise InputError(f"{path} has {actual} bytes, was written with {size}; {advice}")

@@ -36,7 +36,11 @@ class Encoded:
 
 
 def encode_task(tokenizer: Tokenizer, dtype: str, task: Task) -> list[Encoded]:
-    """Tokens of each block of a task; invalid UTF-8 is replaced by U+FFFD and reported."""
+    """Encodes each block of a task; invalid UTF-8 is replaced by U+FFFD and reported.
+
+    Raises:
+        InputError: the tokenizer cannot encode a text.
+    """
     texts, valid = [], []
     for data, goes_on in task:
         try:
@@ -46,7 +50,11 @@ def encode_task(tokenizer: Tokenizer, dtype: str, task: Task) -> list[Encoded]:
             text = data.decode("utf-8", "replace")
             valid.append(False)
         texts.append((text, goes_on))
-    encoded = tokenizer.encode_blocks(texts)
+    try:
+        encoded = tokenizer.encode_blocks(texts)
+    except Exception as error:  # the packages raise bare Exception
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise InputError(f"the tokenizer cannot encode a text ({said[:200]}); choose another tokenizer") from error
     return [Encoded(tokens.astype(dtype), ok) for tokens, ok in zip(encoded, valid, strict=True)]
 
 
@@ -76,7 +84,7 @@ class Workers:
             ) from error
         self._idle.put(process)
         if isinstance(answer, str):
-            raise RuntimeError(f"a tokenizing process failed:\n{answer}")
+            raise InputError(answer)
         return answer
 
     def close(self) -> None:
@@ -107,7 +115,6 @@ def available_cores() -> int:
 def serve() -> None:
     """The life of a worker."""
     import signal
-    import traceback
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes our input
     source = os.fdopen(os.dup(0), "rb")
@@ -120,8 +127,8 @@ def serve() -> None:
             task = _receive(source)
             try:
                 answer: Any = encode_task(tokenizer, dtype, task)
-            except Exception:
-                answer = traceback.format_exc()
+            except InputError as error:
+                answer = str(error)
             _send(answers, answer)
     except (EOFError, BrokenPipeError):
         return
