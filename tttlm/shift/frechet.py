@@ -9,7 +9,7 @@ from tttlm.shift.estimate import GROUPS, Estimate, jackknife_error, t_interval
 from tttlm.shift.moments import Gaussian, Moments
 from tttlm.shift.samples import Features, pair_of
 
-_HALVES = 4
+_HALVES = 2
 
 
 @dataclass(frozen=True)

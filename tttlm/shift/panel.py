@@ -17,6 +17,7 @@ from tttlm.shift.samples import Features, pair_of
 from tttlm.shift.wasserstein import columnwise_wasserstein, entropic_wasserstein, sliced_wasserstein
 
 _SHRINKAGE = 0.05
+_MANY = 20  # features beyond which a nearest neighbour is hardly nearer than any other sample
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def compare_samples(
     rng = np.random.default_rng(seed)
     few_a, few_b = (x[np.sort(rng.permutation(len(x))[:pairs])] if pairs else x for x in (a, b))
     found: list[Measurement] = []
+    few_of_many = min(len(a), len(b)) < 10 * a.shape[1]
 
     def add(names: tuple[str, ...], measure: Callable[[], tuple[Estimate, ...]], note: str = "") -> None:
         try:
@@ -74,12 +76,13 @@ def compare_samples(
     add(
         ("KL(A||B), nearest neighbours", "KL(B||A), nearest neighbours", "Jensen-Shannon, nearest neighbours"),
         lambda: _three(nearest_neighbour_divergence(few_a, few_b, seed=seed)),
-        subset,
+        "; ".join(filter(None, [subset, "unreliable for so many features" if a.shape[1] > _MANY else ""])),
     )
     add(
         ("KL(A||B), Gaussian", "KL(B||A), Gaussian", "Jensen-Shannon, Gaussian"),
         lambda: _three(gaussian_divergence(a, b, shrinkage=_SHRINKAGE, seed=seed)),
-        f"covariance shrunk by {_SHRINKAGE:g}",
+        f"covariance shrunk by {_SHRINKAGE:g}"
+        + ("; far too large for so few samples of so many features" if few_of_many else ""),
     )
     if a.shape[1] == 1:
         from tttlm.shift.wasserstein import wasserstein_1d

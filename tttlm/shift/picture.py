@@ -1,0 +1,114 @@
+"""The picture of a comparison: both samples in two dimensions, and what differs most."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from tttlm.errors import InputError
+
+COLOURS = "#2a5d9f", "#c4472f"
+_POINTS = 2000
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing in which the samples differ.
+
+    Attributes:
+        name: what it is.
+        size: how much it differs, in the unit of the ranking.
+        more_in_b: whether there is more of it in B.
+    """
+
+    name: str
+    size: float
+    more_in_b: bool
+
+
+def draw(
+    a: np.ndarray,
+    b: np.ndarray,
+    differences: list[Difference],
+    png: Path,
+    *,
+    names: tuple[str, str],
+    title: str,
+    unit: str,
+    pixels: np.ndarray | None = None,
+) -> Path:
+    """Draws both samples along the two principal directions of A and B together, and a ranking of differences.
+
+    Args:
+        a, b: features `[N, D]` and `[M, D]`.
+        differences: largest first.
+        png: the file to write.
+        names: what the samples are called.
+        unit: of the differences.
+        pixels: differences `[H, W]` of images, drawn as a map beside the others.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    panels = 2 if pixels is None else 3
+    figure = Figure(figsize=(5.6 * panels, 5), layout="constrained")
+    axes = figure.subplots(1, panels)
+    figure.suptitle(title, fontsize=11)
+    _draw_projection(axes[0], a, b, names)
+    _draw_ranking(axes[1], differences, names, unit)
+    if pixels is not None:
+        shown = axes[2].imshow(pixels, cmap="magma", vmin=0)
+        axes[2].set(title="where pixels differ", xticks=[], yticks=[])
+        figure.colorbar(shown, ax=axes[2], label=unit, shrink=0.8)
+    try:
+        figure.savefig(png, dpi=130)
+    except OSError as error:
+        raise InputError(f"{png} cannot be written: {error.strerror or error}") from None
+    return png
+
+
+def project(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Coordinates `[N, 2]` and `[M, 2]` along the principal directions of A and B together, and the shares of variance.
+
+    The two samples have the same weight in the directions, whatever their sizes.
+    """
+    middle = (a.mean(0) + b.mean(0)) / 2
+    a, b = a - middle, b - middle
+    _, values, directions = np.linalg.svd(
+        np.concatenate([a / np.sqrt(len(a)), b / np.sqrt(len(b))]), full_matrices=False
+    )
+    directions = np.pad(directions[:2], ((0, max(0, 2 - len(directions))), (0, 0)))
+    shares = np.pad(values**2, (0, 2))[:2] / max(np.sum(values**2), np.finfo(float).tiny)
+    return a @ directions.T, b @ directions.T, shares
+
+
+def _draw_projection(axes: Axes, a: np.ndarray, b: np.ndarray, names: tuple[str, str]) -> None:
+    rng = np.random.default_rng(0)
+    a, b = (x[rng.permutation(len(x))[:_POINTS]] for x in (a, b))
+    points_a, points_b, shares = project(a, b)
+    size = float(np.clip(4000 / (len(a) + len(b)), 4, 25))
+    for points, colour, name in zip((points_a, points_b), COLOURS, names, strict=True):
+        axes.scatter(points[:, 0], points[:, 1], s=size, color=colour, alpha=0.5, linewidths=0, label=name)
+        x, y = points.mean(0)
+        axes.scatter(x, y, s=160, color=colour, marker="X", edgecolors="white", linewidths=1.5, zorder=3)
+    axes.set(
+        title="both samples in two dimensions; X is the mean",
+        xlabel=f"first principal direction ({shares[0]:.0%} of variance)",
+        ylabel=f"second ({shares[1]:.0%})",
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+
+
+def _draw_ranking(axes: Axes, differences: list[Difference], names: tuple[str, str], unit: str) -> None:
+    places = range(len(differences))
+    axes.barh(places, [d.size for d in differences], color=[COLOURS[d.more_in_b] for d in differences])
+    axes.set_yticks(places, [d.name.replace("$", r"\$") for d in differences])  # a dollar would begin a formula
+    axes.invert_yaxis()
+    for colour, name in zip(COLOURS, names, strict=True):
+        axes.barh([0], [0], color=colour, label=f"more in {name}")
+    axes.set(title="what differs most", xlabel=unit)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")

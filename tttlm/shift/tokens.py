@@ -1,0 +1,96 @@
+"""From stretches of tokens to counts, to frequencies as features, and to the features of a language model."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from scipy import special
+
+from tttlm.model import LanguageModel
+from tttlm.shift.reading import Stretches
+
+_VOCABULARY = 10_000
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Counts of the commonest tokens of two samples; the other tokens together are the last column.
+
+    Attributes:
+        a, b: counts `[units, V]`; a unit is a document, or a stretch where a sample has too few documents.
+        ids: token of every column but the last, most frequent first.
+        by_document: whether units are documents.
+    """
+
+    a: np.ndarray
+    b: np.ndarray
+    ids: np.ndarray
+    by_document: bool
+
+
+def count_tokens(a: Stretches, b: Stretches, *, fewest: int = 4) -> Counted:
+    """Counts by document, where both samples have at least `fewest` documents, and by stretch otherwise."""
+    totals = np.bincount(np.concatenate([*a.tokens, *b.tokens]).astype(np.int64))
+    order = np.argsort(-totals, kind="stable")
+    ids = order[: min(_VOCABULARY, np.count_nonzero(totals))]
+    column = np.full(len(totals), len(ids))
+    column[ids] = np.arange(len(ids))
+    by_document = min(len(np.unique(s.documents)) for s in (a, b)) >= fewest
+    counts = [_counts(sample, column, len(ids) + 1, by_document) for sample in (a, b)]
+    return Counted(counts[0], counts[1], ids, by_document)
+
+
+def _counts(sample: Stretches, column: np.ndarray, size: int, by_document: bool) -> np.ndarray:
+    units = np.unique(sample.documents, return_inverse=True)[1] if by_document else np.arange(len(sample.tokens))
+    counts = np.zeros((int(units.max()) + 1, size), np.float32)
+    for unit, tokens in zip(units, sample.tokens, strict=True):
+        counts[unit] += np.bincount(column[tokens], minlength=size)
+    return counts
+
+
+def frequency_features(sample: Stretches, ids: np.ndarray) -> np.ndarray:
+    """Features `[N, len(ids)]`: the square roots of the frequencies of these tokens in each stretch.
+
+    Distances of these are Hellinger distances, in which common and rare tokens both have a say.
+    """
+    column = np.full(int(max(ids.max(), max(t.max() for t in sample.tokens))) + 1, len(ids))
+    column[ids] = np.arange(len(ids))
+    counts = np.stack([np.bincount(column[t], minlength=len(ids) + 1) for t in sample.tokens])
+    return np.sqrt(counts[:, :-1] / counts.sum(1, keepdims=True)).astype(np.float32)
+
+
+def language_model_features(
+    model: LanguageModel, sample: Stretches, *, length: int, batch_size: int = 16
+) -> np.ndarray:
+    """Features `[N, hidden_size]`: the mean over a stretch of what the head reads, each stretch read from its start.
+
+    Args:
+        length: tokens that the stretches have at most; shorter ones are filled up and the filling is left out.
+        batch_size: stretches that are read at once.
+    """
+    graph, state = nnx.split(model)
+
+    @jax.jit
+    def features(state, tokens, segment_ids):
+        h = nnx.merge(graph, state).features(tokens, segment_ids).astype(jnp.float32)
+        return jnp.sum(h * segment_ids[..., None], 1) / jnp.sum(segment_ids, 1, keepdims=True)
+
+    out = []
+    for start in range(0, len(sample.tokens), batch_size):
+        batch = sample.tokens[start : start + batch_size]
+        tokens, segment_ids = np.zeros((2, batch_size, length), np.int32)
+        segment_ids[:, 0] = 1  # what fills up the last batch is no division by zero
+        for row, stretch in enumerate(batch):
+            tokens[row, : len(stretch)] = stretch
+            segment_ids[row, : len(stretch)] = 1
+        out.append(np.asarray(features(state, tokens, segment_ids))[: len(batch)])
+    return np.concatenate(out)
+
+
+def token_differences(counted: Counted) -> tuple[np.ndarray, np.ndarray]:
+    """What each token adds to the Jensen-Shannon divergence, and how much more frequent it is in B; both `[V - 1]`."""
+    p, q = (counts.sum(0, dtype=np.float64) / counts.sum(dtype=np.float64) for counts in (counted.a, counted.b))
+    m = (p + q) / 2
+    return ((special.rel_entr(p, m) + special.rel_entr(q, m)) / 2)[:-1], (q - p)[:-1]
