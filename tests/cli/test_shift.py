@@ -111,7 +111,9 @@ def test_text_by_the_features_of_a_released_model(texts, tmp_path):
     tokens = np.frombuffer((texts[0] / "0.txt").read_bytes(), np.uint8)[:50].astype(np.uint32)
     found = language_model_features(model, Stretches([tokens, tokens[:20]], np.array([0, 1])), length=64)
     for stretch, features in zip((tokens, tokens[:20]), found, strict=True):
-        np.testing.assert_allclose(features, model.features(jnp.asarray(stretch[None], jnp.int32))[0].mean(0), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            features, model.features(jnp.asarray(stretch[None], jnp.int32))[0].mean(0), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_unusable_input_is_one_line(texts, tmp_path):

@@ -89,8 +89,8 @@ def _draw_projection(axes: Axes, a: np.ndarray, b: np.ndarray, names: tuple[str,
     a, b = (x[rng.permutation(len(x))[:_POINTS]] for x in (a, b))
     points_a, points_b, shares = project(a, b)
     size = float(np.clip(4000 / (len(a) + len(b)), 4, 25))
-    for points, colour, name in zip((points_a, points_b), COLOURS, names, strict=True):
-        axes.scatter(points[:, 0], points[:, 1], s=size, color=colour, alpha=0.5, linewidths=0, label=name)
+    for points, colour in zip((points_a, points_b), COLOURS, strict=True):
+        axes.scatter(points[:, 0], points[:, 1], s=size, color=colour, alpha=0.5, linewidths=0)
         x, y = points.mean(0)
         axes.scatter(x, y, s=160, color=colour, marker="X", edgecolors="white", linewidths=1.5, zorder=3)
     axes.set(
@@ -99,7 +99,8 @@ def _draw_projection(axes: Axes, a: np.ndarray, b: np.ndarray, names: tuple[str,
         ylabel=f"second ({shares[1]:.0%})",
     )
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    marks = [axes.scatter([], [], s=40, color=colour) for colour in COLOURS]
+    axes.legend(marks, names, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
 
 
 def _draw_ranking(axes: Axes, differences: list[Difference], names: tuple[str, str], unit: str) -> None:
@@ -111,4 +112,4 @@ def _draw_ranking(axes: Axes, differences: list[Difference], names: tuple[str, s
         axes.barh([0], [0], color=colour, label=f"more in {name}")
     axes.set(title="what differs most", xlabel=unit)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)

@@ -149,7 +149,7 @@ class Words:
 
 
 def _documents(path: Path) -> Iterator[RawDocument]:
-    return open_source(PrepareConfig(source=(str(path),))).documents()
+    return open_source(PrepareConfig(source=(str(path),), held_out=0)).documents()
 
 
 def _some(document: RawDocument) -> Iterator[bytes]:
@@ -188,7 +188,11 @@ def _open_array(file: Path) -> np.ndarray:
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        why = "it holds Python objects, which are never unpickled" if "Python objects" in str(error) else "it is no .npy array"
+        why = (
+            "it holds Python objects, which are never unpickled"
+            if "Python objects" in str(error)
+            else "it is no .npy array"
+        )
         raise InputError(f"{file} cannot be read: {why}; write an array of numbers with numpy.save") from None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
         raise InputError(f"{file} holds {getattr(array, 'dtype', 'several arrays')}; samples are arrays of numbers")
