@@ -10,7 +10,17 @@ from tttlm.ops.target import target_platform
 from tttlm.ops.ttt.learn import IMPLEMENTATIONS
 from tttlm.ops.ttt.problem import Shapes
 
-PAIRS = [(name, how) for name in NAMES for how in IMPLEMENTATIONS]
+# What an implementation is picked for is tested always; the others, and float32, with the slow tests.
+CASES = [
+    pytest.param(
+        (name, how, dtype),
+        id=f"{name}-{how or 'picked'}-{dtype.__name__}",
+        marks=[] if how is None and dtype is jnp.float64 else [pytest.mark.slow],
+    )
+    for name in NAMES
+    for how in (None, *IMPLEMENTATIONS)
+    for dtype in (jnp.float64, jnp.float32)
+]
 
 
 def distance(found, expected, smallest=0.0):
@@ -38,26 +48,21 @@ def compare(case, how, dtype, tolerance, gradient_tolerance):
         assert distance(gradients[name], expected, smallest) < gradient_tolerance, f"grad/{name}"
 
 
-@pytest.fixture(params=PAIRS, ids=lambda pair: "-".join(pair))
-def pair(request):
-    name, how = request.param
+@pytest.mark.parametrize("which", CASES)
+def test_it_is_the_published_learner(which):
+    """In float64 to 1e-9, in float32 as exact as the definition itself."""
+    name, how, dtype = which
     case = Case(name)
+    sizes = {"B": 2, "T": 50, "H": 1, "K": 8, "V": 8} | case.h
+    shapes = Shapes(*(sizes[axis] for axis in "BTHKV"))
     for learner in case.learners:
-        sizes = {"B": 2, "T": 50, "H": 1, "K": 8, "V": 8} | case.h
-        reason = IMPLEMENTATIONS[how].supports(learner, target_platform(), Shapes(*(sizes[a] for a in "BTHKV")))
-        if reason is not None:
+        reason = how and IMPLEMENTATIONS[how].supports(learner, target_platform(), shapes)
+        if reason:
             pytest.skip(reason)
-    return case, how
-
-
-def test_in_float64_it_is_the_definition(pair, x64):
-    case, how = pair
+    if dtype is jnp.float32:
+        off = case.config["float32"]
+        compare(case, how, dtype, 10 * off["outputs"], 10 * off["gradients"])
+        return
     tolerance = 1e-9 if case.variant != "ttt_mlp" else 2e-9  # that source writes the GELU's derivative to eight digits
-    compare(case, how, jnp.float64, tolerance, tolerance)
-
-
-@pytest.mark.slow
-def test_in_float32_it_is_as_exact_as_the_definition(pair):
-    case, how = pair
-    off = case.config["float32"]
-    compare(case, how, jnp.float32, 10 * off["outputs"], 10 * off["gradients"])
+    with jax.enable_x64(True):
+        compare(case, how, dtype, tolerance, tolerance)

@@ -5,21 +5,20 @@ the anchor moves with every token, tokens follow one another, and the backward p
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from tttlm.ops.ttt.chunks import Chunk, over_chunks, remat_scan
+from tttlm.ops.ttt.anchored import FREE_CHUNK, Pairs, Tokens, anchored, by, mix, move_anchor
+from tttlm.ops.ttt.chunks import Chunk, remat_scan
 from tttlm.ops.ttt.coefficients import coefficients
 from tttlm.ops.ttt.definition import Constants, Flags, Gates, by_head, gradient, of_heads, take_step, token
 from tttlm.ops.ttt.description import Learner, Optimizer, Ridge
-from tttlm.ops.ttt.learner_state import LearnerInputs, LearnerState, Pending, Window, carries_anchor, read_weights
+from tttlm.ops.ttt.learner_state import LearnerState, Pending, read_weights
 from tttlm.ops.ttt.models import prediction
 from tttlm.ops.ttt.problem import Problem, Shapes, select
-
-FREE_CHUNK = 64  # tokens of a chunk that no clock bounds
 
 
 class Chunked:
@@ -42,15 +41,7 @@ class Chunked:
         clocks = learner.clocks
         if isinstance(learner.optimizer, Ridge) or clocks.anchor == 1:
             return _sequential(problem)
-        constants = Constants(of_heads(problem.blank), problem.slow, problem.position_scale)
-        over_heads = jax.vmap(partial(_chunk, learner), (Constants(0, 0, None), 0, 0, None))  # type: ignore[arg-type]
-        over_rows = jax.vmap(over_heads, (None, 0, 0, _ROWS))
-        size = clocks.step if clocks.step > 1 else clocks.anchor or clocks.reset or FREE_CHUNK
-        return over_chunks(problem, size, lambda carry, x, chunk: over_rows(constants, carry, x, chunk))
-
-
-# Axes of a `Chunk` by row; whether any row has a late document is one number for all, so that a branch stays one.
-_ROWS: Any = Chunk(0, 0, 0, 0, 0, 0, None)  # type: ignore[arg-type]
+        return anchored(problem, _one_step if clocks.step > 1 else _steps)
 
 
 def _sequential(problem: Problem) -> tuple[Float[Array, "B T H V"], LearnerState]:
@@ -73,67 +64,15 @@ def _sequential(problem: Problem) -> tuple[Float[Array, "B T H V"], LearnerState
     return out.transpose(1, 0, 2, 3), after
 
 
-def _chunk(
-    learner: Learner, constants: Constants, carry: LearnerState, x: LearnerInputs, chunk: Chunk
-) -> tuple[LearnerState, Float[Array, "m V"]]:
-    """One chunk of one head, all of whose gradients are taken at one anchor."""
-    clocks, optimizer, blank = learner.clocks, learner.optimizer, constants.blank
-    assert isinstance(optimizer, Optimizer)
-    size = x.queries.shape[0]
-    if chunk.reset is not None:
-        carry = select(chunk.reset, blank, carry)
-    if clocks.reset is not None:
-        carry = select(chunk.begins & (chunk.offset % clocks.reset == 0), blank, carry)
-    same, late = jnp.tril(jnp.ones((size, size), bool)), None
-    in_last = chunk.real
-    if chunk.document is not None:
-        same, late = same & (chunk.document[:, None] == chunk.document), chunk.document != chunk.document[0]
-        in_last = chunk.real & (chunk.document == chunk.document[-1])
-
-    queries = x.queries * learner.query_scale
-    if learner.query_projection is not None:
-        queries, seen = _project(learner, queries, x.keys, carry, chunk, same, late, in_last)
-        carry = carry._replace(seen=seen)
-    pairs, window = _pairs(learner, carry, x, chunk.real, same, in_last)
-    carry = carry._replace(window=window)
-    of_chunk = _one_step if clocks.step > 1 else _steps
-    run = lambda base: of_chunk(learner, constants, base, x, queries, pairs, chunk, in_last, same)
-    after, out = run(carry)
-    if late is not None:
-
-        def with_late() -> tuple[LearnerState, Array]:
-            late_after, late_out = run(blank._replace(window=carry.window, seen=carry.seen))
-            return select(late[-1], late_after, after), jnp.where(late[:, None], late_out, out)
-
-        after, out = jax.lax.cond(chunk.any_late, with_late, lambda: (after, out))
-    return after, out
-
-
-class Pairs(NamedTuple):
-    """What gradients are taken of: `P` writes, and how much of each every token learns, `[m, P]`.
-
-    `parts` are zero or one but for a window, whose rates they are.
-    """
-
-    keys: Float[Array, "P K"]
-    error_keys: Float[Array, "P K"]
-    values: Float[Array, "P V"]
-    rates: Any
-    parts: Float[Array, "m P"]
-
-
 def _one_step(
     learner: Learner,
     constants: Constants,
     base: LearnerState,
-    x: LearnerInputs,
-    queries: Float[Array, "m K"],
-    pairs: Pairs,
+    tokens: Tokens,
     chunk: Chunk,
-    in_last: Bool[Array, "m"],
-    same: Bool[Array, "m m"],
 ) -> tuple[LearnerState, Float[Array, "m V"]]:
     """A chunk of tokens that make one step, from `base`: the state after it, of the last document, and outputs."""
+    x, queries, pairs, in_last, _ = tokens
     clocks, blank, slow = learner.clocks, constants.blank, constants.slow
     initial = blank.weights
     read = read_weights(learner, base.weights, initial) if learner.link_initial else base.anchor
@@ -159,21 +98,18 @@ def _one_step(
     new = read_weights(learner, after.weights, initial)
     if clocks.visible == "at_step":
         out = out.at[-1].set(jnp.where(chunk.complete, learner.model(new, slow, queries[-1]), out[-1]))
-    return _move_anchor(learner, after, new, chunk, len(queries)), out
+    return move_anchor(learner, after, new, chunk, len(queries)), out
 
 
 def _steps(
     learner: Learner,
     constants: Constants,
     base: LearnerState,
-    x: LearnerInputs,
-    queries: Float[Array, "m K"],
-    pairs: Pairs,
+    tokens: Tokens,
     chunk: Chunk,
-    in_last: Bool[Array, "m"],
-    same: Bool[Array, "m m"],
 ) -> tuple[LearnerState, Float[Array, "m V"]]:
     """A chunk of tokens each of which is a step, from `base`, with the weights of every token materialised."""
+    x, queries, pairs, _, same = tokens
     clocks, optimizer, blank = learner.clocks, learner.optimizer, constants.blank
     assert isinstance(optimizer, Optimizer)
     initial, size = blank.weights, len(queries)
@@ -218,26 +154,7 @@ def _steps(
         if learner.link is not None:
             read = jax.vmap(lambda w: read_weights(learner, w, initial))(weights)
     out = jax.vmap(learner.model, (0, None, 0))(read, constants.slow, queries)
-    return _move_anchor(learner, after, read_weights(learner, after.weights, initial), chunk, size), out
-
-
-def by(coefficient: Array, like: Array) -> Array:
-    """`coefficient` with axes of size one behind its own, to multiply `like`."""
-    return coefficient.reshape(coefficient.shape + (1,) * (like.ndim - coefficient.ndim))
-
-
-def mix(coefficient: Array, tree: Any) -> Any:
-    """`Σ_s coefficient_ts a_s` for every leaf."""
-    return jax.tree.map(lambda a: jnp.tensordot(coefficient.astype(a.dtype), a, 1), tree)
-
-
-def _move_anchor(learner: Learner, state: LearnerState, read: Any, chunk: Chunk, size: int) -> LearnerState:
-    """The state whose anchor has moved to the weights that are read, where the chunk's end is a time for it."""
-    if not carries_anchor(learner):
-        return state
-    assert learner.clocks.anchor is not None
-    moves = chunk.complete & ((chunk.offset + size) % learner.clocks.anchor == 0)
-    return state._replace(anchor=select(moves, read, state.anchor))
+    return move_anchor(learner, after, read_weights(learner, after.weights, initial), chunk, size), out
 
 
 def _summed(learner: Learner, weights: Any, slow: Any, pairs: Pairs, parts: Float[Array, "P"]) -> Any:
@@ -255,70 +172,3 @@ def _summed(learner: Learner, weights: Any, slow: Any, pairs: Pairs, parts: Floa
     leaves, structure = jax.tree.flatten(pairs.rates)
     of_leaf = [jax.tree.leaves(pull(by(rate, errors) * errors)[0])[i] for i, rate in enumerate(leaves)]
     return jax.tree.unflatten(structure, of_leaf)
-
-
-def _pairs(
-    learner: Learner,
-    carry: LearnerState,
-    x: LearnerInputs,
-    real: Bool[Array, "m"],
-    same: Bool[Array, "m m"],
-    in_last: Bool[Array, "m"],
-) -> tuple[Pairs, Window | None]:
-    """The pairs that a chunk learns from, and the window after it."""
-    size, writes = x.keys.shape[:2]
-    dtype = x.queries.dtype
-    flat = lambda tree: jax.tree.map(lambda a: a.reshape(size * writes, *a.shape[2:]), tree)
-    keys, values = flat(x.keys), flat(x.values)
-    if carry.window is None:
-        own = jnp.repeat(jnp.diag(real).astype(dtype), writes, axis=1)
-        error_keys = keys if x.error_keys is None else flat(x.error_keys)
-        return Pairs(keys, error_keys, values, flat(x.rates), own), None
-
-    before = learner.window - 1
-    valid = jnp.concatenate([carry.window.valid, real])
-    keys = jnp.concatenate([carry.window.keys, keys])
-    values = jnp.concatenate([carry.window.values, values])
-    # Pairs are told by how many real tokens lie between; those of the window belong to the first slot's document.
-    rank = jnp.concatenate([jnp.arange(1 - before, 1), jnp.cumsum(real)])
-    ago = rank[before:, None] - rank  # [m, P]
-    seen = jnp.concatenate([jnp.repeat(same[:, :1], before, axis=1), same], axis=1)
-    seen = seen & valid & real[:, None] & (ago >= 0) & (ago < learner.window)
-    rates = x.rates[:, 0]  # [m, window]
-    parts = jnp.where(seen, jnp.take_along_axis(rates, jnp.clip(ago, 0, before), axis=1), 0)
-    pairs = Pairs(keys, keys, values, jnp.ones(len(keys), dtype), parts)
-
-    of_last = jnp.concatenate([jnp.repeat(same[-1, 0], before), in_last]) & valid
-    order = jnp.cumsum(of_last)
-    wanted = order[-1] - jnp.arange(before - 1, -1, -1)
-    at = jnp.searchsorted(order, wanted)
-    there = wanted >= 1
-    kept = [jnp.where(there[:, None], a[at], 0) for a in (keys, values)]
-    return pairs, Window(kept[0], kept[1], there)
-
-
-def _project(
-    learner: Learner,
-    queries: Float[Array, "m K"],
-    keys: Float[Array, "m n K"],
-    carry: LearnerState,
-    chunk: Chunk,
-    same: Bool[Array, "m m"],
-    late: Bool[Array, "m"] | None,
-    in_last: Bool[Array, "m"],
-) -> tuple[Float[Array, "m K"], Float[Array, "K K"]]:
-    """Queries times `Σ kᵀk / |k|²`, and that sum after the chunk."""
-    clock = learner.clocks.anchor if learner.query_projection == "anchor" else learner.clocks.reset
-    assert clock is not None
-    assert carry.seen is not None
-    seen = jnp.where(chunk.begins & (chunk.offset % clock == 0), 0, carry.seen)
-    squares = jnp.sum(keys * keys, -1, keepdims=True)
-    unit = jnp.where(squares > 0, keys / jnp.where(squares > 0, squares, 1), 0)
-    unit = jnp.where(chunk.real[:, None, None], unit, 0)
-    scores = jnp.where(same[:, :, None], jnp.einsum("tk,snk->tsn", queries, unit), 0)
-    of_carried = queries @ seen
-    if late is not None:
-        of_carried = jnp.where(late[:, None], 0, of_carried)
-        seen = jnp.where(late[-1], 0, seen)
-    after = seen + jnp.einsum("snk,snl->kl", jnp.where(in_last[:, None, None], unit, 0), keys)
-    return of_carried + jnp.einsum("tsn,snk->tk", scores, keys), after

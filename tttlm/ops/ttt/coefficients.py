@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 
-def range_products(gate: Float[Array, "*B m"], same: Bool[Array, "*B m m"]) -> Float[Array, "*B m m"]:
+def range_products(gate: Float[Array, "*B m"], same: Bool[Array, "m m"]) -> Float[Array, "*B m m"]:
     """`Π_{s<r<=t} gate_r` for all `s <= t` that are tokens of one document, else zero."""
     size = gate.shape[-1]
     after = jnp.tril(jnp.ones((size, size), bool), -1)  # [r, s]: r comes after s
@@ -21,7 +21,7 @@ def range_products(gate: Float[Array, "*B m"], same: Bool[Array, "*B m m"]) -> F
     return jnp.where(same, products, 0)
 
 
-def from_start(gate: Float[Array, "*B m"], same: Bool[Array, "*B m m"]) -> Float[Array, "*B m"]:
+def from_start(gate: Float[Array, "*B m"], same: Bool[Array, "m m"]) -> Float[Array, "*B m"]:
     """`Π_{r<=t} gate_r` over the tokens of `t`'s document."""
     return jnp.prod(jnp.where(same, gate[..., None, :], 1), axis=-1)
 
@@ -47,7 +47,7 @@ def coefficients(
     decay: Float[Array, "*B m"] | None,
     step_size: Float[Array, "*B m"] | None,
     real: Bool[Array, "*B m"],
-    same: Bool[Array, "*B m m"],
+    same: Bool[Array, "m m"],
     dtype: jnp.dtype,
 ) -> Coefficients:
     """The coefficients of a chunk. `same`: which tokens `s <= t` are of one document; padding changes nothing."""

@@ -9,14 +9,21 @@ from jaxtyping import Array, Float, Int
 from tttlm.errors import InputError
 from tttlm.ops.documents import document_in_progress, documents
 from tttlm.ops.target import target_platform
+from tttlm.ops.ttt.affine import Dual
 from tttlm.ops.ttt.chunked import Chunked
 from tttlm.ops.ttt.definition import Reference
+from tttlm.ops.ttt.delta import Delta
 from tttlm.ops.ttt.description import Learner, Ridge
 from tttlm.ops.ttt.learner_state import LearnerInputs, LearnerState, blank, init_learner_state
 from tttlm.ops.ttt.problem import Implementation, Problem, Shapes
 
 # From the fastest on: None picks the first that supports the learner.
-IMPLEMENTATIONS: dict[str, Implementation] = {"chunked": Chunked(), "reference": Reference()}
+IMPLEMENTATIONS: dict[str, Implementation] = {
+    "dual": Dual(),
+    "delta": Delta(),
+    "chunked": Chunked(),
+    "reference": Reference(),
+}
 
 
 def learn(
