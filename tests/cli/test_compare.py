@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.training.small import write_texts
-from tttlm.cli.compare import main
+from tttlm.cli.compare import main, read_comparison
 from tttlm.data import PrepareConfig, held_out_documents, prepare
 from tttlm.errors import InputError
 from tttlm.evaluation.comparison_text import share_held_out
@@ -168,6 +168,47 @@ def test_what_cannot_be_compared_is_one_line(what, tmp_path, monkeypatch):
         main([str(tmp_path / "small.yaml"), *words])
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("- 1", "expected 'key: value' lines, got [1]"),
+        ("models: [a]", "'models' holds further keys, got ['a']"),
+        ("models: {a: 3}", "models.a: expected 'key: value' lines, got 3"),
+        ("models: {a: {run: 3}}", "models.a: 'run' names a finished run or a list of them, got 3"),
+        ("models: {a: {run: []}}", "models.a: 'run' names a finished run or a list of them, got []"),
+        ("models: {a: {base: {}}}", "models.a: 'base' names another YAML file or a list of them, got {}"),
+        ("models: {a: {base: x.yaml}}", "x.yaml: is its own base, by way of x.yaml"),
+        ("base: x.yaml", "x.yaml: is its own base, by way of x.yaml"),
+        ("train: {steps: [1]}\nmodels: {a: {}}", "train: 'steps': an integer was expected, got [1]"),
+        ("train: 3\nmodels: {a: {}}", "train: expected 'key: value' lines, got 3"),
+        ("seeds: 3\nmodels: {a: {}}", "'seeds': a list was expected, got 3"),
+        ("seeds: [-1]\nmodels: {a: {}}", "'seeds[0]' must be at least 0, got -1"),
+        ("match: {tolerance: .nan}\nmodels: {a: {}}", "'match.tolerance' must be a finite number, got nan"),
+        ("models: {a: {}, a: {}}", "line 1: the key 'a' stands there twice"),
+        ("models:", "there is no model to compare"),
+        ("models: {../a: {}}", "a model is called by letters, digits"),
+    ],
+)
+def test_a_file_of_the_wrong_shape_is_one_line(text, says, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(InputError, match=re.escape(says)) as error:
+        main([str(tmp_path / "x.yaml"), "--output", str(tmp_path / "out"), "--data", "no/such/folder"])
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_base_of_a_comparison_gives_it_models(tmp_path):
+    (tmp_path / "base.yaml").write_text("seeds: [5]\ntrain: {steps: 3}\nmodels: {a: {seed: 1}, b: {}}\n")
+    (tmp_path / "x.yaml").write_text("base: base.yaml\nmodels: {b: {seed: 2, run: [r]}, c: }\n")
+    config, models, given, order = read_comparison([str(tmp_path / "x.yaml"), "--train.batch_size", "2"])
+    assert order == ["a", "b", "c"]
+    assert not given
+    assert config.seeds == (5,)
+    assert [(model.steps, model.batch_size) for model in models.values()] == [(3, 2)] * 3
+    assert [model.seed for model in models.values()] == [1, 2, 0]
 
 
 def test_without_a_file_it_says_what_to_type():

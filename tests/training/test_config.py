@@ -53,6 +53,62 @@ def test_a_file_that_is_its_own_base_is_one_line(tmp_path):
         read("--config", str(tmp_path / "x.yaml"))
 
 
+def test_a_mixture_or_list_takes_the_place_of_that_of_the_base(tmp_path):
+    write(tmp_path / "base.yaml", "data: {mixture: {a: 1.0, b: 2.0}}\nmodel: {mixers: [mamba, attention]}\n")
+    file = write(tmp_path / "x.yaml", "base: base.yaml\ndata: {mixture: {c: 1}}\nmodel: {mixers: [attention]}\n")
+    config = read("--config", file)
+    assert config.data.mixture == {"c": 1.0}
+    assert config.model.mixers == ("attention",)
+    assert read("--config", file, "--data.mixture", "d", "3").data.mixture == {"d": 3.0}
+
+
+def test_documented_words_are_text_in_a_file_and_numbers_are_numbers(tmp_path):
+    text = (
+        "distributed: {mode: off}\nmetrics: {tensorboard: on}\noptimizer: {learning_rate: 5e-4}\nschedule: {final: 0}\n"
+    )
+    config = read("--config", write(tmp_path / "x.yaml", text))
+    assert (config.distributed.mode, config.metrics.tensorboard) == ("off", "on")
+    assert (config.optimizer.learning_rate, config.schedule.final) == (5e-4, 0.0)
+
+
+def test_what_is_left_empty_stays_as_it_was(tmp_path):
+    write(tmp_path / "base.yaml", "run: mine\nschedule: {warmup_steps: 7, inner_warmup_steps: 8}\n")
+    text = "base: base.yaml\nrun:\ninit_from: ~\nmetrics: {wandb: }\nmodel:\nschedule: {warmup_steps: null}\n"
+    config = read("--config", write(tmp_path / "x.yaml", text))
+    assert (config.run, config.init_from, config.metrics.wandb) == ("mine", "", "")
+    assert config.schedule.warmup_steps is None  # a field that may be None
+    assert config.schedule.inner_warmup_steps == 8
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_path_is_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "x.yaml", "run: ~/a\ndata: {mixture: {~/d: 1.0}}\n")
+    config = read("--config", "~/x.yaml", "--init_from", "~/b")
+    assert (config.run, config.init_from) == (f"{tmp_path}/a", f"{tmp_path}/b")
+    assert config.data.mixture == {f"{tmp_path}/d": 1.0}
+    with pytest.raises(InputError, match="'run' must be a path that begins with the home of a known user"):
+        read("--run", "~nobody-of-that-name/a")
+    with pytest.raises(InputError, match="'run' must be written out"):
+        check(small_config("~/a"))
+
+
+def test_a_configuration_of_the_package_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("quickstart", "quickstart.yaml", "configs/quickstart.yaml"):
+        assert read("--config", name).run == "runs/quickstart"
+    assert read("--config", "125m/8k/mamba").sequence_length == 8192
+    write(tmp_path / "quickstart.yaml", "run: my-own")
+    assert read("--config", "quickstart.yaml").run == "my-own"
+    for name in ("../pyproject.toml", "..", "125m", "/quickstart", "x" * 5000):
+        with pytest.raises(InputError):
+            read("--config", name)
+
+
+def test_a_flag_may_mend_what_the_file_alone_would_break(tmp_path):
+    file = write(tmp_path / "x.yaml", "model: {hidden_size: 30, num_heads: 4}\n")
+    assert read("--config", file, "--model.num_heads", "3").model.num_heads == 3
+
+
 def test_a_saved_configuration_reads_back_the_same(tmp_path):
     config = small_config(**{"schedule.warmup_steps": 3, "model.mixers": ("ttt_mlp",), "data.mixture": {"a": 1.0}})
     saved = yaml.safe_load(yaml.safe_dump(to_dict(config)))
@@ -78,6 +134,16 @@ def test_a_saved_configuration_reads_back_the_same(tmp_path):
         ("steps: 1", ["--steps", "x"], "train.py: --steps: invalid literal"),
         ("steps: 1", ["--faults.policy", "hope"], "train.py: invalid choice 'hope'"),
         ("steps: 1", ["--steps"], "Missing value for argument '--steps'"),
+        ("steps: 1", ["--config", "y.yaml"], "--config is there twice: leave out"),
+        ("steps: 1\nsteps: 2", [], "x.yaml: line 2: the key 'steps' stands there twice"),
+        ("run: 2024", [], "x.yaml: 'run': text was expected, got 2024"),
+        ("steps: 2001-01-01", [], "x.yaml: 'steps': an integer was expected, got '2001-01-01'"),
+        ("steps: 9" + "9" * 6000, [], "x.yaml: line 1: a number of 6,001 digits"),
+        ("steps: 1", ["--steps", "9" * 6000], "train.py: --steps: Exceeds the limit (4300 digits)"),
+        ("steps: 1", ["--model.rope_theta", "nan"], "'model.rope_theta' must be a finite number, got nan"),
+        ("steps: 1", ["--model.initializer_range", "-1"], "'model.initializer_range' must be at least 0, got -1.0"),
+        ("model: &m {ttt: *m}", [], "x.yaml: line 1: nests deeper than 40 levels"),
+        ('base: "a\\0b"', [], "x.yaml: 'base' names another YAML file"),
         ("steps: 1", ["--config"], "--config needs the name of a YAML file"),
     ],
 )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 import tttlm
 from tttlm.cli.faults import run_command as run_command  # for those who parse as well
@@ -58,6 +59,7 @@ def parse(
             args=flags,
             default=default,
             use_underscores=True,
+            registry=_REGISTRY,
         )
         return read_again(config)
 
@@ -122,7 +124,7 @@ def split_bases(values: Any, file: Path, source: str, inside: tuple[Path, ...] =
     if not isinstance(values, dict) or "base" not in values:
         return values, []
     base = values["base"]
-    names = [base] if isinstance(base, str) else base or []
+    names = [base] if isinstance(base, str) else [] if base is None else base
     if not isinstance(names, list) or not all(isinstance(name, str) and name and "\0" not in name for name in names):
         raise InputError(f"{source}: 'base' names another YAML file or a list of them, got {shown(base)}")
     paths = [file.parent / Path(name).expanduser() for name in names]
@@ -167,6 +169,29 @@ def _refuse_unknown_flag(flag: str, known: Mapping[str, Any], prog: str) -> None
     if name == "help" or name.startswith("tyro_"):
         return
     raise InputError(f"{prog}: unknown flag '{shown(flag.partition('=')[0], quote=False)}'{nearest(name, known, '--')}")
+
+
+_REGISTRY = ConstructorRegistry()
+
+
+@_REGISTRY.primitive_rule
+def _mapping(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    """`--data.mixture A 0.5 B 2` is the whole mapping, also where a file has given it entries already."""
+    if info.type_origin is not dict:
+        return None
+
+    def build(words: list[str]) -> dict[str, float]:
+        if len(words) % 2:
+            raise ValueError(f"a name and a weight for each, got {len(words)} words")
+        return {name: float(weight) for name, weight in zip(words[::2], words[1::2], strict=True)}
+
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[NAME WEIGHT [NAME WEIGHT ...]]",
+        instance_from_str=build,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [str(word) for item in value.items() for word in item],
+    )
 
 
 @contextlib.contextmanager
