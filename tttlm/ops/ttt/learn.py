@@ -15,12 +15,14 @@ from tttlm.ops.ttt.definition import Reference
 from tttlm.ops.ttt.delta import Delta
 from tttlm.ops.ttt.description import Learner, Ridge
 from tttlm.ops.ttt.learner_state import LearnerInputs, LearnerState, blank, init_learner_state
+from tttlm.ops.ttt.linear_scan import LinearScan
 from tttlm.ops.ttt.problem import Implementation, Problem, Shapes
 
 # From the fastest on: None picks the first that supports the learner.
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "dual": Dual(),
     "delta": Delta(),
+    "linear_scan": LinearScan(),
     "chunked": Chunked(),
     "reference": Reference(),
 }

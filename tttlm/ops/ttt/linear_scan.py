@@ -1,0 +1,117 @@
+"""States that are linear in time, chunk after chunk: MesaNet's sums with a solve for every token, and diagonal Longhorn.
+
+    MesaNet    A_t = decay A + rate kᵀk,  B_t = decay B + rate kᵀv,  out q (A_t + diag λ)^-1 B_t
+    Longhorn   W_ij = (1 - δ_j k_i²) W_ij + δ_j k_i v_j
+
+The states of a chunk are materialised, and computed again for the backward pass.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from tttlm.ops.ttt.chunks import Chunk, over_chunks
+from tttlm.ops.ttt.description import Gate, Learner, Optimizer, Ridge
+from tttlm.ops.ttt.learner_state import LearnerInputs, LearnerState
+from tttlm.ops.ttt.losses import half_square
+from tttlm.ops.ttt.models import DiagonalLinear, RidgeWeights
+from tttlm.ops.ttt.problem import Problem, Shapes, select
+
+CHUNK = 16  # tokens whose states are held at a time
+
+
+class LinearScan:
+    """Scans of linear states, as an implementation."""
+
+    def supports(self, learner: Learner, device: str, shapes: Shapes) -> str | None:
+        """One line for all but the exact solve and plain steps of a diagonal linear model."""
+        optimizer, clocks = learner.optimizer, learner.clocks
+        if isinstance(optimizer, Ridge):
+            return None
+        if not isinstance(learner.model, DiagonalLinear) or learner.loss is not half_square:
+            return "the state is linear in time for Ridge, or a diagonal linear model with half_square loss"
+        if (clocks.anchor, clocks.step, clocks.writes_per_token) != (1, 1, 1) or clocks.reset:
+            return "the state is linear in time where every token is one step from its own weights, without resets"
+        shaped = optimizer.momentum or optimizer.transform or optimizer.step_size or learner.link
+        if shaped or optimizer.rate == "matrix" or learner.window > 1 or learner.error_keys:
+            return "the state is linear in time without momentum, transform, step size, link, window or error keys"
+        if clocks.visible != "at_step" or learner.query_projection:
+            return "the scan reads after a token's own write, with the query as it is"
+        return None
+
+    def __call__(self, problem: Problem) -> tuple[Float[Array, "B T H V"], LearnerState]:
+        """See `tttlm.ops.ttt.learn`."""
+        learner, initial = problem.learner, problem.blank.weights
+        of_head: Callable = _ridge if isinstance(learner.optimizer, Ridge) else _diagonal
+
+        def one(start: Any, carried: Any, slow: Any, x: LearnerInputs, chunk: Chunk) -> tuple[Any, Array]:
+            if chunk.reset is not None:
+                carried = select(chunk.reset, start, carried)
+            again = None
+            if chunk.document is not None:
+                before = jnp.concatenate([chunk.document[:1], chunk.document[:-1]])
+                again = chunk.document != before
+            return of_head(learner, start, carried, slow, x, chunk.real, again)
+
+        over_heads = jax.vmap(one, (0, 0, 0, 0, None))
+        over_rows = jax.vmap(over_heads, (None, 0, None, 0, Chunk(0, 0, 0, 0, 0, 0, None)))  # type: ignore[arg-type]
+
+        def step(carry: LearnerState, x: LearnerInputs, chunk: Chunk) -> tuple[LearnerState, Array]:
+            weights, out = over_rows(initial, carry.weights, problem.slow, x, chunk)
+            return carry._replace(weights=weights), out
+
+        return over_chunks(problem, CHUNK, step, clocked=False)
+
+
+def _states(keep: Any, add: Any, carried: Any, start: Any, again: Array | None) -> Any:
+    """`h_t = keep_t h_{t-1} + add_t` for every leaf, `[m, ...]`; from `start` where a document starts `again`."""
+
+    def leaf(keep: Array, add: Array, h: Array, start: Array) -> Array:
+        keep = jnp.broadcast_to(keep, add.shape)
+        if again is not None:
+            flag = again.reshape(-1, *(1,) * (add.ndim - 1))
+            add = jnp.where(flag, add + keep * start, add)
+            keep = jnp.where(flag, 0, keep)
+        add = add.at[0].add(keep[0] * h)
+        combine = lambda p, q: (q[0] * p[0], q[0] * p[1] + q[1])
+        return jax.lax.associative_scan(combine, (keep, add))[1]
+
+    return jax.tree.map(leaf, keep, add, carried, start)
+
+
+def _kept(gate: Gate | None, x: Array | None, real: Array) -> Array:
+    """What is left of a state after the gate of every token, `[m, 1, 1]` or `[m, K, 1]`; padding keeps all."""
+    if gate is None or x is None:
+        return jnp.ones((len(real), 1, 1))
+    kept = gate.activation(x).reshape(len(real), -1, 1)
+    return jnp.where(real[:, None, None], kept, 1)
+
+
+def _ridge(learner, start, carried, slow, x: LearnerInputs, real, again):
+    rates = jnp.where(real, x.rates[:, 0], 0)
+    keys, values = x.keys[:, 0], x.values[:, 0]
+    kept = _kept(learner.optimizer.decay, x.decay, real).astype(keys.dtype)
+    weighted = (rates[:, None] * keys)[:, :, None]
+    add = RidgeWeights(weighted * keys[:, None], weighted * values[:, None])
+    sums = _states(RidgeWeights(kept, kept), add, carried, start, again)
+    solved = jnp.linalg.solve(sums.kk + jnp.diag(slow), learner.query_scale * x.queries[..., None])
+    return jax.tree.map(lambda a: a[-1], sums), jnp.einsum("mk,mkv->mv", solved[..., 0], sums.kv)
+
+
+def _diagonal(learner, start, carried, slow, x: LearnerInputs, real, again):
+    optimizer: Optimizer = learner.optimizer
+    keys, values = x.keys[:, 0], x.values[:, 0]
+    rates = jnp.ones((len(keys), 1), keys.dtype) if x.rates is None else x.rates.reshape(len(keys), -1)
+    if optimizer.implicit:
+        rates = rates / (1 + rates * jnp.sum(keys * keys, -1, keepdims=True))
+    rates = jnp.where(real[:, None], rates, 0)[:, None]  # [m, 1, V]
+    kept = _kept(optimizer.decay, x.decay, real).astype(keys.dtype)
+    met = kept if optimizer.decay_first else 1  # whether the error is that of the decayed weights
+    keep = kept - rates * keys[:, :, None] ** 2 * met
+    add = rates * keys[:, :, None] * values[:, None]
+    kernels = _states(keep, add, carried[0].kernel, start[0].kernel, again)
+    out = jnp.einsum("mk,mkv->mv", learner.query_scale * x.queries, kernels)
+    return (carried[0]._replace(kernel=kernels[-1]),), out
