@@ -1,4 +1,4 @@
-"""States that are linear in time, chunk after chunk: MesaNet's sums with a solve for every token, and diagonal Longhorn.
+"""States that are linear in time: MesaNet's sums with a solve for every token, and diagonal Longhorn.
 
     MesaNet    A_t = decay A + rate kᵀk,  B_t = decay B + rate kᵀv,  out q (A_t + diag λ)^-1 B_t
     Longhorn   W_ij = (1 - δ_j k_i²) W_ij + δ_j k_i v_j
