@@ -17,13 +17,14 @@ import tttlm
 from tttlm.cli.eval import EvalConfig
 from tttlm.cli.plot import PlotConfig
 from tttlm.cli.prepare import InspectArguments, PrepareArguments
+from tttlm.cli.shift import ShiftConfig
 from tttlm.errors import InputError
 from tttlm.evaluation.comparison import CompareConfig
 from tttlm.fields import field_kinds, is_section, read_fields, with_fields
 from tttlm.ranges import Range
 from tttlm.training.config import TrainConfig, check
 
-COMMANDS = (TrainConfig, CompareConfig, EvalConfig, PlotConfig, PrepareArguments, InspectArguments)
+COMMANDS = (TrainConfig, CompareConfig, EvalConfig, PlotConfig, PrepareArguments, InspectArguments, ShiftConfig)
 HOSTILE: tuple[Any, ...] = (
     *(0, -1, -0.5, 1.5, 10**9, 10**30, 10**5000, 1e39, 1e-320, True),
     *(float("nan"), float("inf"), float("-inf")),

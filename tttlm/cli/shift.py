@@ -6,13 +6,14 @@ import math
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
 
-from tttlm.cli.arguments import parse, run_command
+from tttlm.cli.arguments import parse, program, run_command
 from tttlm.errors import InputError
+from tttlm.ranges import LARGEST, Count, FilePath, OutputPath, Range, Seed
 from tttlm.shift.reading import Kind, kind_of
 
 DESCRIPTION = """Measures how far two samples are apart: a table, shift.json and shift.png.
@@ -27,30 +28,30 @@ SHOWN = 15
 class ShiftConfig:
     """What is compared, and how."""
 
-    samples: tyro.conf.Positional[tuple[str, ...]] = ()
+    samples: tyro.conf.Positional[tuple[FilePath, ...]] = ()
     """The two samples A and B: folders of text, PNG or .npy files, or single files of these kinds."""
-    model: str = ""
+    model: FilePath = ""
     """The folder of a run or of a released model, whose features of text are compared."""
-    tokenizer: str = ""
+    tokenizer: FilePath = ""
     """For text without --model, or a released model without a tokenizer beside it: a tokenizer file, a folder with
     one, or "bytes"; empty counts words."""
     kind: Literal["auto", "text", "images", "arrays"] = "auto"
     """What the files hold; auto goes by their names and, for .npy, the number of axes."""
-    output: str = "runs/shift"
+    output: OutputPath = "runs/shift"
     """The folder to write shift.json and shift.png to."""
-    max_samples: int = 5000
+    max_samples: Annotated[int, Range(least=8, most=LARGEST)] = 5000
     """Samples of each side at most, chosen at random."""
-    pairs: int = 2000
+    pairs: Annotated[int, Range(least=8, most=LARGEST, also=(0,))] = 2000
     """Samples of each side that measures see whose time grows with the number of pairs; 0 is all."""
-    permutations: int = 199
+    permutations: Annotated[int, Range(least=19, most=10**6)] = 199
     """Permutations of the tests; the smallest p-value is one over one more."""
-    length: int = 256
+    length: Annotated[int, Range(least=8, most=10**6)] = 256
     """Tokens in a stretch of text, which is one sample."""
-    per_document: int = 16
+    per_document: Count = 16
     """Stretches of one document at most, evenly spaced."""
-    image_size: int = 16
+    image_size: Annotated[int, Range(least=1, most=1024)] = 16
     """Pixels of the longer side of an image at most; larger images are averaged down."""
-    seed: int = 0
+    seed: Seed = 0
     """Of everything random."""
 
 
@@ -69,22 +70,11 @@ class Compared:
 
 
 def main(arguments: list[str]) -> int:
-    config = parse(ShiftConfig, arguments, prog="shift", description=DESCRIPTION)
+    config = parse(ShiftConfig, arguments, prog=program("shift"), description=DESCRIPTION)
     if len(config.samples) != 2:
         raise InputError(
             f"name two samples, {len(config.samples)} came, for example: python -m tttlm.cli.shift folder_a folder_b"
         )
-    for name, least in (
-        ("max_samples", 8),
-        ("permutations", 19),
-        ("length", 8),
-        ("per_document", 1),
-        ("image_size", 1),
-    ):
-        if getattr(config, name) < least:
-            raise InputError(f"--{name} is at least {least}; it was {getattr(config, name)}")
-    if config.pairs < 0 or 0 < config.pairs < 8:
-        raise InputError(f"--pairs is at least 8, or 0 for all; it was {config.pairs}")
     path_a, path_b = (Path(name) for name in config.samples)
     kinds = [kind_of(path) if config.kind == "auto" else config.kind for path in (path_a, path_b)]
     if kinds[0] != kinds[1]:
@@ -284,7 +274,9 @@ def _writable(folder: str) -> Path:
     path = Path(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        (path / "shift.json").touch()
+        probe = path / ".shift.tmp"
+        probe.touch()
+        probe.unlink()
     except OSError as error:
         raise InputError(f"--output {folder} cannot be written: {error.strerror}") from None
     return path
@@ -310,7 +302,7 @@ def _table(measurements: list[Any]) -> str:
 
 
 def run() -> None:
-    run_command(lambda: main(sys.argv[1:]))
+    run_command(lambda: main(sys.argv[1:]), kept="nothing was written")
 
 
 if __name__ == "__main__":
