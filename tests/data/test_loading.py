@@ -241,7 +241,7 @@ def test_a_mixture_has_each_source_by_its_weight_and_each_row_once_an_epoch(weig
             assert sorted(rows[epoch * size : (epoch + 1) * size]) == list(range(size))
 
 
-@given(weights=st.lists(st.floats(0.001, 1000), min_size=1, max_size=20), total=st.integers(20, 5000))
+@given(weights=st.lists(st.floats(5e-324, 1.7e308), min_size=1, max_size=20), total=st.integers(20, 5000))
 def test_shares_sum_to_the_whole_and_leave_nobody_out(weights, total):
     counts = shares(weights, total)
     assert counts.sum() == total

@@ -248,6 +248,26 @@ def test_what_is_passed_over_is_counted_and_named(tmp_path: Path, capsys) -> Non
         assert line in said
 
 
+def test_tokens_beside_their_text_do_not_become_text(tmp_path: Path, capsys) -> None:
+    (tmp_path / "a.txt").write_bytes(TEXT)
+    for source, name in ((tmp_path, "one"), (tmp_path, "two"), (tmp_path / "**" / "*", "three")):
+        assert read(source, tmp_path / name) == [TEXT.decode()]
+    assert "1 folders of prepared tokens (one)" in capsys.readouterr().err
+    read(tmp_path, tmp_path / "one")  # the same source as before, though other folders stand beside it
+
+
+def test_a_file_that_changes_while_it_is_read_is_noticed(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "a.txt").write_bytes(TEXT)
+    run = pipeline.Job.run
+
+    def late(*arguments) -> None:
+        (tmp_path / "a.txt").write_bytes(TEXT + TEXT)
+        run(*arguments)
+
+    monkeypatch.setattr(pipeline.Job, "run", late)
+    assert "a.txt changed while it was read" in refused(tmp_path / "a.txt", tmp_path / "data")
+
+
 def test_a_source_that_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for source in (tmp_path / "pipe", Path("/dev/zero")):

@@ -128,5 +128,7 @@ class DataConfig:
             raise InputError(
                 "name the data by either path (one prepared folder) or mixture (several), not both or none"
             )
+        if len(self.mixture) > 1000:
+            raise InputError(f"a mixture of {len(self.mixture)} folders; at most 1000 are drawn from in proportion")
         if self.mixture and self.prepare.given:
             raise InputError("prepare goes with path; prepare the folders of a mixture one by one beforehand")

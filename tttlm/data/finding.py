@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tttlm.data.config import PrepareConfig
+from tttlm.data.store import BEGUN
 from tttlm.data.text_files import PACKED
 from tttlm.errors import InputError
 
@@ -131,12 +132,19 @@ def _files_below(folder: Path, name: str, passed: PassedOver, inside: set[tuple[
         below = f"{name}/{entry.name}" if name else entry.name
         if entry.name.startswith("."):
             passed.note("hidden files or folders", printable(below))
+        elif _is_prepared(entry):
+            passed.note("folders of prepared tokens", printable(below))
         elif entry.is_dir():
             yield from _files_below(entry, below, passed, inside | {here})
         elif entry.is_file():
             yield _Met(entry, below)
         else:
             passed.note("links to nothing, pipes or devices", printable(below))
+
+
+def _is_prepared(folder: Path) -> bool:
+    """Whether it is one that `prepare` wrote, perhaps beside the text it was made from: no text is in there."""
+    return (folder / BEGUN).is_file() and (folder / ".lock").exists()
 
 
 def _matches(pattern: Path, passed: PassedOver) -> Iterator[_Met]:
@@ -164,7 +172,7 @@ def _matching(
             passed.note("links to a folder that they are in", printable(name))
             return
         for entry in sorted(folder.iterdir()):
-            if entry.is_dir() and not entry.name.startswith("."):
+            if entry.is_dir() and not entry.name.startswith(".") and not _is_prepared(entry):
                 below = f"{name}/{entry.name}" if name else entry.name
                 yield from _matching(entry, below, parts, passed, inside | {here})
         return

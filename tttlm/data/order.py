@@ -41,7 +41,8 @@ class Order:
 
 def shares(weights: Sequence[float], total: int) -> np.ndarray:
     """Whole numbers in proportion to weights that sum to `total`, none of them 0 (largest remainders)."""
-    exact = np.asarray(weights, float) / np.sum(weights) * total
+    relative = np.asarray(weights, float) / np.max(weights)  # so that the largest numbers there are can be summed
+    exact = relative / relative.sum() * total
     counts = np.maximum(np.floor(exact).astype(int), 1)
     while (missing := total - int(counts.sum())) != 0:
         i = int(np.argmax(exact - counts) if missing > 0 else np.argmax(np.where(counts > 1, counts - exact, -np.inf)))
