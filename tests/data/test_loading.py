@@ -13,7 +13,7 @@ from hypothesis import given, settings
 
 from tests.data.small import small_config
 from tttlm.data import DataConfig, encode_file, held_out_documents, load_tokenizer, open_data, prepare, store
-from tttlm.data.order import Order, shares, shuffled
+from tttlm.data.order import Order, proportional_counts, shuffled
 from tttlm.data.packing import best_fit
 from tttlm.data.prefetch import DevicePrefetch
 from tttlm.errors import InputError
@@ -38,7 +38,7 @@ def documents(folder: Path, split: str = "train") -> list[list[int]]:
 def epoch_rows(loader) -> dict[str, np.ndarray]:
     """Every row of the first epoch (of layouts whose rows may come in any order)."""
     source = loader.batches._sources[0]
-    return source.rows(range(len(source)))
+    return source.take(range(len(source)))
 
 
 def same(a: dict, b: dict) -> bool:
@@ -243,7 +243,7 @@ def test_a_mixture_has_each_source_by_its_weight_and_each_row_once_an_epoch(weig
 
 @given(weights=st.lists(st.floats(5e-324, 1.7e308), min_size=1, max_size=20), total=st.integers(20, 5000))
 def test_shares_sum_to_the_whole_and_leave_nobody_out(weights, total):
-    counts = shares(weights, total)
+    counts = proportional_counts(weights, total)
     assert counts.sum() == total
     assert counts.min() >= 1
 
@@ -375,8 +375,8 @@ def test_whole_data_is_hashed_once_and_not_each_time_it_is_opened(prepared, tmp_
     [
         ({"split": "test"}, "'train' or 'validation'"),
         ({"sequence_length": 20, "align": 16}, "multiple of the mini-batch size 16"),
-        ({"batch_size": 3, "process_count": 2}, "cannot be shared out evenly"),
-        ({"sequence_length": 10**7, "align": 1}, "fewer than a row"),
+        ({"batch_size": 3, "process_count": 2}, "cannot be divided evenly"),
+        ({"sequence_length": 10**7, "align": 1}, "fewer than one example"),
         ({"vocab_size": 512}, "set the model's vocab_size to at least 600"),
     ],
 )

@@ -21,7 +21,7 @@ class PrepareArguments(PrepareConfig):
     """What the command line takes: how to prepare, and where to."""
 
     output: FilePath = ""
-    """The folder the tokens are written to; taken up again if an earlier run of the same was interrupted."""
+    """The folder the tokens are written to; resumed if an earlier run of the same was interrupted."""
     check: FilePath = ""
     """Verify this prepared folder instead: every byte is read and compared with its sha256."""
 

@@ -13,7 +13,7 @@ from typing import Any
 from tttlm.data.cutting import NEVER, CutRule
 
 # Regular expressions of released tokenizers in which letters and digits always end a word where white space begins,
-# and which look at nothing in front of the place they are at.
+# and which look at nothing in front of the position they are at.
 _CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _WORD_PATTERNS = (

@@ -13,7 +13,7 @@ from heapq import heapify, heapreplace
 
 import numpy as np
 
-from tttlm.data.order import shares
+from tttlm.data.order import proportional_counts
 from tttlm.data.store import Documents
 
 
@@ -72,7 +72,7 @@ class LaneBatches:
     def __init__(
         self, sources: Sequence[Documents], weights: Sequence[float], length: int, rows: int, seed: int | None
     ) -> None:
-        counts = shares(weights, rows)
+        counts = proportional_counts(weights, rows)
         self._length = length
         self._sources = [
             Lanes(documents, length, int(count), None if seed is None else seed + i)

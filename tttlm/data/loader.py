@@ -23,39 +23,41 @@ from tttlm.errors import InputError
 Batch = dict[str, np.ndarray]
 
 
-class Rows(Protocol):
-    """One epoch of rows that may come in any order."""
+class Examples(Protocol):
+    """One epoch of examples that may come in any order."""
 
     def __len__(self) -> int: ...
 
-    def rows(self, indices: Sequence[int]) -> Batch: ...
+    def take(self, indices: Sequence[int]) -> Batch:
+        """The examples of these numbers as a batch."""
+        ...
 
 
 class Batches(Protocol):
     """Endless batches.
 
     Attributes:
-        steps_per_epoch: steps after which every row was seen (rounded down, at least 1).
+        steps_per_epoch: steps after which every example was seen (rounded down, at least 1).
     """
 
     steps_per_epoch: int
 
-    def batch(self, step: int, rows: range) -> Batch:
-        """Some rows of the batch of a step."""
+    def batch(self, step: int, examples: range) -> Batch:
+        """The examples at some positions of the batch of a step."""
         ...
 
 
 @dataclass(frozen=True)
 class Loader:
-    """Batches by step: this process's rows of each.
+    """Batches by step: the examples of each that are this process's.
 
     Attributes:
         vocab_size: token ids are below this.
         fingerprint: changes when the tokens, the tokenizer or how they are cut change.
-        steps_per_epoch: steps after which every row was seen (rounded down, at least 1).
+        steps_per_epoch: steps after which every example was seen (rounded down, at least 1).
         tokenizer: what the tokens were made with.
-        fill: share of positions that hold a token; less than 1 where rows are padded.
-        batches, rows: where batches come from, and which of their rows are this process's.
+        fill: fraction of positions that hold a token; less than 1 where examples are padded.
+        batches, examples: where batches come from, and which of their examples are this process's.
     """
 
     vocab_size: int
@@ -64,7 +66,7 @@ class Loader:
     tokenizer: Tokenizer
     fill: float
     batches: Batches
-    rows: range
+    examples: range
 
     def __getitem__(self, step: int) -> Batch:
         """Gives this process's part of the batch of a step.
@@ -75,7 +77,7 @@ class Loader:
         """
         if step < 0:
             raise IndexError(f"steps are counted from 0, there is no step {step}")
-        return self.batches.batch(step, self.rows)
+        return self.batches.batch(step, self.examples)
 
     def iterate(self, start_step: int = 0, *, threads: int = 1, ahead: int = 4) -> Iterator[Batch]:
         """Batches from `start_step` on, without end, made `ahead` of time by background threads."""
@@ -88,7 +90,7 @@ class Loader:
 @dataclass(frozen=True)
 class _Steps:
     """The steps as a grain data source. One element is one batch: grain's bookkeeping for an element takes longer
-    than reading a row does."""
+    than reading an example does."""
 
     loader: Loader
     start: int
@@ -117,11 +119,11 @@ def open_data(
     Args:
         config: the folder or mixture of folders, and the layout.
         split: "train" or "validation".
-        batch_size: rows of the whole batch, over all processes.
-        sequence_length: tokens of a row.
-        seed: of the order of rows, reshuffled each epoch.
+        batch_size: examples of the whole batch, over all processes.
+        sequence_length: tokens of an example.
+        seed: of the order of examples, reshuffled each epoch.
         align: mini-batch size, on whose multiples packed documents start.
-        process_index, process_count: this process gives its share of the rows, in order.
+        process_index, process_count: this process gives one of `process_count` equal parts of a batch, in order.
         vocab_size: of the model, where it is known already.
 
     Raises:
@@ -147,7 +149,7 @@ def _open(
     if split not in ("train", "validation"):
         raise InputError(f"split is 'train' or 'validation', not {split!r}")
     if batch_size < 1 or batch_size % process_count:
-        raise InputError(f"a batch of {batch_size} rows cannot be shared out evenly to {process_count} processes")
+        raise InputError(f"a batch of {batch_size} examples cannot be divided evenly over {process_count} processes")
     if sequence_length < 1 or sequence_length % align:
         raise InputError(
             f"sequence_length {sequence_length} must be a positive multiple of the mini-batch size {align}"
@@ -173,27 +175,27 @@ def _open(
         tokenizer=tokenizer,
         fill=fill,
         batches=batches,
-        rows=range(process_index * local, (process_index + 1) * local),
+        examples=range(process_index * local, (process_index + 1) * local),
     )
 
 
-class ShuffledRows:
-    """Batches of rows that may come in any order: sources mixed by weight, each reshuffled every epoch."""
+class ShuffledExamples:
+    """Batches of examples that may come in any order: sources mixed by weight, each reshuffled every epoch."""
 
-    def __init__(self, sources: Sequence[Rows], order: Order, batch_size: int) -> None:
+    def __init__(self, sources: Sequence[Examples], order: Order, batch_size: int) -> None:
         self._sources, self._order, self._batch_size = sources, order, batch_size
-        self.steps_per_epoch = max(1, sum(len(rows) for rows in sources) // batch_size)
+        self.steps_per_epoch = max(1, sum(map(len, sources)) // batch_size)
 
-    def batch(self, step: int, rows: range) -> Batch:
-        picked = [self._order[step * self._batch_size + row] for row in rows]
+    def batch(self, step: int, examples: range) -> Batch:
+        picked = [self._order[step * self._batch_size + position] for position in examples]
         if len(self._sources) == 1:
-            return self._sources[0].rows([index for _, index in picked])
+            return self._sources[0].take([index for _, index in picked])
         whole: Batch = {}
         for number, source in enumerate(self._sources):
-            places = [i for i, (of, _) in enumerate(picked) if of == number]
-            if places:
-                for name, array in source.rows([picked[i][1] for i in places]).items():
-                    whole.setdefault(name, np.empty((len(rows), *array.shape[1:]), array.dtype))[places] = array
+            positions = [i for i, (of, _) in enumerate(picked) if of == number]
+            if positions:
+                for name, array in source.take([picked[i][1] for i in positions]).items():
+                    whole.setdefault(name, np.empty((len(examples), *array.shape[1:]), array.dtype))[positions] = array
         return whole
 
 
@@ -215,18 +217,18 @@ def _batches(
             )
         documents = [Documents(split) for split in splits]
         lanes = LaneBatches(documents, weights, length, batch_size, seed if name == "train" else None)
-        places = lanes.steps_per_epoch * batch_size * length
-        return lanes, sum(int(d.positions.sum()) for d in documents) / places
-    rows: list[Rows] = []
+        positions = lanes.steps_per_epoch * batch_size * length
+        return lanes, sum(int(d.positions.sum()) for d in documents) / positions
+    examples: list[Examples] = []
     fill = 1.0
     if layout == "packed":
         packed = [Packed(Documents(split), length, align, seed) for split in splits]
-        rows.extend(packed)
+        examples.extend(packed)
         fill = float(np.average([p.fill for p in packed], weights=weights))
     else:
-        rows.extend(Windows(split, length) for split in splits)
-    order = Order([len(r) for r in rows], weights, seed, name)
-    return ShuffledRows(rows, order, batch_size), fill
+        examples.extend(Windows(split, length) for split in splits)
+    order = Order([len(of) for of in examples], weights, seed, name)
+    return ShuffledExamples(examples, order, batch_size), fill
 
 
 def _split(folder: Path, name: str, manifest: Manifest) -> Split:

@@ -1,4 +1,4 @@
-"""Which row comes when: sources mixed by weight, each reshuffled every epoch, any position found in constant time."""
+"""Which example comes when: sources mixed by weight, each reshuffled every epoch, any position found in constant time."""
 
 import hashlib
 import struct
@@ -7,23 +7,23 @@ from functools import lru_cache
 
 import numpy as np
 
-_PERIOD = 4_096  # rows after which a mixture's pattern repeats; weights are met to one part in this many
+_PERIOD = 4_096  # examples after which a mixture's pattern repeats; weights are met to one part in this many
 
 
 class Order:
-    """The endless order of rows over one or several sources.
+    """The endless order of examples over one or several sources.
 
     Args:
-        sizes: rows of each source.
-        weights: share of each source among the rows; need not sum to 1.
+        sizes: examples of each source.
+        weights: of each source among the examples; they need not sum to 1.
         seed: of the shuffling.
     """
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int, split: str = "train") -> None:
         self._sizes = list(sizes)
         self._seed = f"{split} {seed}"
-        counts = shares(weights, _PERIOD)
-        # Each source's rows are spread evenly over the period.
+        counts = proportional_counts(weights, _PERIOD)
+        # Each source's examples are spread evenly over the period.
         when = np.concatenate([(np.arange(count) + 0.5) / count for count in counts])
         sources = np.repeat(np.arange(len(counts)), counts)
         order = np.lexsort((sources, when))
@@ -31,16 +31,16 @@ class Order:
         self._rank = np.concatenate([np.arange(count) for count in counts])[order]
         self._counts = counts
 
-    def __getitem__(self, row: int) -> tuple[int, int]:
-        """(source, row of the source) at a place in the order."""
-        period, place = divmod(row, _PERIOD)
-        source = int(self._source[place])
-        epoch, index = divmod(period * int(self._counts[source]) + int(self._rank[place]), self._sizes[source])
+    def __getitem__(self, number: int) -> tuple[int, int]:
+        """Gives (source, example of the source) at a position in the order."""
+        period, position = divmod(number, _PERIOD)
+        source = int(self._source[position])
+        epoch, index = divmod(period * int(self._counts[source]) + int(self._rank[position]), self._sizes[source])
         return source, shuffled(index, self._sizes[source], f"{self._seed} {source} {epoch}")
 
 
-def shares(weights: Sequence[float], total: int) -> np.ndarray:
-    """Whole numbers in proportion to weights that sum to `total`, none of them 0 (largest remainders)."""
+def proportional_counts(weights: Sequence[float], total: int) -> np.ndarray:
+    """Gives whole numbers in proportion to weights that sum to `total`, none of them 0 (largest remainders)."""
     relative = np.asarray(weights, float) / np.max(weights)  # so that the largest numbers there are can be summed
     exact = relative / relative.sum() * total
     counts = np.maximum(np.floor(exact).astype(int), 1)
@@ -54,7 +54,7 @@ def shuffled(index: int, size: int, seed: str) -> int:
     """Where a seeded permutation of `range(size)` takes `index`, without storing it.
 
     A Feistel network permutes the next power of four; what falls outside `size` is permuted again until it does not.
-    (grain's `index_shuffle` does the same over at least 2^16 places, which takes milliseconds where rows are few.)
+    (grain's `index_shuffle` does the same over at least 2^16 positions, which takes milliseconds where examples are few.)
     """
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     mask = (1 << half) - 1

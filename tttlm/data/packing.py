@@ -1,7 +1,7 @@
-"""The layout "packed": whole documents side by side in rows, each starting on a mini-batch boundary.
+"""The layout "packed": whole documents side by side in examples, each starting on a mini-batch boundary.
 
-Every token of a document is a target exactly once. A document longer than a row fills rows by itself; what is left
-of it is placed like a short document. Rows are filled by best fit, longest first: lengths counted in mini-batches
+Every token of a document is a target exactly once. A document longer than an example fills examples by itself; what
+is left of it is placed like a short document. Examples are filled by best fit, longest first: lengths counted in mini-batches
 are few and small numbers, so documents of one length are placed together and a million takes about a second.
 """
 
@@ -13,61 +13,61 @@ from tttlm.data.store import Documents
 
 
 class Packed:
-    """Rows of packed documents.
+    """Examples of packed documents.
 
     Args:
         documents: the documents of a split.
-        length: tokens of a row, T.
+        length: tokens of an example, T.
         align: mini-batch size, a divisor of T.
         seed: decides which of equally long documents come together.
     """
 
     def __init__(self, documents: Documents, length: int, align: int, seed: int) -> None:
         self._documents, self._length, self._align = documents, length, align
-        self._full = np.cumsum(documents.positions // length)  # rows that documents up to each one fill alone
+        self._full = np.cumsum(documents.positions // length)  # examples that documents up to each one fill alone
         rest = documents.positions % length
         short = np.flatnonzero(rest)
         rng = np.random.default_rng(seed)
         short = short[rng.permutation(len(short))]
-        bins, places, count = best_fit(-(-rest[short] // align), length // align)
-        order = np.lexsort((places, bins))
-        self._short, self._places = short[order], places[order] * align
+        bins, starts, count = best_fit(-(-rest[short] // align), length // align)
+        order = np.lexsort((starts, bins))
+        self._short, self._starts = short[order], starts[order] * align
         self._bounds = np.searchsorted(bins[order], np.arange(count + 1))
 
     def __len__(self) -> int:
-        return self._full_rows + len(self._bounds) - 1
+        return self._full_examples + len(self._bounds) - 1
 
     @property
-    def _full_rows(self) -> int:
+    def _full_examples(self) -> int:
         return int(self._full[-1]) if len(self._full) else 0
 
     @property
     def fill(self) -> float:
-        """Share of positions that hold a token."""
+        """Fraction of positions that hold a token."""
         return float(self._documents.positions.sum()) / (len(self) * self._length)
 
-    def rows(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
-        """`inputs`, `targets`, `segment_ids` int32 and `weights` float32, [rows, T]; 0 where there is no token."""
+    def take(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        """Gives `inputs`, `targets`, `segment_ids` int32 and `weights` float32, [B, T]; 0 where there is no token."""
         shape = (len(indices), self._length)
         batch = {name: np.zeros(shape, np.int32) for name in ("inputs", "targets", "segment_ids")}
-        for row, index in enumerate(indices):
-            for segment, (document, begin, place) in enumerate(self._pieces(index), start=1):
+        for i, index in enumerate(indices):
+            for segment, (document, begin, start) in enumerate(self._pieces(index), start=1):
                 stop = min(begin + self._length, int(self._documents.positions[document]))
-                here = slice(place, place + stop - begin)
-                batch["inputs"][row, here], batch["targets"][row, here] = self._documents.pairs(document, begin, stop)
-                batch["segment_ids"][row, here] = segment
+                here = slice(start, start + stop - begin)
+                batch["inputs"][i, here], batch["targets"][i, here] = self._documents.pairs(document, begin, stop)
+                batch["segment_ids"][i, here] = segment
         return {**batch, "weights": (batch["segment_ids"] > 0).astype(np.float32)}
 
-    def _pieces(self, row: int) -> list[tuple[int, int, int]]:
-        """(document, where in it, where in the row) of what a row holds."""
-        if row < self._full_rows:
-            document = int(np.searchsorted(self._full, row, side="right"))
+    def _pieces(self, example: int) -> list[tuple[int, int, int]]:
+        """(document, where in it, where in the example) of what an example holds."""
+        if example < self._full_examples:
+            document = int(np.searchsorted(self._full, example, side="right"))
             before = int(self._full[document - 1]) if document else 0
-            return [(document, (row - before) * self._length, 0)]
-        here = slice(*self._bounds[row - self._full_rows : row - self._full_rows + 2])
+            return [(document, (example - before) * self._length, 0)]
+        here = slice(*self._bounds[example - self._full_examples : example - self._full_examples + 2])
         return [
-            (int(d), int(self._documents.positions[d]) // self._length * self._length, int(place))
-            for d, place in zip(self._short[here], self._places[here], strict=True)
+            (int(d), int(self._documents.positions[d]) // self._length * self._length, int(start))
+            for d, start in zip(self._short[here], self._starts[here], strict=True)
         ]
 
 
@@ -79,9 +79,9 @@ def best_fit(sizes: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray, 
         capacity: of a bin.
 
     Returns:
-        the bin of each item [n], its place in the bin [n], and the number of bins.
+        the bin of each item [n], its offset in the bin [n], and the number of bins.
     """
-    bins, places = np.empty(len(sizes), np.int64), np.empty(len(sizes), np.int64)
+    bins, starts = np.empty(len(sizes), np.int64), np.empty(len(sizes), np.int64)
     order = np.argsort(-sizes, kind="stable")
     stops = np.searchsorted(-sizes[order], -np.arange(capacity + 1), side="right")  # items of at least that size
     room: list[np.ndarray] = [np.empty(0, np.int64) for _ in range(capacity + 1)]  # bins by the room left in them
@@ -102,8 +102,8 @@ def best_fit(sizes: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray, 
             taken = min(len(left), len(open_bins) * each)
             item, left = left[:taken], left[taken:]
             bins[item] = np.repeat(open_bins, each)[:taken]
-            places[item] = capacity - free + np.tile(np.arange(each), len(open_bins))[:taken] * size
+            starts[item] = capacity - free + np.tile(np.arange(each), len(open_bins))[:taken] * size
             last = taken - (len(open_bins) - 1) * each  # items in the last of these bins
             room[free - each * size] = np.concatenate([room[free - each * size], open_bins[:-1]])
             room[free - last * size] = np.concatenate([room[free - last * size], open_bins[-1:]])
-    return bins, places, count
+    return bins, starts, count

@@ -38,7 +38,7 @@ def split_of(document: RawDocument, fraction: float) -> str:
 
 
 @dataclass
-class Here:
+class InProcess:
     """Tokenizes in this process; the stand-in for `Workers` when there is one core or little text."""
 
     tokenizer: Tokenizer
@@ -50,8 +50,8 @@ class Here:
         return future
 
 
-def encoders(tokenizer: Tokenizer, dtype: str, count: int) -> AbstractContextManager["Here | Workers"]:
-    return workers(tokenizer, dtype, count) if count > 1 else nullcontext(Here(tokenizer, dtype))
+def encoders(tokenizer: Tokenizer, dtype: str, count: int) -> AbstractContextManager["InProcess | Workers"]:
+    return workers(tokenizer, dtype, count) if count > 1 else nullcontext(InProcess(tokenizer, dtype))
 
 
 @dataclass
@@ -62,7 +62,7 @@ class _Open:
     split: str
     bytes: int = 0
     tokens: int = 0
-    place: int = -1  # where its tokens begin in the shard, once they do
+    offset: int = -1  # in bytes, where its tokens begin in the shard, once they do
     valid: bool = True
 
 
@@ -113,7 +113,7 @@ class Job:
         self.bytes_done = 0
         self.seconds = dict.fromkeys(("reading", "tokenizing", "writing"), 0.0)
 
-    def run(self, pool: "Here | Workers", at_once: int) -> None:
+    def run(self, pool: "InProcess | Workers", at_once: int) -> None:
         """Goes through the source with `at_once` batches under way, which bounds the memory."""
         pending: deque[tuple[list[_Event], int, Future]] = deque()
         batches = self._batches()
@@ -178,8 +178,8 @@ class Job:
             if self.writer is None:
                 self.writer = store.PartWriter(self.folder, self.next_part, self.dtype, self._identity)
             document = event.document
-            if document.place < 0:
-                document.place = self.writer.place(document.split)
+            if document.offset < 0:
+                document.offset = self.writer.offset(document.split)
                 self._put(document, self.bos)
             if isinstance(event, _Block):
                 result = next(results)
@@ -209,7 +209,7 @@ class Job:
         if not document.valid:
             self.invalid_utf8 += 1
             if self.config.invalid_utf8 == "skip":
-                self.writer.cut(document.split, document.place)
+                self.writer.cut(document.split, document.offset)
                 return
         self._put(document, self.eos)
         self.forced_cuts += event.forced_cuts

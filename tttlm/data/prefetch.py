@@ -52,7 +52,7 @@ class DevicePrefetch:
         return self._ready.popleft()
 
     def wait_share(self) -> float:
-        """Share of the time since the first batch that was spent waiting for data, from 0 to 1."""
+        """Fraction of the time since the first batch that was spent waiting for data, from 0 to 1."""
         if self._begin is None:
             return 0.0
         return self.wait_seconds / max(time.perf_counter() - self._begin, 1e-9)

@@ -1,4 +1,4 @@
-"""Text to tokens on disk: the folder, its tokenizer, its manifest, and what a person is told.
+"""Text to tokens on disk: the folder, its tokenizer, its manifest, and what is reported about it.
 
 Everything that ends up on disk is a function of the source and the configuration. A shard is put in place by one
 rename, with the position in the source behind it; after a `kill -9` the next run goes on from the last one.
@@ -66,7 +66,7 @@ def prepare(config: PrepareConfig, folder: str | Path, *, wait: bool = False) ->
 @contextlib.contextmanager
 def _one_line(folder: Path) -> Iterator[None]:
     """Turns what the operating system refuses into one line."""
-    kept = "finished shards are kept: run the same command again when that is mended"
+    kept = "finished shards are kept: run the same command again when that is put right"
     try:
         yield
     except OSError as error:

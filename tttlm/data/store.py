@@ -255,13 +255,13 @@ class PartWriter:
     def write(self, split: str, tokens: np.ndarray) -> None:
         self._tokens[split].write(np.ascontiguousarray(tokens, self._dtype).data)
 
-    def place(self, split: str) -> int:
+    def offset(self, split: str) -> int:
         """Bytes of tokens so far, to go back to by `cut`."""
         return self._tokens[split].tell()
 
-    def cut(self, split: str, place: int) -> None:
-        """Forgets the tokens written after `place`."""
-        self._tokens[split].seek(place)
+    def cut(self, split: str, offset: int) -> None:
+        """Forgets the tokens written after `offset`."""
+        self._tokens[split].seek(offset)
         self._tokens[split].truncate()
 
     def end_document(self, split: str, tokens: int, size: int, key: int, name: str, record: int) -> None:

@@ -152,7 +152,7 @@ def _parsed(path: Path, data: bytes) -> Tokenizer:
 def _control_tokens(folder: Path) -> dict[str, str]:
     """What the files of a released tokenizer say about its BOS and EOS."""
     tokens: dict[str, str] = {}
-    advice = "mend or remove it"
+    advice = "repair or remove it"
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if not (folder / name).exists():
             continue
