@@ -1,4 +1,4 @@
-"""Which example comes when: sources mixed by weight, each reshuffled every epoch, any position found in constant time."""
+"""Which example comes when: sources mixed by weight, each reshuffled every epoch, any position found at once."""
 
 import hashlib
 import struct
@@ -54,7 +54,7 @@ def shuffled(index: int, size: int, seed: str) -> int:
     """Where a seeded permutation of `range(size)` takes `index`, without storing it.
 
     A Feistel network permutes the next power of four; what falls outside `size` is permuted again until it does not.
-    (grain's `index_shuffle` does the same over at least 2^16 positions, which takes milliseconds where examples are few.)
+    (grain's `index_shuffle` does the same over at least 2^16 positions, which takes milliseconds for few examples.)
     """
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     mask = (1 << half) - 1

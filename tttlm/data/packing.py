@@ -1,8 +1,9 @@
 """The layout "packed": whole documents side by side in examples, each starting on a mini-batch boundary.
 
 Every token of a document is a target exactly once. A document longer than an example fills examples by itself; what
-is left of it is placed like a short document. Examples are filled by best fit, longest first: lengths counted in mini-batches
-are few and small numbers, so documents of one length are placed together and a million takes about a second.
+is left of it is placed like a short document. Examples are filled by best fit, longest first: lengths counted in
+mini-batches are few and small numbers, so documents of one length are placed together and a million takes about a
+second.
 """
 
 from collections.abc import Sequence

@@ -9,7 +9,15 @@ from tttlm.errors import InputError
 
 
 class Windows:
-    """Example i reads tokens `[i T, (i + 1) T]`, the last of which is only a target (and the next one's first input)."""
+    """Example i reads tokens `[i T, (i + 1) T]`, the last of which is a target only (and the next one's first input).
+
+    Args:
+        split: the tokens.
+        length: tokens of an example, T.
+
+    Raises:
+        InputError: there are fewer tokens than one example takes.
+    """
 
     def __init__(self, split: Split, length: int) -> None:
         self._split, self._length = split, length
