@@ -11,6 +11,7 @@ import pytest
 from tests.ops.learners import LEARNERS, B, H, K, M, T, make, piece
 from tttlm.ops.target import target_platform
 from tttlm.ops.ttt import IMPLEMENTATIONS, Shapes, init_learner_state, learn
+from tttlm.ops.ttt.learner_statistics import _read, learner_statistics
 
 SHAPES = Shapes(B, T, H, K, K)
 PAIRS = [
@@ -108,3 +109,22 @@ def test_a_document_gives_packed_what_it_gives_alone(name):
         return (packed[:, start:], packed[:, : start - 1]), (alone, run(inputs)[:, : start - 1])
 
     close(*both(inputs, weights, options))
+
+
+@pytest.mark.parametrize("name", ["gated_deltanet", "mesanet", "titans_mlp", "lact_prenorm", "longhorn_diagonal"])
+def test_statistics_are_those_of_the_definition(name):
+    """The drift by the states of the definition, and learning lowers the loss of what was learned from."""
+    learner = LEARNERS[name]
+    inputs, weights, options = make(learner, time=32)
+    found = jax.jit(lambda *a: learner_statistics(learner, a[0], a[1], **a[2]))(inputs, weights, options)
+    _, state = learn(learner, inputs, weights, **options, implementation="reference")
+    read = lambda state: _read(learner, state, weights, options["slow"])
+    start = read(init_learner_state(learner, weights, B, K, K))
+    distance = lambda a: np.mean(
+        np.sqrt(sum(np.sum(np.square(w), tuple(range(2, w.ndim))) for w in jax.tree.leaves(a)))
+    )
+    close(found.drift[-1], distance(jax.tree.map(jnp.subtract, read(state), start)))
+    close(found.weight_norm, distance(read(state)))
+    rates = [np.mean(a) for a in jax.tree.leaves(inputs.rates)]
+    close(found.learning_rate, np.mean(rates))
+    assert found.loss_after < found.loss_before

@@ -100,11 +100,21 @@ def over_chunks(
         any_late=any_late,
     )
 
-    def one(carry: LearnerState, both: tuple[LearnerInputs, Chunk]) -> tuple[LearnerState, Array]:
-        carry, out = step(carry, jax.tree.map(by_row, both[0]), both[1])
-        return carry, by_row(out)
+    def one(carry: LearnerState, xs: tuple[LearnerInputs, Chunk, Array]) -> tuple[LearnerState, Array]:
+        inputs, chunk, any_token = xs
 
-    carry, out = remat_scan(one, of_heads(state), (xs, chunks), problem.remat_chunks)
+        def compute() -> tuple[LearnerState, Array]:
+            after, out = step(carry, jax.tree.map(by_row, inputs), chunk)
+            return after, by_row(out)
+
+        if not shifted:
+            return compute()
+        # Rows that start with a chunk need none for what was shifted out.
+        _, out = jax.eval_shape(compute)
+        return jax.lax.cond(any_token, compute, lambda: (carry, jnp.zeros(out.shape, out.dtype)))
+
+    any_token = jnp.any(begin < first + time, axis=1)
+    carry, out = remat_scan(one, of_heads(state), (xs, chunks, any_token), problem.remat_chunks)
     out = out.swapaxes(0, 1).reshape(batch, total, heads, -1)
     if shifted:
         out = jax.vmap(lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, time))(out, first)
