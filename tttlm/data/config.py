@@ -18,7 +18,7 @@ class DatasetConfig:
     """The configuration ("subset") of the dataset, e.g. sample-10BT."""
     split: str = "train"
     """Which split of the dataset is read; both of our splits are made from it."""
-    data_files: tuple[str, ...] = ()
+    data_files: tuple[FilePath, ...] = ()
     """Files or globs for "json", "parquet" and "text"."""
     revision: str = ""
     """A commit, tag or branch of the dataset."""
@@ -30,7 +30,7 @@ class DatasetConfig:
 class PrepareConfig:
     """How text becomes a folder of tokens. Nothing here depends on the machine except `workers`."""
 
-    source: tuple[str, ...] = ()
+    source: tuple[FilePath, ...] = ()
     """Files, folders or globs; .gz, .zst, .xz and .bz2 are unpacked. "stdlib" is Python's own standard library."""
     format: Literal["auto", "text", "jsonl", "parquet"] = "auto"
     """What the files are; "auto" goes by the file name: .jsonl, .ndjson, .json, .parquet, anything else is text."""
@@ -38,7 +38,7 @@ class PrepareConfig:
     """Which field of a JSON line, a Parquet row or a dataset's record holds the text."""
     dataset: DatasetConfig = DatasetConfig()
     """A dataset to read instead of `source`."""
-    tokenizer: str = "train"
+    tokenizer: FilePath = "train"
     """A SentencePiece .model, a tokenizer.json, a folder holding either, "bytes", or "train" for one made here."""
     vocab_size: Annotated[int, Range(least=1, most=1 << 24)] = 32_000
     """Pieces of the tokenizer that "train" makes."""
