@@ -19,7 +19,7 @@ import zstandard
 
 from tests.data.small import small_config
 from tttlm.data import DatasetConfig, PrepareConfig, held_out_documents, load_tokenizer, pipeline, prepare, text_files
-from tttlm.data.text_files import read_jsonl, read_text
+from tttlm.data.text_files import read_jsonl, read_parquet, read_text
 from tttlm.errors import InputError
 
 TEXT = b"some plain text\n"
@@ -129,6 +129,15 @@ def test_a_small_file_that_unpacks_without_end_is_refused_in_bounded_time_and_me
             pass
     assert time.process_time() - begin < 10
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+
+
+def test_parquet_that_unpacks_without_end_is_refused(tmp_path: Path) -> None:
+    column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 2_000, pyarrow.int32()), ["words " * 20_000])
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
+    assert (tmp_path / "a.parquet").stat().st_size < 100_000
+    with pytest.raises(InputError, match="unpacks to more than 500 times its size"):
+        for _ in read_parquet(tmp_path / "a.parquet", "a.parquet", "text", 0, 0):
+            pass
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, zstandard.compress])

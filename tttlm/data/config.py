@@ -82,6 +82,8 @@ class PrepareConfig:
         check_fields(self)
         if not self.given:
             raise InputError("nothing to prepare: name files, a folder, a glob, a dataset, or 'stdlib'")
+        if "" in self.source:
+            raise InputError("an empty name among the sources; '.' is the folder you are in")
         if self.source and self.dataset.name:
             raise InputError(
                 f"both files ({self.source[0]}) and a dataset ({self.dataset.name}) were named; name one of them"

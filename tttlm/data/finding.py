@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tttlm.data.config import PrepareConfig
-from tttlm.data.store import BEGUN
+from tttlm.data.store import BEGUN, MANIFEST, part_name
 from tttlm.data.text_files import PACKED
 from tttlm.errors import InputError
 
@@ -144,7 +144,7 @@ def _files_below(folder: Path, name: str, passed: PassedOver, inside: set[tuple[
 
 def _is_prepared(folder: Path) -> bool:
     """Whether it is one that `prepare` wrote, perhaps beside the text it was made from: no text is in there."""
-    return (folder / BEGUN).is_file() and (folder / ".lock").exists()
+    return (folder / BEGUN).is_file() and any((folder / name).exists() for name in (MANIFEST, part_name(0)))
 
 
 def _matches(pattern: Path, passed: PassedOver) -> Iterator[_Met]:

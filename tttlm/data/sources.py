@@ -186,7 +186,16 @@ class FileSource:
             start, stop = (0, offset) if split == "train" else (offset, None)
             key, size, _ = keyed(_between(read_text(file.path), start, stop))
             if size:
-                yield RawDocument(number, at, key, _between(read_text(file.path), start, stop), split)
+                chunks = _between(read_text(file.path), start, stop)
+                yield RawDocument(number, at, key, self._counted(chunks, file.size / size * (1 - at)), split)
+
+    def _counted(self, chunks: Iterable[bytes], scale: float) -> Iterator[bytes]:
+        """The chunks, while `read` grows by `scale` times their length."""
+        total, before = 0, self.read
+        for chunk in chunks:
+            yield chunk
+            total += len(chunk)
+            self.read = before + int(scale * total)
 
     def _records(self, file: SourceFile, record: int, offset: int) -> Iterator[tuple[int, int, int, Callable]]:
         """Yields (record, offset of the next, bytes of the file consumed, function that reads the document)."""

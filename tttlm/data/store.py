@@ -323,7 +323,7 @@ def read_part(folder: Path, number: int, advice: str = _ADVICE) -> Part:
         InputError: it is missing, altered, or of another shard.
     """
     path = folder / part_name(number) / PART
-    part = read_record(path, Part, advice=advice, sealed=True)
+    part = read_record(path, Part, advice=advice, sealed=True, max_bytes=1 << 30)  # it names every small file
     if part.number != number:
         raise InputError(f"{path} is that of shard {part.number}; {advice}")
     return part

@@ -159,17 +159,20 @@ def read_parquet(path: Path, name: str, column: str, record: int, offset: int) -
         kind = schema.field(column).type
         if not _holds_text(kind):
             raise InputError(f"{name}: column {column!r} holds {kind}, not text")
-        rows, number = max(file.metadata.num_rows, 1), 0
+        rows, number, total = max(file.metadata.num_rows, 1), 0, 0
         for group in range(file.num_row_groups):
             in_group = file.metadata.row_group(group).num_rows
             if number + in_group <= record:
                 number += in_group
                 continue
             try:
-                for batch in file.iter_batches(batch_size=64, row_groups=[group], columns=[column]):
+                for batch in file.iter_batches(batch_size=16, row_groups=[group], columns=[column]):
                     for value in _as_bytes(batch.column(0)):
                         if number >= record:
-                            yield number, 0, size * (number + 1) // rows, value.as_py()
+                            text = value.as_py()
+                            total += len(text or b"")
+                            _refuse_endless(path, total, size)
+                            yield number, 0, size * (number + 1) // rows, text
                         number += 1
             except faults as error:
                 if isinstance(error, InputError):
@@ -254,11 +257,13 @@ class _Unpacking(io.RawIOBase):
         data = self._source.read(len(buffer))
         buffer[: len(data)] = data
         self._total += len(data)
-        if self._total > max(MAX_UNPACKED_BYTES, MAX_RATIO * self._raw.tell()):
-            raise InputError(
-                f"{self._path} unpacks to more than {MAX_RATIO} times its size, which no text does; leave it out"
-            )
+        _refuse_endless(self._path, self._total, self._raw.tell())
         return len(data)
+
+
+def _refuse_endless(path: Path, unpacked: int, size: int) -> None:
+    if unpacked > max(MAX_UNPACKED_BYTES, MAX_RATIO * size):
+        raise InputError(f"{path} unpacks to more than {MAX_RATIO} times its size, which no text does; leave it out")
 
 
 def _damaged(path: Path, error: BaseException) -> InputError:
