@@ -9,14 +9,17 @@ from tqdm import tqdm
 
 
 @contextmanager
-def progress_bar(total: float | None, description: str, unit: str = "it", **options) -> Iterator[tqdm]:
-    """A progress bar on standard error that shows rate and time left.
+def progress_bar(
+    total: float | None, description: str, unit: str = "it", *, initial: float = 0, disable: bool = False
+) -> Iterator[tqdm]:
+    """Shows a progress bar with rate and time left on standard error.
 
     Args:
         total: how many units there are; None when that is unknown (then no time left is shown).
         description: a few words in front of the bar.
         unit: what is counted ("B" is shown as kB, MB, ...).
-        **options: passed on to `tqdm`, e.g. `initial` when resuming.
+        initial: how many units were done before, when something is resumed.
+        disable: whether nothing is shown.
 
     In a terminal the bar redraws in place; into a file or pipe it writes one line every 10 seconds.
     """
@@ -31,7 +34,8 @@ def progress_bar(total: float | None, description: str, unit: str = "it", **opti
         dynamic_ncols=live,
         ncols=None if live else 100,
         smoothing=0.1,
-        **options,
+        initial=initial,
+        disable=disable,
     ) as bar:
         yield bar
 

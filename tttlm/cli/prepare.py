@@ -18,27 +18,32 @@ from tttlm.ranges import CountOrZero, FilePath, PicturePath
 
 @dataclass(frozen=True)
 class PrepareArguments(PrepareConfig):
-    """What the command line takes: how to prepare, and where to."""
+    """The arguments of the command line: how to prepare, and where to."""
 
     output: FilePath = ""
-    """The folder the tokens are written to; resumed if an earlier run of the same was interrupted."""
+    """The folder that the tokens are written to; resumed if an earlier run of the same was interrupted."""
     check: FilePath = ""
-    """Verify this prepared folder instead: every byte is read and compared with its sha256."""
+    """A prepared folder to verify instead: every byte is read and compared with its sha256."""
 
 
 @dataclass(frozen=True)
 class InspectArguments:
-    """What `inspect` takes."""
+    """The arguments of `inspect`."""
 
     folder: FilePath = ""
     """A prepared folder."""
     samples: CountOrZero = 3
-    """Documents whose beginning is printed."""
+    """Number of documents whose beginning is printed."""
     png: PicturePath = ""
     """Where the histogram of document lengths is drawn; lengths.png in the folder where not given."""
 
 
 def main(arguments: Sequence[str]) -> None:
+    """Prepares, checks or inspects, as the arguments say.
+
+    Raises:
+        InputError: the arguments, or what they name, cannot be used.
+    """
     words = list(arguments)
     if words[:1] == ["inspect"]:
         _inspect(parse(InspectArguments, _named(words[1:], "--folder"), prog="prepare inspect"))
@@ -86,6 +91,7 @@ def _inspect(given: InspectArguments) -> None:
 
 
 def run() -> None:
+    """Runs the command with the arguments of this process, and leaves with its status."""
     run_command(lambda: main(sys.argv[1:]), kept="finished shards are kept: the same command goes on")
 
 

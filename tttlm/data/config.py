@@ -28,12 +28,12 @@ class DatasetConfig:
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """How text becomes a folder of tokens. Nothing here depends on the machine except `workers`."""
+    """The configuration of how text becomes a folder of tokens. Nothing here depends on the machine except `workers`."""
 
     source: tuple[FilePath, ...] = ()
     """Files, folders or globs; .gz, .zst, .xz and .bz2 are unpacked. "stdlib" is Python's own standard library."""
     format: Literal["auto", "text", "jsonl", "parquet"] = "auto"
-    """What the files are; "auto" goes by the file name: .jsonl, .ndjson, .json, .parquet, anything else is text."""
+    """What the files hold; "auto" goes by the file name: .jsonl, .ndjson, .json, .parquet, anything else is text."""
     column: str = "text"
     """Which field of a JSON line, a Parquet row or a dataset's record holds the text."""
     dataset: DatasetConfig = DatasetConfig()
@@ -45,9 +45,9 @@ class PrepareConfig:
     sample_mb: Annotated[float, Range(above=0, most=1e6)] = 100.0
     """Megabytes of the training documents that "train" looks at."""
     bos: bool = False
-    """Begin every document with the tokenizer's BOS."""
+    """Whether every document begins with the tokenizer's BOS."""
     eos: bool = True
-    """End every document with the tokenizer's EOS."""
+    """Whether every document ends with the tokenizer's EOS."""
     bos_token: str = ""
     """Which token of the tokenizer is BOS, where its own files do not say so or name another."""
     eos_token: str = ""
@@ -56,11 +56,11 @@ class PrepareConfig:
     """Fraction of the documents that is kept for validation, chosen by their content alone; of a single text file, the
     fraction at its end."""
     max_file_bytes: Annotated[int, Range(least=0, most=1 << 62)] = 0
-    """Text files larger than this are passed over; 0: none is."""
+    """Size above which text files are passed over; 0: none is."""
     shard_mb: Annotated[float, Range(above=0, most=1e6)] = 256.0
     """Megabytes of text a shard holds (one document is never cut)."""
     invalid_utf8: Literal["replace", "skip", "fail"] = "replace"
-    """A document with invalid UTF-8: replace what is wrong by U+FFFD, leave the document out, or stop."""
+    """What happens to a document with invalid UTF-8: the wrong bytes become U+FFFD, it is left out, or prepare stops."""
     workers: Annotated[int, Range(least=0, most=1024)] = 0
     """Processes that tokenize; 0: one per core this process may use."""
 
@@ -70,7 +70,7 @@ class PrepareConfig:
 
     @property
     def given(self) -> bool:
-        """Whether there is anything to prepare from."""
+        """Tells whether there is anything to prepare from."""
         return bool(self.source or self.dataset.name)
 
     def validate(self) -> None:
@@ -103,7 +103,7 @@ class PrepareConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the tokens are and how they are cut into batches."""
+    """The configuration of where the tokens are and how they are cut into batches."""
 
     path: FilePath = ""
     """A folder that `python -m tttlm.cli.prepare` wrote."""

@@ -14,7 +14,7 @@ from tttlm.errors import InputError
 
 
 class DatasetSource:
-    """One record a document, streamed or downloaded.
+    """The records of a dataset, each a document, streamed or downloaded.
 
     Args:
         config: the dataset.

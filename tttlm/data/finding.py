@@ -45,14 +45,14 @@ class PassedOver:
     counts: dict[str, int] = field(default_factory=dict)
 
     def note(self, reason: str, name: str) -> None:
-        """Counts one more."""
+        """Counts one more that is passed over for a reason."""
         self.counts[reason] = self.counts.get(reason, 0) + 1
         names = self.names.setdefault(reason, [])
         if len(names) < 3:
             names.append(name)
 
     def lines(self) -> Iterator[str]:
-        """A line for each reason."""
+        """Gives a line to print for each reason."""
         for reason, count in self.counts.items():
             more = ", ..." if count > len(self.names[reason]) else ""
             yield f"passed over: {count:,} {reason} ({', '.join(self.names[reason])}{more})"
@@ -64,7 +64,7 @@ class _Met(NamedTuple):
 
 
 def printable(name: str) -> str:
-    """A file name on one line: what is no UTF-8 or cannot be printed is written as an escape."""
+    """Writes a file name on one line: what is no UTF-8 or cannot be printed is written as an escape."""
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
@@ -143,7 +143,7 @@ def _files_below(folder: Path, name: str, passed: PassedOver, inside: set[tuple[
 
 
 def _is_prepared(folder: Path) -> bool:
-    """Whether it is one that `prepare` wrote, perhaps beside the text it was made from: no text is in there."""
+    """Tells whether `prepare` wrote this folder, perhaps beside the text it was made from: no text is in there."""
     return (folder / BEGUN).is_file() and any((folder / name).exists() for name in (MANIFEST, part_name(0)))
 
 

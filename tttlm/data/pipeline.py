@@ -28,12 +28,12 @@ TASK_BYTES = 1 << 19  # text that a worker is given at a time
 
 
 def held_out(key: int, fraction: float) -> bool:
-    """Whether a document is for validation: by a hash of its content, so that nothing else can move it."""
+    """Tells whether a document is for validation: by a hash of its content, so that nothing else can move it."""
     return key < fraction * 2**64
 
 
 def split_of(document: RawDocument, fraction: float) -> str:
-    """The split that a document belongs to: as the source says, else by its content."""
+    """Gives the split that a document belongs to: as the source says, else by its content."""
     return document.split or ("validation" if held_out(document.key, fraction) else "train")
 
 

@@ -14,7 +14,7 @@ _BAR = 40
 
 
 def describe_folder(folder: str | Path, *, samples: int = 3) -> Iterator[str]:
-    """Lines that tell a person what a prepared folder holds.
+    """Describes what a prepared folder holds, line by line.
 
     Raises:
         InputError: the folder is not complete, or a file of it was altered.
@@ -57,7 +57,7 @@ def describe_folder(folder: str | Path, *, samples: int = 3) -> Iterator[str]:
 
 
 def draw_lengths(folder: str | Path, picture: str | Path) -> None:
-    """A PNG of how long documents are, and of how the tokens are distributed over those lengths."""
+    """Draws how long documents are, and how the tokens are distributed over those lengths, as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

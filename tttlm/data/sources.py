@@ -279,7 +279,7 @@ def _standard_library(max_bytes: int) -> list[SourceFile]:
 
 
 def sample_texts(source: Source, limit: int, held_out: Callable[[RawDocument], bool]) -> Iterator[str]:
-    """A sample of the training documents for training a tokenizer: the same text whenever it is drawn.
+    """Draws a sample of the training documents for training a tokenizer: the same text whenever it is drawn.
 
     Of files, some are taken in an order shuffled by name, and no file gives much more than its part; of a
     dataset, the first documents are taken.

@@ -73,7 +73,7 @@ class FileState(NamedTuple):
 
 @dataclass(frozen=True)
 class Sums:
-    """How much a split holds."""
+    """The amount that a split holds."""
 
     documents: int
     tokens: int
@@ -82,7 +82,7 @@ class Sums:
 
 @dataclass(frozen=True)
 class Counts:
-    """How many documents were not plain.
+    """The number of documents that were not plain.
 
     Attributes:
         empty: left out, because there is no text in them.
@@ -330,7 +330,7 @@ def read_part(folder: Path, number: int, advice: str = _ADVICE) -> Part:
 
 
 def count_parts(folder: Path) -> int:
-    """How many shards are in place; one that is missing among them counts."""
+    """Counts the shards that are in place; one that is missing among them counts."""
     numbers = [int(path.name[5:]) for path in folder.glob("part-*") if path.name[5:].isdigit()]
     return max(numbers, default=-1) + 1
 
@@ -377,11 +377,11 @@ class Split:
         self.starts = [0, *accumulate(len(tokens) for tokens in self.tokens)]
 
     def __len__(self) -> int:
-        """Tokens in all."""
+        """Gives the number of tokens."""
         return self.starts[-1]
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Tokens from `start` to `stop`, wherever shards end."""
+        """Reads the tokens from `start` to `stop`, wherever shards end."""
         shard = bisect_right(self.starts, start) - 1
         first = start - self.starts[shard]
         out = self.tokens[shard][first : first + stop - start]
@@ -390,13 +390,13 @@ class Split:
         return np.concatenate([out, self.read(start + len(out), stop)])
 
     def index(self) -> np.ndarray:
-        """The document index of all shards (`DOCUMENT`)."""
+        """Reads the document index of all shards (`DOCUMENT`)."""
         return np.concatenate(
             [self._mapped(part, "documents", DOCUMENT) for part in self._parts] or [np.empty(0, DOCUMENT)]
         )
 
     def names(self) -> Iterator[str]:
-        """What each document is called: its file, and the record's number from the second record on."""
+        """Gives the name of each document: its file, and the record's number from the second record on."""
         for part in self._parts:
             files = read_part(self.folder, part).names
             for document in self._mapped(part, "documents", DOCUMENT):
@@ -430,7 +430,7 @@ class Documents:
         self.positions = tokens if self._entry is not None else np.maximum(tokens - 1, 0)
 
     def pairs(self, document: int, begin: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets of positions `begin` to `stop` of a document."""
+        """Reads the inputs and targets of positions `begin` to `stop` of a document."""
         start = int(self._starts[document])
         if self._entry is None:
             tokens = self._split.read(start + begin, start + stop + 1)

@@ -48,18 +48,28 @@ class Tokenizer(Protocol):
     cut_rule: CutRule
 
     @property
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """Identifies the tokenizer and its control tokens."""
+        ...
 
-    def id_of(self, token: str) -> int | None: ...
+    def id_of(self, token: str) -> int | None:
+        """Gives the id of a token by its name; None where there is no such token."""
+        ...
 
-    def name_controls(self, bos_id: int | None, eos_id: int | None) -> None: ...
+    def name_controls(self, bos_id: int | None, eos_id: int | None) -> None:
+        """Sets the control tokens; documents are then entered from EOS, or from BOS where there is no EOS."""
+        ...
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str) -> list[int]:
+        """Gives the tokens of a text, without control tokens."""
+        ...
 
-    def decode(self, ids: Sequence[int]) -> str: ...
+    def decode(self, ids: Sequence[int]) -> str:
+        """Gives the text of tokens; control tokens are left out."""
+        ...
 
     def encode_blocks(self, blocks: Sequence[tuple[str, bool]]) -> list[np.ndarray]:
-        """Tokens of blocks of text; the flag says that a block goes on where `CutRule` allowed a cut."""
+        """Gives the tokens of blocks of text; the flag says that a block goes on where `CutRule` allowed a cut."""
         ...
 
 
@@ -222,7 +232,7 @@ class HuggingFaceTokenizer(_InPieces):
 
 
 class ByteTokenizer(_Described):
-    """Every byte of UTF-8 is a token; 256 is BOS and 257 is EOS."""
+    """A tokenizer without a vocabulary: every byte of UTF-8 is a token; 256 is BOS and 257 is EOS."""
 
     kind: Kind = "bytes"
     file_name: FileName = ""

@@ -100,7 +100,7 @@ class Workers:
 
 @contextmanager
 def workers(tokenizer: Tokenizer, dtype: str, count: int) -> Iterator[Workers]:
-    """Started and, however it ends, stopped."""
+    """Starts worker processes, and stops them however the block ends."""
     pool = Workers(tokenizer, dtype, count)
     try:
         yield pool
@@ -113,7 +113,7 @@ def available_cores() -> int:
 
 
 def serve() -> None:
-    """The life of a worker."""
+    """Serves as a worker: reads tasks from standard input and writes results until there are no more."""
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes our input
