@@ -68,7 +68,7 @@ def test_tokens_a_second_on_one_core(library, layout, wanted, length):
     for step in range(60):
         loader[step]
     speed = 60 * 32 * length / (time.process_time() - begin)
-    print(f"\n{layout}, rows of {length}: {speed / 1e6:.1f} million tokens per CPU second, {loader.fill:.2%} filled")
+    print(f"\n{layout}, examples of {length}: {speed / 1e6:.1f} million tokens per CPU second, {loader.fill:.2%} filled")
     assert speed > wanted
 
 
@@ -96,5 +96,5 @@ def test_books_pack_without_loss(tmp_path):
     for length in (2048, 8192):
         config = DataConfig(path=str(tmp_path / "data"), layout="packed")
         loader = open_data(config, split="train", batch_size=2, sequence_length=length, align=16)
-        print(f"\nfour novels in rows of {length}: {loader.fill:.2%} filled")
+        print(f"\nfour novels in examples of {length}: {loader.fill:.2%} filled")
         assert loader.fill > 0.97

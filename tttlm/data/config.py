@@ -28,7 +28,7 @@ class DatasetConfig:
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """The configuration of how text becomes a folder of tokens. Nothing here depends on the machine except `workers`."""
+    """How text becomes a folder of tokens: its configuration. Only `workers` depends on the machine."""
 
     source: tuple[FilePath, ...] = ()
     """Files, folders or globs; .gz, .zst, .xz and .bz2 are unpacked. "stdlib" is Python's own standard library."""
@@ -60,7 +60,7 @@ class PrepareConfig:
     shard_mb: Annotated[float, Range(above=0, most=1e6)] = 256.0
     """Megabytes of text a shard holds (one document is never cut)."""
     invalid_utf8: Literal["replace", "skip", "fail"] = "replace"
-    """What happens to a document with invalid UTF-8: the wrong bytes become U+FFFD, it is left out, or prepare stops."""
+    """What becomes of a document with invalid UTF-8: wrong bytes become U+FFFD, it is left out, or prepare stops."""
     workers: Annotated[int, Range(least=0, most=1024)] = 0
     """Processes that tokenize; 0: one per core this process may use."""
 
