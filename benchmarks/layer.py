@@ -24,7 +24,6 @@ from flax import nnx
 
 from tttlm.layers import TTTMLP, TTTLinear
 from tttlm.model import ModelConfig
-from tttlm.model.flops import mixer_flops_per_token
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def main(arguments: Arguments) -> None:
             backbone=a.backbone,
             num_layers=1,  # type: ignore[arg-type]
         )
-        flops = mixer_flops_per_token(config, config.mixers[0], a.time) * a.batch * a.time
+        flops = config.pattern[0].flops_per_token(a.time) * a.batch * a.time
         flops *= 3 if what.endswith("backward") else 1
         line = f"{what:28} {who:9} {seconds * 1e3:8.1f} ms {a.batch * a.time / seconds:10.0f} tokens/s"
         line += f" {flops / seconds / peak:6.1%} of peak"

@@ -22,11 +22,11 @@ from typing import Any
 import tyro
 
 from tttlm.cli.arguments import parse
+from tttlm.planning.plan import make_plan
+from tttlm.planning.topologies import only_compile
 from tttlm.progress import progress_bar
 from tttlm.training.config import TrainConfig
 from tttlm.training.devices import DEVICES, GIB
-from tttlm.training.plan import make_plan
-from tttlm.training.topologies import only_compile
 
 ROOT = Path(__file__).parents[1]
 ROWS, PAGE = ROOT / "benchmarks" / "plan.jsonl", ROOT / "docs" / "plan.md"

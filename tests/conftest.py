@@ -15,7 +15,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
 # The shapes in the signatures of the mathematics and the layers are checked at every call.
-install_import_hook(["tttlm.ops", "tttlm.layers"], "beartype.beartype")
+install_import_hook(["tttlm.ops", "tttlm.parts", "tttlm.mixers"], "beartype.beartype")
 
 hypothesis.settings.register_profile(
     "default",

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tttlm.cli.compare import read_comparison
-from tttlm.evaluation.comparison import matched_models
+from tttlm.comparison.experiment import matched_models
+from tttlm.model import parameter_count
 from tttlm.training.config import TrainConfig, check
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "compare"
@@ -38,7 +39,7 @@ def test_the_small_comparison_has_every_layer_and_models_of_one_size():
     assert {mixer for run in models.values() for mixer in run.model.mixers} == {
         *("attention", "ttt_linear", "ttt_mlp", "mamba", "mamba2", "sliding_attention")
     }
-    sizes = [run.model.parameter_count() for run in models.values()]
+    sizes = [parameter_count(run.model) for run in models.values()]
     assert max(sizes) / min(sizes) < 1.05
 
 

@@ -14,9 +14,9 @@ import pytest
 
 from tests.training.small import write_texts
 from tttlm.cli.compare import main, read_comparison
+from tttlm.comparison.text import share_held_out
 from tttlm.data import PrepareConfig, held_out_documents, prepare
 from tttlm.errors import InputError
-from tttlm.evaluation.comparison_text import share_held_out
 
 ROOT = Path(__file__).parents[2]
 SMALL = """

@@ -133,7 +133,7 @@ def test_the_start_of_a_comparison(prepared, tmp_path, monkeypatch):
     def run_child(*_: Any) -> Any:
         raise Started
 
-    monkeypatch.setattr("tttlm.evaluation.children.run_child", run_child)
+    monkeypatch.setattr("tttlm.comparison.children.run_child", run_child)
 
     def command(folder: Path) -> None:
         words = [folder / "compare.yaml", "--data", folder / "data", "--output", folder / "out"]

@@ -30,7 +30,7 @@ from tttlm.data import (
     store,
 )
 from tttlm.data.pipeline import held_out
-from tttlm.data.sources import keyed
+from tttlm.data.raw_document import keyed
 from tttlm.data.tokenizer import SentencePieceTokenizer
 from tttlm.errors import InputError
 

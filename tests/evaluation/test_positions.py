@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tttlm.comparison.results import estimate
 from tttlm.data import Document
 from tttlm.evaluation.positions import Stretch, edges, losses_by_position, some, stretches
-from tttlm.evaluation.results import estimate
 from tttlm.model import LanguageModel, ModelConfig
 from tttlm.training.loss import token_losses
 

@@ -3,10 +3,12 @@ themselves at the end, where a fault put into them is found, and its compiled pr
 
 A program of its own, because the number of simulated devices is fixed when JAX starts:
 `python -m tests.training.meshes '{"model.mixers": ["mamba"]}' MESH...`, a mesh being like `data=2,tensor=4`, or with
-another field of the configuration in it, `fsdp=8,accumulate=2`. Changes for all of them go by dotted name, in JSON.
+another field of the configuration in it, `fsdp=8,accumulate=2`. Changes for all of them go by dotted name, in JSON;
+the key `import` names a module that registers a mixer from outside the package.
 Rows hold several documents, and padding.
 """
 
+import importlib
 import json
 import math
 import re
@@ -17,8 +19,7 @@ import jax
 import numpy as np
 
 from tests.training.small import small_config
-from tttlm.layers.partition import on_mesh
-from tttlm.training.collectives import KINDS
+from tttlm.planning.collectives import KINDS
 from tttlm.training.config import MeshConfig, TrainConfig
 from tttlm.training.diagnosis import diagnose
 from tttlm.training.sharding import check_mesh, make_mesh, path_name, place_batch
@@ -58,6 +59,7 @@ def batches(config: TrainConfig):
 def configured(changes: dict, axes: str) -> TrainConfig:
     values = {"fsdp": 1, **{name: int(size) for name, size in (axis.split("=") for axis in axes.split(","))}}
     mesh = MeshConfig(**{field.name: values.pop(field.name, 1) for field in fields(MeshConfig)})
+    changes = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
     return small_config(**{**SMALL, "mesh": mesh, **values, **changes})
 
 
@@ -79,7 +81,7 @@ def train(changes: dict, axes: str) -> dict[str, object]:
     measure = make_telemetry(replace(config, accumulate=1), model, mesh)  # all of the batch, whatever the parts
     told = {"telemetry": named(measure(state.params, place(batch), STEPS))}
     state.params["stack"]["blocks"][0]["mixer_norm"]["scale"] *= 3e38
-    with on_mesh(mesh):
+    with jax.set_mesh(mesh):
         told["fault"] = diagnose(config, model, state.params, place(batch), STEPS)
     return {"losses": losses, **told, **found}
 
@@ -124,4 +126,7 @@ def facts(step: jax.stages.Compiled, state) -> dict[str, object]:
 
 if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", 8)
-    print(json.dumps({axes: train(json.loads(sys.argv[1]), axes) for axes in sys.argv[2:]}))
+    changes = json.loads(sys.argv[1])
+    if outside := changes.pop("import", None):
+        importlib.import_module(outside)
+    print(json.dumps({axes: train(changes, axes) for axes in sys.argv[2:]}))

@@ -11,8 +11,8 @@ import pytest
 from tests.training.meshes import CHUNK, LENGTH, ROWS, VOCABULARY, WIDTH
 from tests.training.small import small_config
 from tttlm.errors import InputError
+from tttlm.planning.explain import explain
 from tttlm.training.config import MeshConfig
-from tttlm.training.explain import explain
 from tttlm.training.sharding import check_mesh, imagined_mesh
 
 ONE = "data=1"

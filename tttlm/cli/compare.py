@@ -21,7 +21,7 @@ from tttlm.fields import from_values, read_fields, shown
 from tttlm.yaml_file import read_yaml
 
 if TYPE_CHECKING:  # they import JAX, which reads the environment that `main` sets
-    from tttlm.evaluation.comparison import CompareConfig
+    from tttlm.comparison.experiment import CompareConfig
     from tttlm.training.config import TrainConfig
 
 PROGRAM = "python -m tttlm.cli.compare"
@@ -57,7 +57,7 @@ def read_comparison(
     Raises:
         InputError: in one line, for what cannot be read or meant.
     """
-    from tttlm.evaluation.comparison import CompareConfig
+    from tttlm.comparison.experiment import CompareConfig
     from tttlm.training.config import TrainConfig
 
     named = bool(words) and not words[0].startswith("-")
@@ -88,7 +88,7 @@ _FINISHED = "run"  # the key of a model that names finished runs; the comparison
 
 def _read_parts(file: Path, inside: tuple[Path, ...] = ()) -> _Parts:
     """`base` works at the top of a file as within `train` and each model."""
-    from tttlm.evaluation.comparison import CompareConfig
+    from tttlm.comparison.experiment import CompareConfig
     from tttlm.training.config import TrainConfig
 
     values, bases = split_bases(read_yaml(file), file, str(file), inside)
@@ -123,11 +123,11 @@ def _read_parts(file: Path, inside: tuple[Path, ...] = ()) -> _Parts:
 
 
 def _compare(words: list[str], environment: dict[str, str]) -> int:
-    from tttlm.evaluation.children import note_peak, run_child
-    from tttlm.evaluation.comparison import decide, describe_models, train_all
-    from tttlm.evaluation.report import results_table, write_report
-    from tttlm.evaluation.results import read_results
-    from tttlm.evaluation.scores import scoring_job
+    from tttlm.comparison.children import note_peak, run_child
+    from tttlm.comparison.experiment import decide, describe_models, train_all
+    from tttlm.comparison.report import results_table, write_report
+    from tttlm.comparison.results import read_results
+    from tttlm.comparison.scores import scoring_job
 
     config, to_train, given, order = read_comparison(words)
     output = Path(config.output)
@@ -176,7 +176,7 @@ def _sorted_flags(words: list[str], models: list[str]) -> tuple[list[str], list[
 
 def _train(file: str) -> int:
     """Trains the run whose configuration is in a file, and no more."""
-    from tttlm.evaluation.children import end_with_parent
+    from tttlm.comparison.children import end_with_parent
     from tttlm.training.config import TrainConfig
     from tttlm.training.loop import train
 
@@ -190,8 +190,8 @@ def _train(file: str) -> int:
 
 def _score(file: str) -> int:
     """Scores the runs of a job."""
-    from tttlm.evaluation.children import end_with_parent
-    from tttlm.evaluation.scores import do_scoring_job
+    from tttlm.comparison.children import end_with_parent
+    from tttlm.comparison.scores import do_scoring_job
 
     end_with_parent()
     logging.getLogger("absl").setLevel(logging.CRITICAL)

@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
     rest = [argument for argument in arguments if argument != "--explain"]
     config = parse(TrainConfig, rest, prog=program("train.py"), description=DESCRIPTION)
     if len(rest) < len(arguments):
-        from tttlm.training.explain import explain
+        from tttlm.planning.explain import explain
 
         print("\n".join(explain(config)))
         return 0
@@ -57,8 +57,8 @@ def main(arguments: list[str]) -> int:
 
 def plan(config: TrainConfig, topology: str) -> int:
     """Prints what the run would need of devices that are not here; 1 if they do not have it."""
-    from tttlm.training.plan import describe, make_plan
-    from tttlm.training.topologies import only_compile
+    from tttlm.planning.plan import describe, make_plan
+    from tttlm.planning.topologies import only_compile
 
     only_compile()
     planned = make_plan(config, topology)

@@ -7,7 +7,7 @@ from typing import Any
 
 from tttlm.data.config import DatasetConfig
 from tttlm.data.finding import PassedOver
-from tttlm.data.sources import Known, RawDocument, keyed
+from tttlm.data.raw_document import Known, RawDocument, keyed
 from tttlm.data.store import file_state
 from tttlm.data.text_files import as_text
 from tttlm.errors import InputError

@@ -18,7 +18,7 @@ import numpy as np
 
 from tttlm.data import store
 from tttlm.data.config import PrepareConfig
-from tttlm.data.sources import RawDocument, Source
+from tttlm.data.raw_document import RawDocument, Source
 from tttlm.data.tokenizer import Tokenizer
 from tttlm.data.workers import Encoded, Task, Workers, encode_task, workers
 from tttlm.errors import InputError

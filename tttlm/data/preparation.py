@@ -20,7 +20,8 @@ from tttlm.data import store
 from tttlm.data.config import PrepareConfig
 from tttlm.data.integrity import remember, verified_parts, verify
 from tttlm.data.pipeline import TASK_BYTES, Job, encoders, split_of
-from tttlm.data.sources import Known, Source, open_source, sample_texts
+from tttlm.data.raw_document import Known, Source
+from tttlm.data.sources import open_source, sample_texts
 from tttlm.data.tokenizer import TRAINED, Tokenizer, facts_of, train_tokenizer
 from tttlm.data.tokenizer_files import load_tokenizer
 from tttlm.data.workers import available_cores

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tttlm.layers.attention import check_room
 from tttlm.model import LanguageModel
 
 
@@ -38,9 +37,7 @@ def sample(
     forced[: len(prompt)] = prompt
     known = np.arange(len(forced)) < len(prompt)
     state = model.init_state(1)
-    for mixer, block in zip(model.config.mixers, state, strict=True):
-        if mixer == "attention":
-            check_room(block.mixer, len(forced))
+    model.check_room(state, len(forced))
     known_pieces = model.config.vocab_size if pieces is None else min(pieces, model.config.vocab_size)
     tokens = _sample(graph, params, state, forced, known, jax.random.key(seed), float(temperature), known_pieces)
     return np.asarray(tokens)[len(prompt) - 1 : -1].tolist()

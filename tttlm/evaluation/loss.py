@@ -74,8 +74,8 @@ def stream_score(
     """
     chunk = -(-chunk // align) * align
     graph, params = nnx.split(model)
-    attends = "attention" in model.config.mixers
-    if attends:
+    room = model.config.cache_length
+    if room is not None:
         align = chunk  # documents start where a call does, which is where a cache can be emptied
 
     @jax.jit
@@ -83,7 +83,7 @@ def stream_score(
         params: Any, state: Any, begins: np.ndarray, inputs: jax.Array, targets: jax.Array, segments: jax.Array
     ) -> Any:
         bound = nnx.merge(graph, params)
-        if attends:
+        if room is not None:
             rows_of = lambda a: begins.reshape(1, -1, *[1] * (a.ndim - 2))  # leaves are [repeats, rows, ...]
             state = jax.tree.map(lambda new, old: jnp.where(rows_of(old), new, old), bound.init_state(rows), state)
         logits, state = bound.extend(inputs, state, segment_ids=segments)
@@ -103,9 +103,9 @@ def stream_score(
         begins = (segments[:, 0] > 0) & (segments[:, 0] != document)
         document = np.where(begins, segments[:, 0], document)
         place = np.where(begins, 0, place) + (segments > 0).sum(axis=1)
-        if attends and place.max() > model.config.attention.max_length:
+        if room is not None and place.max() > room:
             raise InputError(
-                f"a document has more tokens than the {model.config.attention.max_length:,} that attention has room "
+                f"a document has more tokens than the {room:,} that attention has room "
                 "for: raise model.attention.max_length"
             )
         total, state = extend(params, state, begins, inputs, targets, segments)

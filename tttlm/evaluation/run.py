@@ -2,7 +2,7 @@
 
 import gzip
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -14,7 +14,7 @@ from tttlm.data.integrity import verify
 from tttlm.errors import InputError
 from tttlm.evaluation.generate import sample
 from tttlm.evaluation.loss import Chunk, Score, stream_score
-from tttlm.model import LanguageModel, ModelConfig
+from tttlm.model import LanguageModel
 from tttlm.progress import progress_bar
 from tttlm.training.checkpoint_files import load_params
 from tttlm.training.config import TrainConfig
@@ -109,7 +109,7 @@ class Run:
         """
         size = path.stat().st_size if path.suffix not in (".gz", ".zst", ".xz") else None
         longest = None
-        if "attention" in self.config.model.mixers:
+        if self.config.model.cache_length is not None:
             longest = sum(len(tokens) for tokens, _ in encode_file(path, self.tokenizer()))
         return self.score([encode_file(path, self.tokenizer())], rows=1, chunk=chunk, total=size, longest=longest)
 
@@ -130,10 +130,10 @@ class Run:
         return start, tokenizer.decode([*entered, *written])[len(start) :]
 
     def _with_room(self, tokens: int) -> LanguageModel:
-        """The model, its attention caches with room for so many tokens."""
-        if "attention" not in self.config.model.mixers:
+        """The model, its states with room for so many tokens."""
+        if self.config.model.cache_length is None:
             return self.model
-        room = with_room(self.config.model, tokens)
+        room = self.config.model.with_cache_length(tokens)
         return Model(room).bind(nnx.to_pure_dict(nnx.state(self.model, nnx.Param)))
 
     def held_out_gzip(self, limit: int = 0) -> float:
@@ -153,7 +153,7 @@ def load_run(path: str | Path, step: int | None = None, *, max_length: int | Non
         InputError: it is no run, or has no such checkpoint.
     """
     folder, config = RunFolder(path), run_config(path)
-    model = Model(config.model if max_length is None else with_room(config.model, max_length))
+    model = Model(config.model if max_length is None else config.model.with_cache_length(max_length))
     step, params = load_params(folder.checkpoints, model.shapes, step)
     return Run(folder, config, step, model.bind(params))
 
@@ -165,11 +165,6 @@ def run_config(path: str | Path) -> TrainConfig:
         InputError: it is no run, or its configuration cannot be used.
     """
     return RunFolder(path).read_config()
-
-
-def with_room(config: ModelConfig, tokens: int) -> ModelConfig:
-    """The same model, its attention caches as long as that."""
-    return replace(config, attention=replace(config.attention, max_length=tokens))
 
 
 def _long_first(documents: Iterator[Document], among: int = 256) -> Iterator[Document]:

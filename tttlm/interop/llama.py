@@ -53,7 +53,7 @@ def _rope_base(values: dict[str, Any]) -> float:
 
 def values(config: ModelConfig) -> dict[str, Any]:
     """What config.json says of our configuration."""
-    if config.attention.qk_norm or config.conv_before("attention") or not config.intermediate_size:
+    if config.attention.qk_norm or config.conv_before(config.mixer("attention")) or not config.intermediate_size:
         raise InputError("a Llama checkpoint has feed-forward blocks, and neither QK norm nor convolutions")
     return {
         "architectures": ["LlamaForCausalLM"],

@@ -72,7 +72,7 @@ def common_config(
 
 def common_values(config: ModelConfig) -> dict[str, Any]:
     """The other way round."""
-    if config.intermediate_size or config.conv_before(config.mixers[0]):
+    if config.intermediate_size or config.conv_before(config.pattern[0]):
         raise InputError(
             f"a Mamba checkpoint has no feed-forward blocks, got model.intermediate_size = {config.intermediate_size}"
         )

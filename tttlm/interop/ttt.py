@@ -4,7 +4,8 @@ from typing import Any
 
 from tttlm.errors import InputError
 from tttlm.interop.architecture import Entry, depthwise, expect, flag, integer, number, refuse, transposed
-from tttlm.model import ModelConfig, TTTConfig
+from tttlm.mixers.ttt import TTTConfig, TTTMixer
+from tttlm.model import ModelConfig
 
 model_type = "ttt"
 MIXERS = {"linear": "ttt_linear", "mlp": "ttt_mlp"}
@@ -47,7 +48,7 @@ def values(config: ModelConfig) -> dict[str, Any]:
     if not (ttt.inner_norm and ttt.inner_bias and ttt.learned_start and ttt.learned_rate):
         raise InputError("a TTT checkpoint has an inner norm and biases, and learned initial weights and rates")
     kinds = {ours: theirs for theirs, ours in MIXERS.items()}
-    (mixer,) = set(config.mixers)
+    mixer = _mixer(config)
     return {
         "architectures": ["TTTForCausalLM"],
         "vocab_size": config.vocab_size,
@@ -56,13 +57,13 @@ def values(config: ModelConfig) -> dict[str, Any]:
         "num_attention_heads": config.num_heads,
         "intermediate_size": config.intermediate_size,
         "hidden_act": "silu",
-        "ttt_layer_type": kinds[mixer],
-        "ttt_base_lr": config.inner_learning_rate(mixer),
+        "ttt_layer_type": kinds[mixer.name],
+        "ttt_base_lr": mixer.inner_learning_rate,
         "mini_batch_size": config.ttt.mini_batch_size,
         "pre_conv": config.conv_before(mixer),
         "conv_kernel": config.conv_kernel,
-        "share_qk": config.share_qk,
-        "use_gate": config.gate,
+        "share_qk": mixer.share_qk,
+        "use_gate": mixer.gate,
         "tie_word_embeddings": config.tie_embeddings,
         "rope_theta": config.rope_theta,
         "rms_norm_eps": config.norm_eps,
@@ -70,9 +71,16 @@ def values(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _mixer(config: ModelConfig) -> TTTMixer:
+    (name,) = set(config.mixers)
+    mixer = config.mixer(name)
+    assert isinstance(mixer, TTTMixer)
+    return mixer
+
+
 def table(config: ModelConfig) -> list[Entry]:
     """All parameters of a TTT model."""
-    (mixer,) = set(config.mixers)
+    mixer = _mixer(config)
     block, layer = "model.layers.{i}.", "model.layers.{i}.seq_modeling_block."
     entries = [
         Entry("model.embed_tokens.weight", "embed.embedding"),
@@ -94,16 +102,16 @@ def table(config: ModelConfig) -> list[Entry]:
         Entry(f"{layer}post_norm.weight", "mixer.post_norm.scale"),
         Entry(f"{layer}post_norm.bias", "mixer.post_norm.bias"),
     ]
-    for i in range(2 if mixer == "ttt_mlp" else 1):
+    for i in range(len(mixer.inner_sizes) - 1):
         entries.append(Entry(f"{layer}W{i + 1}", f"mixer.inner.{i}.kernel"))
         entries.append(Entry(f"{layer}b{i + 1}", f"mixer.inner.{i}.bias", lambda a: a[:, 0], lambda a: a[:, None]))
-    if config.share_qk:
+    if mixer.share_qk:
         for name in ("conv_q", "conv_k"):
             entries.append(depthwise(f"{layer}{name}.weight", f"mixer.{name}.kernel"))
             entries.append(Entry(f"{layer}{name}.bias", f"mixer.{name}.bias"))
     else:
         entries.append(transposed(f"{layer}k_proj.weight", "mixer.k_proj.kernel"))
-    if config.gate:
+    if mixer.gate:
         entries.append(transposed(f"{layer}g_proj.weight", "mixer.g_proj.kernel"))
     if config.conv_before(mixer):
         entries.append(Entry(f"{block}conv.norm.weight", "conv_norm.scale"))

@@ -1,14 +1,8 @@
 """The language model: embedding, stacked blocks, head; its configuration and the published sizes."""
 
-from tttlm.model.config import (
-    PRESETS,
-    AttentionConfig,
-    Mamba2Config,
-    MambaConfig,
-    ModelConfig,
-    TTTConfig,
-)
-from tttlm.model.language_model import LanguageModel
+from tttlm.mixers import AttentionConfig, Mamba2Config, MambaConfig, TTTConfig
+from tttlm.model.config import PRESETS, ModelConfig
+from tttlm.model.language_model import LanguageModel, parameter_count
 
 __all__ = [
     "PRESETS",
@@ -18,4 +12,5 @@ __all__ = [
     "MambaConfig",
     "ModelConfig",
     "TTTConfig",
+    "parameter_count",
 ]

@@ -1,94 +1,15 @@
 """What a language model is made of: its configuration, the published sizes, and what a token costs."""
 
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Self
+import math
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, Self
+
+import numpy as np
 
 from tttlm.errors import InputError
-from tttlm.fields import check_fields
-from tttlm.ranges import Count, NonNegativeFloat, PositiveFloat, Range, Size, SizeOrZero
-
-MixerName = Literal["ttt_linear", "ttt_mlp", "attention", "sliding_attention", "mamba", "mamba2"]
-TTT_MIXERS = ("ttt_linear", "ttt_mlp")
-ATTENTION_MIXERS = ("attention", "sliding_attention")
-
-
-@dataclass(frozen=True)
-class TTTConfig:
-    """Of the mixers `ttt_linear` and `ttt_mlp`; see `tttlm.layers.TTT`."""
-
-    mini_batch_size: Count = 16
-    """Tokens of one inner step."""
-    inner_learning_rate: PositiveFloat | None = None
-    """Base inner learning rate; None: 1.0 for ttt_linear, 0.1 for ttt_mlp, as in the paper."""
-    inner_norm: bool = True
-    """LayerNorm in the inner model and a residual around it."""
-    inner_bias: bool = True
-    """Biases of the inner model."""
-    learned_start: bool = True
-    """The inner model's initial weights are parameters; without, they are zero (ttt_linear only)."""
-    learned_rate: bool = True
-    """The inner learning rate of tokens and places is learned; without, it is the same for all."""
-    share_qk: bool | None = None
-    """One projection for queries and keys, with a convolution each; None: as the backbone has it."""
-    gate: bool | None = None
-    """Gate the output; None: as the backbone has it."""
-    remat_mini_batches: Count = 1
-    """The backward pass keeps the inner weights before every so many mini-batches and computes those in between again:
-    more saves memory and takes time. It changes no result."""
-
-
-@dataclass(frozen=True)
-class AttentionConfig:
-    """Of the mixers `attention` and `sliding_attention`; see `tttlm.layers.Attention`."""
-
-    num_kv_heads: Count | None = None
-    """Heads of keys and values; None: as many as of queries."""
-    head_dim: Size | None = None
-    """Size of a head; None: hidden_size / num_heads."""
-    sliding_window: Count = 1024
-    """Tokens that `sliding_attention` sees."""
-    qk_norm: bool = False
-    """RMSNorm of every query and key."""
-    use_bias: bool = False
-    """Biases of the four projections."""
-    max_length: Count = 8192
-    """Tokens that the cache of `attention` has room for; `sliding_attention` needs none."""
-    implementation: str | None = None
-    """Of `tttlm.ops.attention`; None: the fastest that is exact here."""
-
-
-@dataclass(frozen=True)
-class MambaConfig:
-    """Of the mixer `mamba`; see `tttlm.layers.Mamba`."""
-
-    state_size: Size = 16
-    expand: Size = 2
-    dt_rank: Size | None = None
-    """Size of the bottleneck before the step sizes; None: ceil(hidden_size / 16)."""
-    use_bias: bool = False
-    """Biases of the projections in and out."""
-    conv_bias: bool = True
-    """Biases of the convolution."""
-
-
-@dataclass(frozen=True)
-class Mamba2Config:
-    """Of the mixer `mamba2`; see `tttlm.layers.Mamba2`."""
-
-    state_size: Size = 128
-    head_dim: Size = 64
-    expand: Size = 2
-    num_groups: Size = 1
-    norm_groups: Size = 1
-    """Parts that the norm before the projection out is over; its authors' code has as many as `groups`."""
-    dt_limit: tuple[NonNegativeFloat, Annotated[float, Range(above=0, infinite=True)]] = (0.0, float("inf"))
-    """What step sizes are clipped to."""
-    use_bias: bool = False
-    """Biases of the projections in and out."""
-    conv_bias: bool = True
-    """Biases of the convolution."""
-    chunk_size: Count | None = None
-    """Tokens of a chunk; None: what is fast on this device."""
+from tttlm.fields import check_fields, from_values
+from tttlm.mixers import AttentionConfig, Mamba2Config, MambaConfig, Mixer, TTTConfig, registered, section_of
+from tttlm.ranges import Count, NonNegativeFloat, PositiveFloat, Size, SizeOrZero
 
 
 @dataclass(frozen=True)
@@ -106,8 +27,9 @@ class ModelConfig:
     """Width of the feed-forward blocks; 0 for none, as in Mamba."""
     feed_forward_bias: bool = False
     """Biases of the feed-forward blocks."""
-    mixers: tuple[MixerName, ...] = ("ttt_linear",)
-    """The pattern of sequence layers, repeated over the depth; more than one makes a hybrid."""
+    mixers: tuple[str, ...] = ("ttt_linear",)
+    """The pattern of sequence layers, repeated over the depth; more than one makes a hybrid: ttt_linear, ttt_mlp,
+    attention, sliding_attention, mamba, mamba2, and what else was registered (docs/adding-a-mixer.md)."""
     backbone: Literal["transformer", "mamba"] = "mamba"
     """What surrounds a TTT layer: `mamba` adds a convolution before each block, shared queries and keys, and a gate."""
     conv_before_block: bool | None = None
@@ -123,6 +45,8 @@ class ModelConfig:
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     mamba: MambaConfig = field(default_factory=MambaConfig)
     mamba2: Mamba2Config = field(default_factory=Mamba2Config)
+    mixer_options: dict[str, dict[str, Any]] = field(default_factory=dict, hash=False)
+    """Configurations of mixers that were registered from outside the package, by name."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """What is computed in; inner states stay in float32 at least."""
     param_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
@@ -139,87 +63,83 @@ class ModelConfig:
                 f"model.num_layers must be a multiple of the {len(self.mixers)} model.mixers that repeat, "
                 f"got {self.num_layers}"
             )
-        if any(m in TTT_MIXERS for m in self.mixers):
-            if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 2:
-                raise InputError(
-                    "model.num_heads must divide model.hidden_size into even head dimensions, "
-                    f"got hidden_size {self.hidden_size} and num_heads {self.num_heads}"
-                )
-            if "ttt_mlp" in self.mixers and not self.ttt.learned_start:
-                raise InputError("an inner MLP cannot learn from zeros: ttt_mlp needs model.ttt.learned_start")
-        if any(m in ATTENTION_MIXERS for m in self.mixers):
-            attention = self.attention
-            if attention.head_dim is None and self.hidden_size % self.num_heads:
-                raise InputError(
-                    "model.num_heads must divide model.hidden_size, "
-                    f"got hidden_size {self.hidden_size} and num_heads {self.num_heads}"
-                )
-            if (attention.head_dim or self.hidden_size // self.num_heads) % 2:
-                raise InputError("attention heads must have an even head_dim, which rotary embeddings rotate in pairs")
-            if attention.num_kv_heads is not None and self.num_heads % attention.num_kv_heads:
-                raise InputError(
-                    f"model.attention.num_kv_heads must divide model.num_heads ({self.num_heads}), "
-                    f"got {attention.num_kv_heads}"
-                )
-        if "mamba2" in self.mixers:
-            inner, m = self.mamba2.expand * self.hidden_size, self.mamba2
-            if inner % m.head_dim or (inner // m.head_dim) % m.num_groups or inner % m.norm_groups:
-                raise InputError(
-                    f"model.mamba2: head_dim {m.head_dim} and norm_groups {m.norm_groups} must divide "
-                    f"expand * hidden_size ({inner}), and num_groups {m.num_groups} the heads"
-                )
-            if not 0 <= m.dt_limit[0] < m.dt_limit[1]:
-                raise InputError(f"model.mamba2.dt_limit is a smallest and a largest step size, got {m.dt_limit}")
+        if unknown := sorted(self.mixer_options.keys() - {section_of(name) for name in self.mixers}):
+            raise InputError(f"model.mixer_options: {unknown[0]!r} is not in model.mixers: remove its options")
+        for mixer in self.pattern:
+            mixer.check()
+
+    @property
+    def pattern(self) -> tuple[Mixer, ...]:
+        """The mixers of one repeat of the pattern; all that the library knows of them (see `tttlm.mixers.Mixer`)."""
+        return tuple(self.mixer(name) for name in self.mixers)
+
+    def mixer(self, name: str) -> Mixer:
+        """The mixer of that name in this model.
+
+        Raises:
+            InputError: no mixer is registered under it, or `mixer_options` do not fit it.
+        """
+        mixer = registered(name)
+        section = section_of(name)
+        settings = getattr(self, section, None)
+        if not isinstance(settings, mixer.Settings):
+            options = self.mixer_options.get(section, {})
+            settings = from_values(mixer.Settings, options, prefix=f"model.mixer_options.{section}.")
+        return mixer(name, self, settings)
+
+    def with_settings(self, settings: dict[str, Any], **changes: Any) -> Self:
+        """The model with other configurations of mixers, by the key of each (see `tttlm.mixers.section_of`)."""
+        ours = {section: values for section, values in settings.items() if hasattr(self, section)}
+        others = {section: asdict(values) for section, values in settings.items() if section not in ours}
+        return replace(self, mixer_options=self.mixer_options | others, **ours, **changes)
 
     @property
     def repeats(self) -> int:
         """How often the pattern of mixers repeats."""
         return self.num_layers // len(self.mixers)
 
-    def conv_before(self, mixer: str) -> bool:
+    def conv_before(self, mixer: Mixer) -> bool:
         """Whether blocks of this mixer begin with a convolution."""
-        if self.conv_before_block is None:
-            return self.backbone == "mamba" and mixer in TTT_MIXERS
-        return self.conv_before_block
+        return mixer.conv_before_block if self.conv_before_block is None else self.conv_before_block
 
     @property
-    def share_qk(self) -> bool:
-        """Whether TTT mixers share the projection of queries and keys."""
-        return self.backbone == "mamba" if self.ttt.share_qk is None else self.ttt.share_qk
+    def alignment(self) -> int:
+        """Tokens on whose multiples packed documents start, so that they give what they give alone."""
+        return math.lcm(*(mixer.alignment for mixer in self.pattern))
 
     @property
-    def gate(self) -> bool:
-        """Whether TTT mixers gate their output."""
-        return self.backbone == "mamba" if self.ttt.gate is None else self.ttt.gate
+    def cache_length(self) -> int | None:
+        """Tokens that the state of a sequence has room for; None where it has one size however many tokens come."""
+        return min((mixer.cache_length for mixer in self.pattern if mixer.cache_length is not None), default=None)
 
-    def inner_learning_rate(self, mixer: str) -> float:
-        """Base inner learning rate of a TTT mixer."""
-        if self.ttt.inner_learning_rate is None:
-            return 0.1 if mixer == "ttt_mlp" else 1.0
-        return self.ttt.inner_learning_rate
+    def with_cache_length(self, tokens: int) -> Self:
+        """The same model whose state has room for that many tokens."""
+        growing = [mixer for mixer in self.pattern if mixer.cache_length is not None]
+        return self.with_settings({section_of(mixer.name): mixer.with_cache_length(tokens) for mixer in growing})
 
     def flops_per_token(self, sequence_length: int) -> float:
-        """Floating-point operations of a forward pass, for each token of a sequence; see `tttlm.model.flops`."""
-        from tttlm.model.flops import forward_flops_per_token
+        """Floating-point operations of a forward pass, as a mean over the tokens of a sequence of that length.
 
-        return forward_flops_per_token(self, sequence_length)
+        Two for every multiply-add of a matrix product, by formula: XLA's own count takes the body of a loop once.
+        Element-wise work is left out, causal attention counts the keys that a query sees, and a training step is three
+        times the forward pass (what rematerialisation computes again is not counted).
+        """
+        conv = 2 * self.conv_kernel * self.hidden_size
+        pattern = sum(
+            mixer.flops_per_token(sequence_length) + (conv if self.conv_before(mixer) else 0) for mixer in self.pattern
+        )
+        feed_forward = 6 * self.hidden_size * self.intermediate_size
+        head = 2 * self.hidden_size * self.vocab_size
+        return self.repeats * pattern + self.num_layers * feed_forward + head
 
-    def parameter_count(self, *, embeddings: bool = True) -> int:
-        """How many parameters the model has, with or without those of embedding and head."""
-        import math
-
-        import jax
-        from flax import nnx
-
-        from tttlm.model.language_model import LanguageModel
-
-        model = nnx.eval_shape(lambda: LanguageModel(self, rngs=nnx.Rngs(0)))
-        count = sum(math.prod(p.shape) for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
-        tables = 1 if self.tie_embeddings else 2
-        return count if embeddings else count - tables * self.vocab_size * self.hidden_size
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the state of one sequence."""
+        tail = (self.conv_kernel - 1) * self.hidden_size * np.dtype(self.dtype).itemsize
+        return self.repeats * sum(m.state_bytes() + (tail if self.conv_before(m) else 0) for m in self.pattern)
 
     @classmethod
-    def preset(cls, size: str, *, mixer: MixerName = "ttt_linear", backbone: str = "mamba", **changes: Any) -> Self:
+    def preset(cls, size: str, *, mixer: str = "ttt_linear", backbone: str = "mamba", **changes: Any) -> Self:
         """A published size: 125m, 350m, 760m or 1.3b; for Mamba its own 130m, 370m, 790m and 1.4b stand for them.
 
         >>> ModelConfig.preset("125m", mixer="ttt_mlp", backbone="transformer")
@@ -230,7 +150,7 @@ class ModelConfig:
         if size not in PRESETS:
             raise InputError(f"unknown model size {size!r}; there are {', '.join(PRESETS)}")
         num_layers, hidden_size, num_heads, intermediate_size = PRESETS[size]
-        if mixer in ("mamba", "mamba2"):  # arXiv 2312.00752, table 12: twice the blocks, no feed-forward
+        if registered(mixer).replaces_feed_forward:
             num_layers, intermediate_size = {12: 24, 24: 48}[num_layers], 0
         values = {
             "num_layers": num_layers,

@@ -1,19 +1,21 @@
 """The language model: embedding, stacked blocks, a norm and a head, under the contract of the layers inside."""
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from tttlm.layers.attention import check_room
-from tttlm.layers.norm import RMSNorm
-from tttlm.layers.partition import lookup, place
 from tttlm.model.block import Block, BlockState
 from tttlm.model.config import ModelConfig
 from tttlm.model.precision import check_precision
+from tttlm.ops.documents import documents, num_positions
 from tttlm.ops.ttt import InnerStatistics
+from tttlm.parts.norm import RMSNorm
+from tttlm.parts.padding import padding
+from tttlm.parts.partition import lookup, with_sharding
 
 State = tuple[BlockState, ...]
 
@@ -28,7 +30,7 @@ class Pattern(nnx.Module):
     """One repeat of the pattern of mixers: a block for each."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.blocks = nnx.List(Block(config, mixer, rngs=rngs) for mixer in config.mixers)
+        self.blocks = nnx.List(Block(config, mixer, rngs=rngs) for mixer in config.pattern)
 
     def __call__(self, h, states, segment_ids, multiplier):
         after = []
@@ -81,28 +83,35 @@ class LanguageModel(nnx.Module):
         tokens: Int[Array, "B T"],
         segment_ids: Int[Array, "B T"] | None = None,
         *,
+        lengths: Int[Array, "B"] | None = None,
+        mask: Bool[Array, "B T"] | None = None,
         inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
     ) -> Float[Array, "B T V"]:
         """Logits of the next token at every place.
 
         Args:
             tokens: ids in `[0, V)`.
-            segment_ids: documents of a row, 0 for padding; nothing of one document reaches another.
-            inner_learning_rate_multiplier: warms up the inner learning rate of TTT mixers in training.
+            segment_ids: documents of a sequence, 0 for padding that takes a position; nothing of one document reaches
+                another.
+            lengths: how many tokens each sequence has; what is behind them is neither read nor written and takes no
+                position, so that every sequence gives what it gives alone.
+            mask: the same for padding anywhere, True at tokens.
+            inner_learning_rate_multiplier: warms up the inner learning rate of mixers with an inner model.
         """
-        return self.head(
-            self.features(tokens, segment_ids, inner_learning_rate_multiplier=inner_learning_rate_multiplier)
-        )
+        multiplier = inner_learning_rate_multiplier
+        return self.head(self._run(tokens, None, segment_ids, lengths, mask, multiplier)[0])
 
     def features(
         self,
         tokens: Int[Array, "B T"],
         segment_ids: Int[Array, "B T"] | None = None,
         *,
+        lengths: Int[Array, "B"] | None = None,
+        mask: Bool[Array, "B T"] | None = None,
         inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
     ) -> Float[Array, "B T D"]:
         """What the head reads: the stream after the last norm."""
-        return self._run(tokens, None, segment_ids, inner_learning_rate_multiplier)[0]
+        return self._run(tokens, None, segment_ids, lengths, mask, inner_learning_rate_multiplier)[0]
 
     def head(self, features: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Logits of features."""
@@ -119,18 +128,27 @@ class LanguageModel(nnx.Module):
         tokens: Int[Array, "B T"],
         state: State,
         segment_ids: Int[Array, "B T"] | None = None,
+        *,
+        lengths: Int[Array, "B"] | None = None,
+        mask: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T V"], State]:
-        """Logits of tokens that go on from `state`, and the next state.
+        """Logits of tokens that go on from `state`, and the next state; arguments as for a call.
 
         Raises:
             InputError: an attention cache has no room for them. Where this is compiled and offsets are not known, the
                 logits of tokens past its room are NaN instead.
         """
-        for mixer, block in zip(self.config.mixers, state, strict=True):
-            if mixer == "attention":
-                check_room(block.mixer, tokens.shape[1])
-        h, state = self._run(tokens, state, segment_ids, 1.0)
+        h, state = self._run(tokens, state, segment_ids, lengths, mask, 1.0)
         return self.head(h), state
+
+    def check_room(self, state: State, tokens: int | Int[Array, "B"]) -> None:
+        """Refuses more tokens than a state has room for.
+
+        Raises:
+            InputError: there is no room, and the tokens in the state are known, which they are not while compiling.
+        """
+        for mixer, block in zip(self.config.pattern, state, strict=True):
+            mixer.check_room(block.mixer, tokens)
 
     def inner_statistics(
         self,
@@ -141,7 +159,7 @@ class LanguageModel(nnx.Module):
     ) -> tuple[InnerStatistics | None, ...]:
         """What the inner models do while `tokens` are read: for every mixer of the pattern, leaves `[repeats, ...]`.
 
-        None for a mixer that is no TTT layer. Arguments as for a call; see `tttlm.ops.ttt.InnerStatistics`.
+        None for a mixer without an inner model. Arguments as for a call; see `tttlm.ops.ttt.InnerStatistics`.
         """
         graph, parameters = nnx.split(self.stack)
         multiplier = inner_learning_rate_multiplier
@@ -163,16 +181,33 @@ class LanguageModel(nnx.Module):
         """The state before the first token of `batch` rows; leaves are `[repeats, batch, ...]`."""
         return nnx.vmap(lambda pattern: pattern.init_state(batch), in_axes=0, out_axes=0)(self.stack)
 
-    def _run(self, tokens, state, segment_ids, multiplier):
+    def _run(self, tokens, state, segment_ids, lengths, mask, multiplier):
+        given = padding(tokens.shape, lengths, mask)
+        carried = None if state is None else state[0].mixer.document[0]  # that of all blocks
+        if given is None:
+            docs = documents(segment_ids, carried)
+        else:
+            tokens, docs = given.to_front(tokens), given.documents(segment_ids, carried)
+        # Every device knows where documents start in its sequences.
+        docs = jax.tree.map(lambda a: with_sharding(a, "B"), docs)
+        if state is not None:
+            self.check_room(state, num_positions(docs, tokens.shape[1]))
         graph, parameters = nnx.split(self.stack)
 
         def step(h, xs):
             parameters, state = xs
-            return nnx.merge(graph, parameters)(h, state, segment_ids, multiplier)
+            return nnx.merge(graph, parameters)(h, state, docs, multiplier)
 
         if self.config.remat != "none" and state is None:
             step = jax.checkpoint(step, policy=REMAT_POLICIES[self.config.remat], prevent_cse=False)
-        if segment_ids is not None:
-            segment_ids = place(segment_ids, "B")  # every device knows where documents start in its rows
         h, state = jax.lax.scan(step, self.embedded(tokens), (parameters, state))
-        return self.norm(h), state
+        h = self.norm(h)
+        return h if given is None else given.back(h), state
+
+
+def parameter_count(config: ModelConfig, *, embeddings: bool = True) -> int:
+    """How many parameters the model has, with or without those of embedding and head."""
+    model = nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0)))
+    count = sum(math.prod(p.shape) for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    matrices = 1 if config.tie_embeddings else 2
+    return count if embeddings else count - matrices * config.vocab_size * config.hidden_size

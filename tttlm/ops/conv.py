@@ -5,7 +5,7 @@ Written as a few shifted multiply-adds: XLA fuses them, where a grouped convolut
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from tttlm.ops.documents import Documents
 
@@ -43,10 +43,20 @@ def causal_conv(
     y = _shifted_sum(padded, kernel, same)
     if bias is not None:
         y = y + bias
-    tail = padded[:, time:]
+    last: slice | Array = slice(time, None)
+    if docs is not None and docs.lengths is not None:
+        last = docs.lengths[:, None] + jnp.arange(width - 1)
+    tail = _at(padded, last)
     if docs is not None:
-        tail = jnp.where((index[:, time:] == docs.last_index[:, None])[..., None], tail, 0)
+        tail = jnp.where((_at(index, last) == docs.last_index[:, None])[..., None], tail, 0)
     return y, tail
+
+
+def _at(a: Shaped[Array, "B P *S"], positions: slice | Int[Array, "B Q"]) -> Shaped[Array, "B Q *S"]:
+    """`a` at those positions, in every sequence or in each."""
+    if isinstance(positions, slice):
+        return a[:, positions]
+    return jnp.take_along_axis(a, positions.reshape(positions.shape + (1,) * (a.ndim - 2)), axis=1)
 
 
 @jax.custom_vjp

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from tttlm.data import DataConfig
 from tttlm.errors import InputError
 from tttlm.fields import check_fields, from_values
+from tttlm.mixers import mixer_names, registered, section_of
 from tttlm.model import ModelConfig
 from tttlm.model.precision import check_precision
 from tttlm.ranges import Count, CountOrZero, FilePath, NonNegativeFloat, OutputPath, PositiveFloat, Range, Seed
@@ -47,7 +48,8 @@ class ScheduleConfig:
     final: NonNegativeFloat = 1e-5
     """The learning rate at the last step."""
     inner_start: PositiveFloat | None = None
-    """What the inner learning rate is multiplied by at the first step; None is 0.1 with TTT-MLP layers, else 1."""
+    """What the inner learning rate is multiplied by at the first step; None is as the mixers say: 0.1 with
+    TTT-MLP layers, else 1."""
     inner_warmup_steps: CountOrZero | None = None
     """Steps until that multiplier is 1; None is a tenth of the run."""
 
@@ -187,12 +189,12 @@ class TrainConfig:
     @property
     def align(self) -> int:
         """Tokens on whose multiples documents start, so that they are read as if alone."""
-        return self.model.ttt.mini_batch_size if any("ttt" in mixer for mixer in self.model.mixers) else 1
+        return self.model.alignment
 
     @property
     def inner_start(self) -> float:
         start = self.schedule.inner_start
-        return (0.1 if "ttt_mlp" in self.model.mixers else 1.0) if start is None else start
+        return min(mixer.inner_warmup_start for mixer in self.model.pattern) if start is None else start
 
 
 # A run may go on with these changed: they do not touch what is computed, or only the order and precision of its sums.
@@ -209,8 +211,14 @@ FREE_TO_CHANGE = (
         "loss_chunk",
         "accumulate",
     ),
-    *("model.dtype", "model.param_dtype", "model.remat", "model.ttt.remat_mini_batches"),
+    *("model.dtype", "model.param_dtype", "model.remat"),
 )
+
+
+def is_free_to_change(name: str) -> bool:
+    """Whether a run may be resumed with another value of the field of that dotted name."""
+    of_mixers = (f"model.{section_of(m)}.{field}" for m in mixer_names() for field in registered(m).changes_no_result)
+    return name.startswith((*FREE_TO_CHANGE, *of_mixers))
 
 
 def check(config: TrainConfig) -> None:
@@ -283,7 +291,7 @@ def differences(saved: dict[str, Any], config: TrainConfig) -> list[str]:
     return [
         f"{name}: {then.get(name)} -> {now.get(name)}"
         for name in sorted(then.keys() | now.keys())
-        if then.get(name) != now.get(name) and not name.startswith(FREE_TO_CHANGE)
+        if then.get(name) != now.get(name) and not is_free_to_change(name)
     ]
 
 

@@ -23,8 +23,8 @@ Batch = dict[str, Array]
 def diagnose(config: TrainConfig, model: Model, params: Any, batch: Batch, step: int) -> str:
     """Names the first thing that is not finite when `batch` is run with `params`: a parameter; the state, the inner
     loss or the activations of a layer; the loss of a token; the gradient of a parameter. Where all are finite, names
-    the largest gradient, and the first layer whose inner loss grows in its update. To be called within `on_mesh` where
-    the training step was traced within it.
+    the largest gradient, and the first layer whose inner loss grows in its update. To be called within
+    `jax.set_mesh` of the training step's mesh.
 
     Args:
         step: the update, counted from 1, that went wrong.

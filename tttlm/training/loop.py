@@ -15,7 +15,6 @@ from tttlm.data import open_data
 from tttlm.data.prefetch import DevicePrefetch
 from tttlm.data.store import read_manifest
 from tttlm.errors import CannotWrite, InputError
-from tttlm.layers.partition import on_mesh
 from tttlm.progress import progress_bar
 from tttlm.records import from_plain
 from tttlm.training.checkpoint_files import check_path, saved_steps
@@ -316,7 +315,7 @@ class _Experiment:
     def report(self, fault: Fault) -> str:
         """What went wrong where, found by running the batch again from the parameters before it."""
         try:
-            with on_mesh(self.mesh):
+            with jax.set_mesh(self.mesh):
                 where = diagnose(self.config, self.model, self.state.params, fault.batch, fault.step)
         except jax.errors.JaxRuntimeError as error:  # its memory, most likely
             where = f"where it began could not be found out: {str(error).splitlines()[0]}"

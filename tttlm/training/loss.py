@@ -7,15 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from tttlm.layers.partition import (
-    each_device,
-    first_row,
-    gather_columns,
-    scatter_total,
-    shares,
-    table_dims,
-    total,
-)
+from tttlm.parts.partition import EmbeddingSharding, all_reduce, each_device, embedding_sharding, num_shards
 
 
 def token_losses(logits: Float[Array, "... V"], targets: Int[Array, "..."]) -> Float[Array, "..."]:
@@ -49,7 +41,7 @@ def summed_loss(
     """
     if weights is None:
         weights = jnp.ones(targets.shape, jnp.float32)
-    length = targets.shape[1] // shares("T")
+    length = targets.shape[1] // num_shards("T")
     chunk = min(chunk or length, length)
     if length % chunk:
         raise ValueError(f"the loss is taken in chunks of {chunk} tokens, which do not divide a row of {length}")
@@ -58,42 +50,43 @@ def summed_loss(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _loss(chunk: int, hidden: Array, table: Array, targets: Array, weights: Array) -> Float[Array, ""]:
-    dims = table_dims(table)
+    stored = embedding_sharding(table)
 
     def share(hidden: Array, table: Array, *labels: Array) -> Array:
-        table = gather_columns(table, dims)
+        table = stored.gather(table)
 
         def add(loss: Array, piece: tuple[Array, ...]) -> tuple[Array, None]:
-            return loss + _piece_loss(table, dims, *piece)[0], None
+            return loss + _piece_loss(table, stored, *piece)[0], None
 
         pieces = tuple(_split(x, chunk) for x in (hidden, *labels))
-        return total(jax.lax.scan(add, _zero(hidden), pieces)[0], "BT")
+        return all_reduce(jax.lax.scan(add, _zero(hidden), pieces)[0], stored.tokens)
 
-    return each_device(share, ("BT", dims, "BT", "BT"), "")(hidden, table.astype(hidden.dtype), targets, weights)
+    return each_device(share, ("BT", stored.dims, "BT", "BT"), "")(hidden, table.astype(hidden.dtype), targets, weights)
 
 
 def _forward(chunk: int, hidden: Array, table: Array, targets: Array, weights: Array) -> Any:
     """The loss and, as the loss is a sum, its gradient for a cotangent of 1."""
-    dims, dtype = table_dims(table), _zero(hidden).dtype
+    stored, dtype = embedding_sharding(table), _zero(hidden).dtype
 
     def share(hidden: Array, table: Array, *labels: Array) -> tuple[Array, Array, Array]:
-        table = gather_columns(table, dims)
+        table = stored.gather(table)
 
         def add(sums: tuple[Array, Array], piece: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
-            loss, d_logits = _piece_loss(table, dims, *piece)
+            loss, d_logits = _piece_loss(table, stored, *piece)
             d_logits = d_logits.astype(hidden.dtype)
             # This way around XLA on CPU copies the features in transposed order, not the many more logits.
             d_table = jnp.einsum("bcd,bcv->dv", piece[0], d_logits, preferred_element_type=dtype)
             d_hidden = jnp.einsum("bcv,vd->bcd", d_logits, table, preferred_element_type=dtype)
-            return (sums[0] + loss, sums[1] + d_table), total(d_hidden, dims[0]).astype(hidden.dtype)
+            return (sums[0] + loss, sums[1] + d_table), all_reduce(d_hidden, stored.vocabulary).astype(hidden.dtype)
 
         pieces = tuple(_split(x, chunk) for x in (hidden, *labels))
         zeros = (_zero(hidden), jnp.zeros(table.shape[::-1], dtype))
         (loss, d_table), d_hidden = jax.lax.scan(add, zeros, pieces)
         d_hidden = jnp.moveaxis(d_hidden, 0, 1).reshape(hidden.shape)
-        return total(loss, "BT"), d_hidden, scatter_total(d_table.T, dims)  # over devices once, at the end
+        # Over devices once, at the end.
+        return all_reduce(loss, stored.tokens), d_hidden, stored.reduce_scatter(d_table.T)
 
-    loss, d_hidden, d_table = each_device(share, ("BT", dims, "BT", "BT"), ("", "BT", dims))(
+    loss, d_hidden, d_table = each_device(share, ("BT", stored.dims, "BT", "BT"), ("", "BT", stored.dims))(
         hidden, table.astype(hidden.dtype), targets, weights
     )
     return loss, (d_hidden, d_table.astype(table.dtype))
@@ -109,18 +102,18 @@ _loss.defvjp(_forward, _backward)
 
 def _piece_loss(
     table: Float[Array, "v D"],
-    dims: str,
+    stored: EmbeddingSharding,
     hidden: Float[Array, "B C D"],
     targets: Int[Array, "B C"],
     weights: Float[Array, "B C"],
 ) -> tuple[Float[Array, ""], Float[Array, "B C v"]]:
     """The loss of a piece and its gradient with respect to the logits of the tokens that `table` holds."""
     logits = jnp.einsum("bcd,vd->bcv", hidden, table, preferred_element_type=_zero(hidden).dtype)
-    hit = targets[..., None] - first_row(table, dims) == jnp.arange(table.shape[0])
-    top = total(jnp.max(logits, axis=-1, keepdims=True), dims[0], jax.lax.pmax)
+    hit = targets[..., None] - stored.first_token(table) == jnp.arange(table.shape[0])
+    top = all_reduce(jnp.max(logits, axis=-1, keepdims=True), stored.vocabulary, jax.lax.pmax)
     exponentials = jnp.exp(logits - top)
-    partition = total(jnp.sum(exponentials, axis=-1, keepdims=True), dims[0])
-    chosen = total(jnp.sum(jnp.where(hit, logits, 0), axis=-1), dims[0])
+    partition = all_reduce(jnp.sum(exponentials, axis=-1, keepdims=True), stored.vocabulary)
+    chosen = all_reduce(jnp.sum(jnp.where(hit, logits, 0), axis=-1), stored.vocabulary)
     losses = (top + jnp.log(partition))[..., 0] - chosen
     return jnp.sum(weights * losses), weights[..., None] * (exponentials / partition - hit)
 

@@ -1,7 +1,6 @@
 """Where every array of a run lives: the mesh of devices, and rules from a parameter's path to its sharding."""
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,31 +10,12 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tttlm.errors import InputError
-from tttlm.layers.partition import BATCH, MESH_AXES, STORAGE
 from tttlm.model import ModelConfig
+from tttlm.model.sharding import STACKED, parameter_axes
+from tttlm.parts.partition import BATCH, MESH_AXES, STORAGE
 from tttlm.training.config import MeshConfig, TrainConfig
 
 _AUTO = (AxisType.Auto,) * len(MESH_AXES)
-
-# The first rule whose pattern is found in the path says over which axes each dimension is shared; the axis of stacked
-# blocks is not counted and stays whole. What no rule finds is whole everywhere: the scales of norms.
-# Parameters lie over `tensor` as they are used, over `fsdp` to be stored, and over `context` to be stored or, within a
-# mixer, as they are used.
-STACKED = re.compile(r"(^|/)stack/")
-RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    (r"embedding$", ("tensor", "fsdp context")),  # V D
-    (r"inner/\d+/kernel$", ("tensor context", "fsdp", "")),  # H I O
-    (r"inner/\d+/bias$|inner_norm/(scale|bias)$", ("tensor context", "fsdp")),  # H K
-    (r"(learning_rate|post_norm|conv\w*|(q|k|v|gate|up|in)_proj)/bias$|post_norm/scale$", ("tensor",)),  # H, D, F
-    (r"A_log$", ("tensor context fsdp", "")),  # E N, or H
-    (r"(/D|dt_bias|mixer/norm/scale)$", ("tensor",)),  # E, H
-    (r"conv\w*/kernel$", ("", "tensor context fsdp")),  # W D
-    (r"in_proj/kernel$", ("fsdp context tensor", "")),  # D and several outputs in a row, each of which tensor shares
-    (r"x_proj/kernel$", ("tensor context", "fsdp")),  # E R+2N
-    (r"dt_proj/kernel$", ("fsdp", "tensor context")),  # R E
-    (r"(o_proj|out_proj|down_proj)/kernel$", ("tensor", "fsdp context")),
-    (r"kernel$", ("fsdp context", "tensor")),
-)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -92,38 +72,32 @@ def check_mesh(mesh: Mesh | AbstractMesh, config: TrainConfig) -> None:
             f"loss_chunk = {config.loss_chunk} does not divide the {tokens} tokens of a row that a device holds "
             f"under mesh.context = {size['context']}"
         )
-    if tokens < model.conv_kernel - 1 and any(model.conv_before(mixer) for mixer in model.mixers):
+    if tokens < model.conv_kernel - 1 and any(model.conv_before(mixer) for mixer in model.pattern):
         raise InputError(
             f"a device holds {tokens} tokens of a row under mesh.context = {size['context']}, "
             f"fewer than the {model.conv_kernel - 1} that a convolution of model.conv_kernel looks back: lower it"
         )
     shares = size["tensor"] * size["context"]
-    for mixer in model.mixers:
-        what, count = shared_by_mixer(model, mixer)
+    for mixer in model.pattern:
+        what, count = mixer.sharded
         if count % shares:
             raise InputError(
-                f"the {count} {what} of {mixer} are not divisible by mesh.tensor x mesh.context = "
+                f"the {count} {what} of {mixer.name} are not divisible by mesh.tensor x mesh.context = "
                 f"{size['tensor']} x {size['context']}: change `mesh`"
             )
 
 
-def shared_by_mixer(model: ModelConfig, mixer: str) -> tuple[str, int]:
-    """What the devices of tensor and context share within a mixer, and how many of them there are."""
-    if mixer == "mamba":
-        return "channels", model.mamba.expand * model.hidden_size
-    if mixer == "mamba2":
-        return "num_heads", model.mamba2.expand * model.hidden_size // model.mamba2.head_dim
-    return "num_heads", model.num_heads
+def parameter_spec(model: ModelConfig, path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> P:
+    """How a parameter of the model is sharded, by the rules of `tttlm.model.sharding` and of its mixers.
 
-
-def parameter_spec(path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> P:
-    """How a parameter of this path and shape is shared.
+    Parameters are sharded over `tensor` as they are used, over `fsdp` to be stored, and over `context` to be stored or,
+    within a mixer, as they are used.
 
     Where `tensor` does not divide its dimension it is left out; `fsdp` and `context`, which only store, go to the
     largest dimension that they divide. Vectors are not shared over them: gathering one takes longer than it is worth.
     """
-    rule = next((axes for pattern, axes in RULES if re.search(pattern, path)), ())
     first = 1 if STACKED.search(path) else 0
+    rule = parameter_axes(model, path, len(shape) - first)
     sizes = list(shape)  # of the share of a device
     spec: list[tuple[str, ...]] = [()] * len(shape)
 
@@ -143,14 +117,14 @@ def parameter_spec(path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh) -
     return P(*(axes[0] if len(axes) == 1 else axes or None for axes in spec))
 
 
-def tree_shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
+def tree_shardings(model: ModelConfig, tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     """A sharding for every array of a training state; optimiser moments lie where their parameter lies.
 
     The moments of Adam have the parameter's path as the end of their own, so the same rules find them.
     """
 
     def of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        return NamedSharding(mesh, parameter_spec(path_name(path), leaf.shape, mesh))
+        return NamedSharding(mesh, parameter_spec(model, path_name(path), leaf.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(of, tree)
 

@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, use_abstract_mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from tttlm.layers.partition import on_mesh
 from tttlm.model import LanguageModel, ModelConfig
 from tttlm.ops.target import traced_for
 from tttlm.training.config import TrainConfig
@@ -85,7 +84,7 @@ def abstract_state(config: TrainConfig, model: Model, mesh: Mesh | AbstractMesh)
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         shapes,
-        tree_shardings(shapes, mesh),
+        tree_shardings(config.model, shapes, mesh),
     )
 
 
@@ -110,7 +109,7 @@ def make_train_step(
     of_batch = None if config.data.layout == "documents" else batch_sharding(mesh)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        with traced_for(mesh.devices.flat[0]), on_mesh(mesh):
+        with traced_for(mesh.devices.flat[0]), use_abstract_mesh(mesh.abstract_mesh):
             return train_step(config, model, state, batch)
 
     return jax.jit(
@@ -202,7 +201,7 @@ def make_evaluation(
     """The compiled held-out loss of a batch: (summed loss in nats, weight of the targets)."""
 
     def evaluate(params: Any, batch: Batch) -> tuple[Array, Array]:
-        with on_mesh(mesh):
+        with use_abstract_mesh(mesh.abstract_mesh):
             return batch_loss(config, model, params, batch, 1.0), total_weight(batch)
 
     return jax.jit(evaluate)

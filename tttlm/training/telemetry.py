@@ -4,10 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, use_abstract_mesh
 from jaxtyping import Array, Int
 
-from tttlm.layers.partition import on_mesh
 from tttlm.ops.ttt import InnerStatistics
 from tttlm.training.config import TrainConfig
 from tttlm.training.optimizer import inner_multiplier
@@ -26,7 +25,7 @@ def make_telemetry(
 
     def measure(params: Any, batch: Batch, step: Int[Array, ""]) -> Measured:
         batch = jax.tree.map(lambda x: x[:: config.accumulate], batch)
-        with on_mesh(mesh):
+        with use_abstract_mesh(mesh.abstract_mesh):
             return model.bind(params).inner_statistics(
                 batch["inputs"],
                 batch.get("segment_ids"),

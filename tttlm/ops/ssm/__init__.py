@@ -4,6 +4,6 @@
 """
 
 from tttlm.ops.ssm.selective_scan import selective_scan
-from tttlm.ops.ssm.ssd import ssd
+from tttlm.ops.ssm.ssd import ssd, ssd_chunk
 
-__all__ = ["selective_scan", "ssd"]
+__all__ = ["selective_scan", "ssd", "ssd_chunk"]

@@ -67,9 +67,13 @@ def ssd(
         return ssd_reference(u, log_decay, B.astype(dtype), C.astype(dtype), start, state)
     if implementation not in (None, "chunked"):
         raise ValueError(f"ssd implementations are chunked and reference; got {implementation!r}")
-    chunk = chunk_size or (CPU_CHUNK if target_platform() == "cpu" else DEVICE_CHUNK)
     u, B, C = (z.astype(product) for z in (u, B, C))
-    return _chunked(u, log_decay, B, C, start, state, min(time, chunk))
+    return _chunked(u, log_decay, B, C, start, state, ssd_chunk(time, chunk_size))
+
+
+def ssd_chunk(time: int, chunk_size: int | None) -> int:
+    """Tokens of a chunk in a sequence of `time`; None picks what is fast on the device that is traced for."""
+    return min(time, chunk_size or (CPU_CHUNK if target_platform() == "cpu" else DEVICE_CHUNK))
 
 
 def _chunked(

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from tttlm.ops.documents import Documents
+from tttlm.ops.documents import Documents, num_positions
 from tttlm.ops.ttt.model import activation, activation_gradient, layer_norm, loss_gradient
 from tttlm.ops.ttt.state import InnerLayer, InnerNorm, InnerState
 
@@ -68,7 +68,9 @@ def dual(
         learning_rates = jnp.where(docs.real[..., None], learning_rates, 0)
     inputs = (queries, keys, values, learning_rates)
     arguments = (token_scale, weights, norm, state, docs, eps, remat_mini_batches)
-    return _whole(*inputs, *arguments) if known_start else _extend(*inputs, *arguments)
+    if known_start and (docs is None or docs.lengths is None):
+        return _whole(*inputs, *arguments)
+    return _extend(*inputs, *arguments)
 
 
 def _whole(queries, keys, values, learning_rates, token_scale, weights, norm, state, docs, eps, group):
@@ -131,21 +133,22 @@ def _extend(queries, keys, values, learning_rates, token_scale, weights, norm, s
         blank = jnp.where(behind, docs.last_index[:, None], 0)
         places = _places(shift(docs.index, blank), count, size_here)
     ends = (jnp.arange(count, dtype=jnp.int32)[:, None] + 1) * size
-    complete = state.offset + time >= ends  # [N, B]
+    after = state.offset + num_positions(docs, time)
+    complete = after >= ends  # [N, B]
 
     def step(carry, xs):
         tokens, places, complete = xs
         current, accumulated = carry
         out, current, sums = _mini_batch(current, accumulated, weights, norm, tokens, places, scale, eps)
-        after = jax.tree.map(lambda w, g: w - token_scale[-1] * g, current, sums)
-        return (_select(complete, after, current), _select(complete, jax.tree.map(jnp.zeros_like, sums), sums)), out
+        stepped = jax.tree.map(lambda w, g: w - token_scale[-1] * g, current, sums)
+        return (_select(complete, stepped, current), _select(complete, jax.tree.map(jnp.zeros_like, sums), sums)), out
 
     carry = state.weights, state.gradients
     (current, accumulated), out = _remat_scan(step, carry, (tokens, places, complete), group)
     out = jax.vmap(lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, time))(
         _from_mini_batches(out, queries.shape[2]), first
     )
-    return out, InnerState(current, accumulated, (state.offset + time) % size, state.document)
+    return out, InnerState(current, accumulated, after % size, state.document)
 
 
 def _remat_scan(step, carry, xs, group):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from tttlm.ops.documents import Documents
+from tttlm.ops.documents import Documents, num_positions
 from tttlm.ops.ttt.model import activation
 from tttlm.ops.ttt.state import InnerLayer, InnerNorm, InnerState
 
@@ -54,7 +54,7 @@ def reference(
 
     def token(carry, inputs):
         start, accumulated, offset = carry
-        q, k, v, rate, is_real, is_start = inputs  # [B, H, K] x 3, [B, H], [B], [B]
+        q, k, v, rate, is_real, is_start, counts = inputs  # [B, H, K] x 3, [B, H], [B] x 3
         q, k, v = (a.astype(rate.dtype) for a in (q, k, v))
 
         # A new document begins with the initial weights and nothing accumulated.
@@ -68,15 +68,18 @@ def reference(
         current = jax.tree.map(lambda w, a: w - _expand(scale, a) * a, start, accumulated)
         out = outputs_of(current, q, norm)
 
-        full = offset == mini_batch - 1
+        full = counts & (offset == mini_batch - 1)
         start = _select(full, current, start)
         accumulated = _select(full, jax.tree.map(jnp.zeros_like, weights), accumulated)
-        return (start, accumulated, (offset + 1) % mini_batch), out
+        return (start, accumulated, (offset + counts) % mini_batch), out
 
     batch, time = queries.shape[:2]
     real = jnp.ones((batch, time), bool) if docs is None else docs.real
     starts = jnp.zeros((batch, time), bool) if docs is None else docs.start
-    by_time = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), (queries, keys, values, learning_rates, real, starts))
+    positions = jnp.broadcast_to(num_positions(docs, time), (batch,))
+    counts = jnp.arange(time) < positions[:, None]
+    inputs = (queries, keys, values, learning_rates, real, starts, counts)
+    by_time = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), inputs)
     (start, accumulated, offset), outputs = jax.lax.scan(token, (*state[:2], state.offset), by_time)
     return jnp.moveaxis(outputs, 0, 1), InnerState(start, accumulated, offset, state.document)
 

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from tttlm.ops.documents import document_in_progress, documents
+from tttlm.ops.documents import SegmentIds, document_in_progress, documents
 from tttlm.ops.ttt.dual import dual
 from tttlm.ops.ttt.reference import reference
 from tttlm.ops.ttt.state import InnerLayer, InnerNorm, InnerState, init_inner_state
@@ -24,7 +24,7 @@ def ttt_scan(
     norm: InnerNorm | None,
     *,
     state: InnerState | None = None,
-    segment_ids: Int[Array, "B T"] | None = None,
+    segment_ids: SegmentIds = None,
     eps: float = 1e-6,
     remat_mini_batches: int = 1,
     implementation: str | None = None,
@@ -75,7 +75,7 @@ def ttt_scan(
     dtype = jnp.result_type(jnp.float32, *jax.tree.leaves((tokens, model)))
     model = jax.tree.map(lambda a: a.astype(dtype), model)  # tokens wait in their own, smaller dtype for their turn
     carried = init_inner_state(model[2], queries.shape[0]) if state is None else state
-    docs = None if segment_ids is None else documents(segment_ids, carried.document)
+    docs = documents(segment_ids, carried.document)
     # Without a state every row stands at the start of a mini-batch, which the fast form makes use of.
     fast = {"known_start": state is None, "remat_mini_batches": remat_mini_batches} if compute is dual else {}
     outputs, after = compute(*tokens, *model, state=carried, docs=docs, eps=eps, **fast)

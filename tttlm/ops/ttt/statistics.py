@@ -67,6 +67,7 @@ def inner_statistics(
     def step(state, xs):
         k, v, rates, segments = xs
         docs = documents(segments, state.document)
+        assert docs is not None
         fresh = docs.start[:, 0]
         start = jax.tree.map(lambda w, s: jnp.where(_behind(fresh, s), w, s), weights, state.weights)
         _, after = ttt_scan(

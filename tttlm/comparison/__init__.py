@@ -1,0 +1,1 @@
+"""Many models trained on the same batches: matched in cost, trained, scored, and reported with intervals."""

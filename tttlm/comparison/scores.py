@@ -1,0 +1,189 @@
+"""A run's score for a comparison: its loss by position, and what a step of its training needs; kept in its folder."""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tttlm.comparison.experiment import Comparison
+from tttlm.data import held_out_documents
+from tttlm.data.store import read_manifest
+from tttlm.errors import InputError
+from tttlm.evaluation.positions import PositionsConfig, edges, losses_by_position, some, stretches
+from tttlm.evaluation.run import load_run
+from tttlm.records import read_record, write_json
+from tttlm.training.config import TrainConfig
+from tttlm.training.sharding import make_mesh
+from tttlm.training.step import Model, abstract_state, make_train_step
+
+SCORES = "scores.json"
+
+
+@dataclass(frozen=True)
+class ScoreRecord:
+    """A score as it stands in the folder of a run.
+
+    Attributes:
+        key: what it depends on, see `score_key`.
+        bins: where bins of positions begin, and the end.
+        documents: their names.
+        bytes_per_token: of every document.
+        nats, tokens: `[documents, bins]`, summed losses and how many tokens they are of.
+        step_memory: bytes of the compiled step; None where not known.
+        device, jax: what it was made on and with.
+        sha256: the digest of all of the above.
+    """
+
+    key: dict[str, Any]
+    bins: list[int]
+    documents: list[str]
+    bytes_per_token: list[float]
+    nats: list[list[float]]
+    tokens: list[list[float]]
+    step_memory: int | None
+    device: str
+    jax: str
+    sha256: str = ""
+
+    def sealed(self) -> "ScoreRecord":
+        """Returns this with its digest."""
+        text = json.dumps(asdict(replace(self, sha256="")), sort_keys=True)
+        return replace(self, sha256=hashlib.sha256(text.encode()).hexdigest())
+
+
+@dataclass(frozen=True)
+class JobRun:
+    """A run that a job scores: see `make_score`."""
+
+    name: str
+    folder: str
+    key: dict[str, Any]
+    with_memory: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be scored: runs, on the held-out documents of a prepared folder."""
+
+    test: str
+    settings: PositionsConfig
+    runs: list[JobRun]
+
+
+def score_key(run: TrainConfig, test: Path, settings: PositionsConfig) -> dict[str, Any]:
+    """What a score depends on: one with another key is made again."""
+    text = read_manifest(test).fingerprint
+    return {"step": run.steps, "trained": run.sequence_length, "text": text, **asdict(settings)}
+
+
+def read_score(folder: Path, key: dict[str, Any]) -> dict[str, Any] | None:
+    """The score in a run's folder, if it is the one of that key and as it was written; otherwise it is made again."""
+    try:
+        record = read_record(folder / SCORES, ScoreRecord, advice="")
+    except InputError:
+        return None
+    return asdict(record) if record.key == key and record.sealed().sha256 == record.sha256 else None
+
+
+def scoring_job(comparison: Comparison) -> Path | None:
+    """Writes what is left to score into a file for `do_scoring_job`; None when nothing is."""
+    settings = comparison.config.positions
+    runs = []
+    for entry in comparison.entries:
+        for place, run in enumerate(entry.configs):
+            key = score_key(run, comparison.test, settings)
+            if read_score(Path(run.run), key) is None:
+                name = f"{entry.name}, seed {run.seed}"
+                runs.append(JobRun(name, run.run, key, with_memory=place == 0))
+    if not runs:
+        return None
+    file = Path(comparison.config.output) / "scoring.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, Job(str(comparison.test), settings, runs))
+    return file
+
+
+def do_scoring_job(file: Path) -> None:
+    """Scores run after run; each is written when it is done, so that a job that was stopped goes on."""
+    job = read_record(file, Job, advice="start the comparison again")
+    for number, run in enumerate(job.runs, start=1):
+        make_score(
+            Path(run.folder),
+            Path(job.test),
+            job.settings,
+            run.key,
+            with_memory=run.with_memory,
+            description=f"scoring {run.name} ({number}/{len(job.runs)})",
+        )
+
+
+def make_score(
+    folder: Path,
+    test: Path,
+    settings: PositionsConfig,
+    key: dict[str, Any],
+    *,
+    with_memory: bool,
+    description: str,
+) -> None:
+    """Scores a finished run and writes the score to its folder; `with_memory` compiles its step to know its memory."""
+    trained = key["trained"]
+    length = settings.length or 4 * trained
+    chunk = min(trained, length)
+    # An attention cache with room for what is read.
+    run = load_run(folder, key["step"], max_length=-(-length // chunk) * chunk)
+    documents = [document for document in held_out_documents(test) if len(document.tokens) > 1]
+    if not documents:
+        raise InputError(f"{test} has no documents to report on")
+    documents = some(documents, settings.documents)
+    bins = edges(length, trained)
+    nats, tokens = losses_by_position(
+        run.model,
+        stretches(documents, length, settings.stretches),
+        bins,
+        rows=settings.rows,
+        chunk=chunk,
+        description=description,
+    )
+    device = jax.devices()[0]
+    score = ScoreRecord(
+        key=key,
+        bins=bins,
+        documents=[document.name for document in documents],
+        bytes_per_token=[document.bytes / (len(document.tokens) - 1) for document in documents],
+        nats=nats.tolist(),
+        tokens=tokens.tolist(),
+        step_memory=step_memory(run.config) if with_memory else None,
+        device=f"{len(jax.devices())} x {device.device_kind}" if device.platform != "cpu" else _processor(),
+        jax=jax.__version__,
+    )
+    write_json(folder / SCORES, score.sealed())
+
+
+def step_memory(config: TrainConfig) -> int | None:
+    """Bytes a device needs for the compiled step: parameters, moments, batch, and all in between; None if not told."""
+    mesh = make_mesh(config.mesh)
+    model = Model(config.model)
+    ids = jax.ShapeDtypeStruct((config.batch_size, config.sequence_length), jnp.int32)
+    step: Any = make_train_step(config, model, mesh)
+    lowered = step.lower(abstract_state(config, model, mesh), {"inputs": ids, "targets": ids})
+    plan = lowered.compile().memory_analysis()
+    if plan is None:
+        return None
+    outputs = plan.output_size_in_bytes - plan.alias_size_in_bytes
+    return int(plan.argument_size_in_bytes + plan.temp_size_in_bytes + outputs)
+
+
+def _processor() -> str:
+    """What the CPU calls itself, and how many of its cores this process may use."""
+    name = "CPU"
+    if (info := Path("/proc/cpuinfo")).exists():
+        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{cores} x {name}"

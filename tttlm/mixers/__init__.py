@@ -1,0 +1,30 @@
+"""A place for each mixer: its configuration, layer, cost, sharding and needs; and the register that joins them.
+
+A mixer is a sequence layer as a language model uses it. Whoever adds one writes one folder here, or registers one from
+outside the package (`register`); docs/adding-a-mixer.md says how.
+"""
+
+from tttlm.mixers.attention import Attention, AttentionConfig
+from tttlm.mixers.mamba import Mamba, MambaConfig
+from tttlm.mixers.mamba2 import Mamba2, Mamba2Config
+from tttlm.mixers.registry import Mixer, ModelShape, mixer_names, register, registered, section_of
+from tttlm.mixers.ttt import TTT, TTTMLP, TTTConfig, TTTLinear
+
+__all__ = [
+    "TTT",
+    "TTTMLP",
+    "Attention",
+    "AttentionConfig",
+    "Mamba",
+    "Mamba2",
+    "Mamba2Config",
+    "MambaConfig",
+    "Mixer",
+    "ModelShape",
+    "TTTConfig",
+    "TTTLinear",
+    "mixer_names",
+    "register",
+    "registered",
+    "section_of",
+]

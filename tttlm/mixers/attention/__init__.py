@@ -1,0 +1,6 @@
+"""Attention over the whole past, and over a sliding window."""
+
+from tttlm.mixers.attention.layer import Attention, AttentionState
+from tttlm.mixers.attention.mixer import AttentionConfig, AttentionMixer
+
+__all__ = ["Attention", "AttentionConfig", "AttentionMixer", "AttentionState"]

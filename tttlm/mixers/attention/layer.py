@@ -1,0 +1,298 @@
+"""Causal self-attention: a sequence layer whose state is a cache of what it has seen."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.typing import Dtype, Initializer
+from jaxtyping import Array, Bool, Float, Int
+
+from tttlm.errors import InputError
+from tttlm.ops.attention import attention
+from tttlm.ops.documents import Documents, SegmentIds, document_in_progress, num_positions
+from tttlm.ops.projection import projection
+from tttlm.ops.rope import rotate_halves
+from tttlm.parts.norm import RMSNorm
+from tttlm.parts.padding import read_sequences
+from tttlm.parts.partition import each_device, repeat_groups, to_stream, with_sharding
+
+default_kernel_init = nnx.initializers.normal(0.02)  # of the released Llama models
+
+PADDING, EMPTY = -1, -2  # segments that no token of a document is of: of padding, and of unused slots of the cache
+
+
+class AttentionState(NamedTuple):
+    """The cache: as many slots as the layer has room for or, with a window, as the window is long.
+
+    Attributes:
+        keys, values: of the tokens seen, keys rotated. The token at place `t` of the row is in slot `t`, or in slot
+            `t % window`.
+        live: which slots hold a token of the document in progress.
+        offset: tokens seen.
+        document: id of the document in progress.
+    """
+
+    keys: Float[Array, "B S G K"]
+    values: Float[Array, "B S G K"]
+    live: Bool[Array, "B S"]
+    offset: Int[Array, "B"]
+    document: Int[Array, "B"]
+
+
+class Attention(nnx.Module):
+    """Causal attention with rotary positions in the layout of Llama checkpoints (arXiv 2302.13971).
+
+    >>> layer = Attention(64, 4, num_kv_heads=2, sliding_window=16, rngs=nnx.Rngs(0))
+    >>> layer(jnp.ones((2, 50, 64))).shape
+    (2, 50, 64)
+
+    Args:
+        hidden_size: model width `D`.
+        num_heads: heads `H` of queries.
+        num_kv_heads: heads `G` of keys and values (arXiv 2305.13245); None for `H`.
+        head_dim: width `K` of a head, even; None for `D / H`.
+        sliding_window: tokens that a query sees, itself included; None for all before it.
+        max_length: tokens that the cache of a layer without a window has room for. Beyond it `extend` raises, or
+            where it is compiled, and offsets are not known, gives NaN. Not needed to call the layer on a whole row.
+        qk_norm: RMSNorm over every head's query and key before they are rotated (arXiv 2302.05442).
+        rope_theta: base of the rotary embedding.
+        use_bias: of the four projections.
+        dtype: what is computed in, and what the cache holds; None promotes input and parameters. Scores and softmax
+            are float32 at least.
+        param_dtype: of all parameters.
+        kernel_init: of the projections.
+        implementation: of `tttlm.ops.attention.attention`, when called on a whole row.
+        rngs: for the parameters.
+
+    Raises:
+        ValueError: when heads, widths or window do not fit together.
+
+    A token costs projections of `D x K (2 H + 2 G)`, and `2 x K H` for every token that it sees.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        *,
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        sliding_window: int | None = None,
+        max_length: int | None = None,
+        qk_norm: bool = False,
+        rope_theta: float = 10_000.0,
+        use_bias: bool = False,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        kernel_init: Initializer = default_kernel_init,
+        implementation: str | None = None,
+        rngs: nnx.Rngs,
+    ):
+        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        if num_kv_heads < 1 or num_heads % num_kv_heads:
+            raise ValueError(
+                f"num_kv_heads must divide the heads; got {num_heads} heads and {num_kv_heads} num_kv_heads"
+            )
+        if head_dim is None:
+            if hidden_size % num_heads:
+                raise ValueError(
+                    "num_heads must divide hidden_size or head_dim be given; "
+                    f"got hidden_size {hidden_size} and num_heads {num_heads}"
+                )
+            head_dim = hidden_size // num_heads
+        if head_dim % 2:
+            raise ValueError(f"head_dim must be even, which rotary embeddings turn in pairs; got {head_dim}")
+        if sliding_window is not None and sliding_window < 1:
+            raise ValueError(f"a window holds at least 1 token; got {sliding_window}")
+        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
+        self.sliding_window, self.max_length, self.rope_theta = sliding_window, max_length, rope_theta
+        self.dtype, self.param_dtype = dtype, param_dtype
+        self.implementation = implementation
+
+        def linear(inputs: int, outputs: int) -> nnx.Linear:
+            return nnx.Linear(
+                inputs,
+                outputs,
+                use_bias=use_bias,
+                dtype=dtype,
+                param_dtype=param_dtype,
+                kernel_init=kernel_init,
+                dot_general=projection,
+                rngs=rngs,
+            )
+
+        def norm() -> RMSNorm | None:
+            return RMSNorm(head_dim, dtype=dtype, param_dtype=param_dtype, rngs=rngs) if qk_norm else None
+
+        self.q_proj = linear(hidden_size, num_heads * head_dim)
+        self.k_proj = linear(hidden_size, num_kv_heads * head_dim)
+        self.v_proj = linear(hidden_size, num_kv_heads * head_dim)
+        self.o_proj = linear(num_heads * head_dim, hidden_size)
+        self.q_norm, self.k_norm = norm(), norm()
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        segment_ids: SegmentIds = None,
+        *,
+        lengths: Int[Array, "B"] | None = None,
+        mask: Bool[Array, "B T"] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """The layer on whole sequences.
+
+        Args:
+            x: The sequences.
+            segment_ids: Ids that tell documents in one sequence apart, 0 for padding that takes a position (see
+                `tttlm.ops.documents`).
+            lengths: How many tokens each sequence has. What is behind them is neither read nor written and takes no
+                position: every sequence gives what it gives alone. Outputs there are 0.
+            mask: The same for padding anywhere, True at tokens.
+        """
+        batch, time = x.shape[:2]
+        x, docs, finish = read_sequences(x, segment_ids, None, lengths, mask)
+        q, k, v = self._project(x, jnp.arange(time, dtype=jnp.int32))
+        segments = None if docs is None else _segments(docs, (batch, time))
+
+        def attend(q, k, v, segments):
+            return attention(
+                q,
+                k,
+                v,
+                sliding_window=self.sliding_window,
+                query_segments=segments,
+                key_segments=segments,
+                implementation=self.implementation,
+            )
+
+        k, v = repeat_groups(k, self.num_heads), repeat_groups(v, self.num_heads)
+        q, k, v = (with_sharding(a, "B_H") for a in (q, k, v))
+        y = each_device(attend, ("B_H", "B_H", "B_H", "B"), "B_H")(q, k, v, segments)
+        return finish(self.o_proj(to_stream(y.reshape(batch, time, -1))))
+
+    def extend(
+        self,
+        x: Float[Array, "B T D"],
+        state: AttentionState,
+        segment_ids: SegmentIds = None,
+        *,
+        lengths: Int[Array, "B"] | None = None,
+        mask: Bool[Array, "B T"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], AttentionState]:
+        """Goes on from `state` and returns the next one; however a sequence is cut, the outputs are the same.
+
+        Arguments are as for a call.
+
+        Raises:
+            ValueError: when the cache has no room for `T` more tokens, and the offsets are known.
+        """
+        (batch, time), slots = x.shape[:2], state.keys.shape[1]
+        x, docs, finish = read_sequences(x, segment_ids, state.document, lengths, mask)
+        taken = num_positions(docs, time)
+        if self.sliding_window is None:
+            check_room(state, taken)
+        segments = _segments(docs, (batch, time))
+        positions = state.offset[:, None] + jnp.arange(time, dtype=jnp.int32)
+        q, k, v = self._project(x, positions)
+
+        # Without a window every token has its own slot, and there is none past the last. With one, tokens take turns.
+        first = max(0, time - slots) if isinstance(taken, int) and self.sliding_window is not None else 0
+        slot = positions[:, first:] if self.sliding_window is None else positions[:, first:] % slots
+        beyond = positions >= slots
+        if not isinstance(taken, int):  # padding goes to no slot, nor does what a window forgets
+            back = taken[:, None] - jnp.arange(time, dtype=jnp.int32)  # 1 for the last token, 0 behind it
+            kept = (back > 0) & ((back <= slots) | (self.sliding_window is None))
+            slot = jnp.where(kept[:, first:], slot, slots)
+            beyond &= back > 0
+
+        def put(cache: Array, new: Array) -> Array:
+            return cache.at[jnp.arange(batch)[:, None], slot].set(new[:, first:].astype(cache.dtype), mode="drop")
+
+        latest = jnp.zeros((batch, 1), jnp.int32) if docs is None else docs.last_index[:, None]
+        after = AttentionState(
+            keys=put(state.keys, k),
+            values=put(state.values, v),
+            live=put(state.live & (latest == 0), segments == latest),
+            offset=state.offset + taken,
+            document=document_in_progress(state.document, docs),
+        )
+        cached = jnp.where(state.live, 0, EMPTY)
+        if self.sliding_window is None or time == 1:  # nothing that a query of this call sees has been overwritten
+            keys, values, key_segments = after.keys, after.values, put(cached, segments)
+            key_places = self._places(after.offset, slots)
+        else:
+            keys, values = (
+                jnp.concatenate([a, b.astype(a.dtype)], axis=1) for a, b in ((state.keys, k), (state.values, v))
+            )
+            key_segments = jnp.concatenate([cached, segments], axis=1)
+            key_places = jnp.concatenate([self._places(state.offset, slots), positions], axis=1)
+        y = attention(
+            q,
+            keys,
+            values,
+            sliding_window=self.sliding_window,
+            query_positions=positions,
+            key_positions=key_places,
+            query_segments=segments,
+            key_segments=key_segments,
+        )
+        y = self.o_proj(y.reshape(batch, time, -1))
+        if self.sliding_window is None:
+            y = jnp.where(beyond[..., None], jnp.nan, y)  # rather than silently wrong
+        return finish(y), after
+
+    def init_state(self, batch: int) -> AttentionState:
+        """The state before the first token, for `batch` rows.
+
+        Raises:
+            ValueError: when the layer has neither a window nor a `max_length`.
+        """
+        slots = self.max_length if self.sliding_window is None else self.sliding_window
+        if slots is None:
+            raise ValueError("attention without a window needs max_length, the tokens its cache has room for; got None")
+        shape = (batch, slots, self.num_kv_heads, self.head_dim)
+        dtype = self.dtype or self.param_dtype
+        count = jnp.zeros((batch,), jnp.int32)
+        return AttentionState(
+            jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(shape[:2], bool), count, count
+        )
+
+    def _project(
+        self, x: Float[Array, "B T D"], positions: Int[Array, "*B T"]
+    ) -> tuple[Float[Array, "B T H K"], Float[Array, "B T G K"], Float[Array, "B T G K"]]:
+        q, k, v = (
+            with_sharding(proj(x), "BTF").reshape(*x.shape[:2], -1, self.head_dim)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = (rotate_halves(a, positions, self.rope_theta).astype(v.dtype) for a in (q, k))
+        return q, k, v
+
+    def _places(self, offset: Int[Array, "B"], slots: int) -> Int[Array, "B S"]:
+        """Where in the row the token of each slot stands; negative before there was one."""
+        slot = jnp.arange(slots, dtype=jnp.int32)
+        if self.sliding_window is None:
+            return jnp.broadcast_to(slot, (offset.shape[0], slots))
+        last = offset[:, None] - 1
+        return last - (last - slot) % slots
+
+
+def _segments(docs: Documents | None, shape: tuple[int, int]) -> Int[Array, "B T"]:
+    """What `attention` tells documents apart by: 0 for the one carried in, then 1, 2, ..., and `PADDING`."""
+    if docs is None:
+        return jnp.zeros(shape, jnp.int32)
+    return jnp.where(docs.real, docs.index, PADDING)
+
+
+def check_room(state: AttentionState, time: int | Int[Array, "B"]) -> None:
+    """Refuses `time` more tokens than the cache of a layer without a window, or of a stack of them, has room for.
+
+    Raises:
+        InputError: the offsets are known, which they are not where a caller is compiled, and there is no room.
+    """
+    wanted, slots = state.offset + time, state.keys.shape[-3]
+    if not isinstance(wanted, jax.core.Tracer):
+        most = int(jnp.max(wanted, initial=0))
+        if most > slots:
+            raise InputError(f"the attention cache has room for {slots} tokens, {most} are wanted: raise max_length")

@@ -1,0 +1,146 @@
+"""The mixers `attention` and `sliding_attention`: configuration, cost, sharding and needs."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import jax
+from flax import nnx
+
+from tttlm.errors import InputError
+from tttlm.mixers.attention.layer import Attention, AttentionState, check_room
+from tttlm.mixers.registry import Mixer, register
+from tttlm.parts.partition import FEATURES, FROM_FEATURES, TO_FEATURES
+from tttlm.ranges import Count, Size
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """Configuration of the mixers `attention` and `sliding_attention`; see `Attention`."""
+
+    num_kv_heads: Count | None = None
+    """Heads of keys and values; None: as many as of queries."""
+    head_dim: Size | None = None
+    """Size of a head; None: hidden_size / num_heads."""
+    sliding_window: Count = 1024
+    """Tokens that `sliding_attention` sees."""
+    qk_norm: bool = False
+    """RMSNorm of every query and key."""
+    use_bias: bool = False
+    """Biases of the four projections."""
+    max_length: Count = 8192
+    """Tokens that the cache of `attention` has room for; `sliding_attention` needs none."""
+    implementation: str | None = None
+    """Of `tttlm.ops.attention`; None: the fastest that is exact here."""
+
+
+@register("attention")
+@dataclass(frozen=True)
+class AttentionMixer(Mixer[AttentionConfig]):
+    """Attention over the whole past, whose cache has room for `max_length` tokens."""
+
+    Settings: ClassVar[type] = AttentionConfig
+    section: ClassVar[str] = "attention"
+    parameter_rules = (
+        (r"[qkv]_proj/bias$", FEATURES),
+        (r"o_proj/kernel$", FROM_FEATURES),
+        (r"[qkv]_proj/kernel$", TO_FEATURES),
+    )
+
+    def check(self) -> None:
+        model, settings = self.model, self.settings
+        if settings.head_dim is None and model.hidden_size % model.num_heads:
+            raise InputError(
+                "model.num_heads must divide model.hidden_size, "
+                f"got hidden_size {model.hidden_size} and num_heads {model.num_heads}"
+            )
+        if self.head_dim % 2:
+            raise InputError("attention heads must have an even head_dim, which rotary embeddings rotate in pairs")
+        if settings.num_kv_heads is not None and model.num_heads % settings.num_kv_heads:
+            raise InputError(
+                f"model.attention.num_kv_heads must divide model.num_heads ({model.num_heads}), "
+                f"got {settings.num_kv_heads}"
+            )
+
+    def build(self, *, rngs: nnx.Rngs) -> Attention:
+        return self._layer(rngs, sliding_window=None, max_length=self.settings.max_length)
+
+    def _layer(self, rngs: nnx.Rngs, *, sliding_window: int | None, max_length: int | None) -> Attention:
+        settings = self.settings
+        return Attention(
+            self.model.hidden_size,
+            self.model.num_heads,
+            num_kv_heads=settings.num_kv_heads,
+            head_dim=settings.head_dim,
+            sliding_window=sliding_window,
+            max_length=max_length,
+            qk_norm=settings.qk_norm,
+            use_bias=settings.use_bias,
+            rope_theta=self.model.rope_theta,
+            implementation=settings.implementation,
+            kernel_init=self.kernel_init,
+            rngs=rngs,
+            **self.dtypes,
+        )
+
+    @property
+    def head_dim(self) -> int:
+        """The size of a head."""
+        return self.settings.head_dim or self.model.hidden_size // self.model.num_heads
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.settings.num_kv_heads or self.model.num_heads
+
+    def flops_per_token(self, sequence_length: int) -> float:
+        return self._flops_per_token(sequence_length, sequence_length)
+
+    def _flops_per_token(self, length: int, window: int) -> float:
+        seen = window - window * (window - 1) / (2 * length)  # keys that a query sees, on average
+        heads, inputs = self.model.num_heads, self.model.hidden_size
+        return 2 * inputs * self.head_dim * (2 * heads + 2 * self.num_kv_heads) + 4 * seen * heads * self.head_dim
+
+    @property
+    def cache_length(self) -> int | None:
+        return self.settings.max_length
+
+    def with_cache_length(self, tokens: int) -> AttentionConfig:
+        return replace(self.settings, max_length=tokens)
+
+    def check_room(self, state: AttentionState, tokens: int | jax.Array) -> None:
+        check_room(state, tokens)
+
+    @property
+    def hidden_size_unit(self) -> int:
+        if self.keeps_num_heads:
+            return 1
+        return self.head_dim * (self.model.num_heads // math.gcd(self.model.num_heads, self.num_kv_heads))
+
+    @property
+    def keeps_num_heads(self) -> bool:
+        return self.settings.head_dim is not None
+
+    def with_num_heads(self, num_heads: int) -> AttentionConfig:
+        if self.settings.num_kv_heads is None:
+            return self.settings
+        return replace(self.settings, num_kv_heads=self.settings.num_kv_heads * num_heads // self.model.num_heads)
+
+
+@register("sliding_attention")
+@dataclass(frozen=True)
+class SlidingAttentionMixer(AttentionMixer):
+    """Attention over the last `sliding_window` tokens, whose cache is as long as the window."""
+
+    def build(self, *, rngs: nnx.Rngs) -> Attention:
+        return self._layer(rngs, sliding_window=self.settings.sliding_window, max_length=None)
+
+    def flops_per_token(self, sequence_length: int) -> float:
+        return self._flops_per_token(sequence_length, min(sequence_length, self.settings.sliding_window))
+
+    @property
+    def cache_length(self) -> int | None:
+        return None
+
+    def check_room(self, state: AttentionState, tokens: int | jax.Array) -> None:
+        """The window makes room for any number of tokens."""

@@ -1,0 +1,173 @@
+"""The mixers `ttt_linear` and `ttt_mlp`: configuration, cost, sharding and needs."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar
+
+from flax import nnx
+
+from tttlm.errors import InputError
+from tttlm.mixers.registry import Mixer, register
+from tttlm.mixers.ttt.layer import TTT, TTTMLP, TTTLinear
+from tttlm.parts.partition import CONV_KERNEL, FEATURES, FROM_FEATURES, TO_FEATURES
+from tttlm.ranges import Count, PositiveFloat
+
+
+@dataclass(frozen=True)
+class TTTConfig:
+    """Configuration of the mixers `ttt_linear` and `ttt_mlp`; see `TTT`."""
+
+    mini_batch_size: Count = 16
+    """Tokens of one inner step."""
+    inner_learning_rate: PositiveFloat | None = None
+    """Base inner learning rate; None: 1.0 for ttt_linear, 0.1 for ttt_mlp, as in the paper."""
+    inner_norm: bool = True
+    """LayerNorm in the inner model and a residual around it."""
+    inner_bias: bool = True
+    """Biases of the inner model."""
+    learned_start: bool = True
+    """The inner model's initial weights are parameters; without, they are zero (ttt_linear only)."""
+    learned_rate: bool = True
+    """The inner learning rate of tokens and places is learned; without, it is the same for all."""
+    share_qk: bool | None = None
+    """One projection for queries and keys, with a convolution each; None: as the backbone has it."""
+    gate: bool | None = None
+    """Gate the output; None: as the backbone has it."""
+    remat_mini_batches: Count = 1
+    """The backward pass keeps the inner weights before every so many mini-batches and computes those in between again:
+    more saves memory and takes time. It changes no result."""
+
+
+@dataclass(frozen=True)
+class TTTMixer(Mixer[TTTConfig]):
+    """A TTT layer; where its configuration leaves it open, queries, keys and gate are as the backbone has them."""
+
+    Settings: ClassVar[type] = TTTConfig
+    section: ClassVar[str] = "ttt"
+    has_inner_model: ClassVar[bool] = True
+    changes_no_result: ClassVar[tuple[str, ...]] = ("remat_mini_batches",)
+    inner_learning_rate_default: ClassVar[float]
+    """The base inner learning rate of the paper."""
+    parameter_rules = (
+        (r"inner/\d+/kernel$", ("tensor context", "fsdp", "")),  # H I O
+        (r"inner/\d+/bias$|inner_norm/(scale|bias)$", ("tensor context", "fsdp")),  # H K
+        (r"(learning_rate|post_norm|conv_[qk])/bias$|post_norm/scale$", FEATURES),  # H, D
+        (r"conv_[qk]/kernel$", CONV_KERNEL),
+        (r"o_proj/kernel$", FROM_FEATURES),
+        (r"([qkvg]_proj|learning_rate)/kernel$", TO_FEATURES),
+    )
+
+    @property
+    def share_qk(self) -> bool:
+        """Whether queries and keys share their projection."""
+        return self.model.backbone == "mamba" if self.settings.share_qk is None else self.settings.share_qk
+
+    @property
+    def gate(self) -> bool:
+        """Whether the output is gated."""
+        return self.model.backbone == "mamba" if self.settings.gate is None else self.settings.gate
+
+    @property
+    def inner_learning_rate(self) -> float:
+        """The base inner learning rate."""
+        rate = self.settings.inner_learning_rate
+        return self.inner_learning_rate_default if rate is None else rate
+
+    @property
+    def inner_sizes(self) -> tuple[int, ...]:
+        """Sizes of the inner model's input, hidden layers and output."""
+        raise NotImplementedError
+
+    @property
+    def conv_before_block(self) -> bool:
+        return self.model.backbone == "mamba"
+
+    @property
+    def alignment(self) -> int:
+        return self.settings.mini_batch_size
+
+    @property
+    def hidden_size_unit(self) -> int:
+        return self.model.hidden_size // self.model.num_heads
+
+    def check(self) -> None:
+        hidden_size, num_heads = self.model.hidden_size, self.model.num_heads
+        if hidden_size % num_heads or (hidden_size // num_heads) % 2:
+            raise InputError(
+                "model.num_heads must divide model.hidden_size into even head dimensions, "
+                f"got hidden_size {hidden_size} and num_heads {num_heads}"
+            )
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What both forms of the layer are built with."""
+        settings = self.settings
+        return {
+            "mini_batch_size": settings.mini_batch_size,
+            "remat_mini_batches": settings.remat_mini_batches,
+            "inner_learning_rate": self.inner_learning_rate,
+            "inner_norm": settings.inner_norm,
+            "inner_bias": settings.inner_bias,
+            "learned_rate": settings.learned_rate,
+            "share_qk": self.share_qk,
+            "gate": self.gate,
+            "conv_kernel": self.model.conv_kernel,
+            "rope_theta": self.model.rope_theta,
+            "kernel_init": self.kernel_init,
+            **self.dtypes,
+        }
+
+    def flops_per_token(self, sequence_length: int) -> float:
+        inputs, sizes = self.model.hidden_size, self.inner_sizes
+        size = min(self.settings.mini_batch_size, sequence_length)
+        # Every inner kernel meets keys, queries and the update; all but the first pass a gradient down. The tokens
+        # of a mini-batch meet each other twice.
+        kernels = [i * o for i, o in pairwise(sizes)]
+        inner = 6 * sum(kernels) + 2 * sum(kernels[1:]) + 2 * size * (sum(sizes[:-1]) + sum(sizes[1:]))
+        projections = (3 if self.share_qk else 4) + (1 if self.gate else 0)
+        convs = 2 * 2 * self.model.conv_kernel * inputs if self.share_qk else 0
+        rates = 2 * inputs * self.model.num_heads if self.settings.learned_rate else 0
+        return float(2 * projections * inputs * inputs + convs + rates + self.model.num_heads * inner)
+
+
+@register("ttt_linear")
+@dataclass(frozen=True)
+class TTTLinearMixer(TTTMixer):
+    """TTT-Linear: the inner model is linear."""
+
+    inner_learning_rate_default: ClassVar[float] = 1.0
+
+    @property
+    def inner_sizes(self) -> tuple[int, ...]:
+        return (self.model.hidden_size // self.model.num_heads,) * 2
+
+    def build(self, *, rngs: nnx.Rngs) -> TTT:
+        return TTTLinear(
+            self.model.hidden_size,
+            self.model.num_heads,
+            learned_start=self.settings.learned_start,
+            rngs=rngs,
+            **self.arguments,
+        )
+
+
+@register("ttt_mlp")
+@dataclass(frozen=True)
+class TTTMLPMixer(TTTMixer):
+    """TTT-MLP: the inner model has a hidden layer four times as wide as the head."""
+
+    inner_learning_rate_default: ClassVar[float] = 0.1
+    inner_warmup_start: ClassVar[float] = 0.1
+
+    @property
+    def inner_sizes(self) -> tuple[int, ...]:
+        head_dim = self.model.hidden_size // self.model.num_heads
+        return head_dim, 4 * head_dim, head_dim
+
+    def check(self) -> None:
+        super().check()
+        if not self.settings.learned_start:
+            raise InputError("an inner MLP cannot learn from zeros: ttt_mlp needs model.ttt.learned_start")
+
+    def build(self, *, rngs: nnx.Rngs) -> TTT:
+        return TTTMLP(self.model.hidden_size, self.model.num_heads, rngs=rngs, **self.arguments)

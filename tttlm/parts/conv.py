@@ -1,0 +1,70 @@
+"""A causal depthwise convolution with weights of its own."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.typing import Dtype
+from jaxtyping import Array, Float
+
+from tttlm.ops.conv import causal_conv
+from tttlm.ops.documents import Documents
+from tttlm.parts.partition import conv_along_stream, with_sharding
+
+
+class CausalConv(nnx.Module):
+    """`tttlm.ops.conv.causal_conv` as a module.
+
+    The weights start uniform in `+-1/sqrt(kernel_size)`, as PyTorch's `Conv1d` of one channel a group does.
+
+    Args:
+        channels: channels `C`.
+        kernel_size: taps `W`.
+        use_bias: whether a bias is added.
+        dtype: computed in; None promotes input and kernel.
+        param_dtype: of kernel `[W, C]` and bias `[C]`.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int,
+        *,
+        use_bias: bool = True,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        bound = 1 / math.sqrt(kernel_size)
+        shape = (kernel_size, channels)
+        self.kernel = nnx.Param(jax.random.uniform(rngs.params(), shape, param_dtype, -bound, bound))
+        self.bias = (
+            nnx.Param(jax.random.uniform(rngs.params(), (channels,), param_dtype, -bound, bound)) if use_bias else None
+        )
+        self.dtype = dtype
+
+    def __call__(
+        self,
+        x: Float[Array, "B T C"],
+        tail: Float[Array, "B P C"] | None = None,
+        docs: Documents | None = None,
+        channels: slice = slice(None),
+    ) -> tuple[Float[Array, "B T C"], Float[Array, "B P C"]]:
+        """The outputs and the tail to carry on, for `channels` of the weights; see `tttlm.ops.conv.causal_conv`."""
+        x, kernel, bias = self._promote(x)
+        return causal_conv(x, kernel[:, channels], None if bias is None else bias[channels], tail=tail, docs=docs)
+
+    def along_stream(self, x: Float[Array, "B T C"], docs: Documents | None = None) -> Float[Array, "B T C"]:
+        """The outputs for whole rows of the stream; see `tttlm.parts.partition.conv_along_stream`."""
+        return conv_along_stream(*self._promote(x), docs)
+
+    def _promote(self, x: Float[Array, "B T C"]) -> tuple[Array, Array, Array | None]:
+        dtype = self.dtype or jnp.promote_types(x.dtype, self.kernel.dtype)
+        bias = None if self.bias is None else self.bias[...].astype(dtype)
+        return x.astype(dtype), with_sharding(self.kernel[...].astype(dtype), ""), bias
+
+    def init_tail(self, batch: int, dtype: Dtype) -> Float[Array, "B P C"]:
+        """The tail before the first token."""
+        size, channels = self.kernel.shape
+        return jnp.zeros((batch, size - 1, channels), dtype)

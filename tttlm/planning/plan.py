@@ -1,0 +1,160 @@
+"""Whether a run fits devices that are not here: its training step is compiled for them, and read."""
+
+import re
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.errors import JaxRuntimeError
+from jax.sharding import Mesh
+
+from tttlm.model import parameter_count
+from tttlm.ops.target import traced_for
+from tttlm.planning.collectives import Collective, collectives
+from tttlm.planning.topologies import assumed_cudnn, topology_devices
+from tttlm.training.config import TrainConfig, check
+from tttlm.training.devices import GIB, Device
+from tttlm.training.sharding import batch_sharding, check_mesh, make_mesh
+from tttlm.training.step import Model, abstract_state, make_train_step
+
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What compiling the step for a topology says.
+
+    Attributes:
+        topology, devices: what it was compiled for, and how many devices that is.
+        mesh: the size of each axis.
+        parameters: of the model.
+        flops_per_token: of a training step, three times the forward pass by the model's own formula.
+        tokens_per_step: of the batch, over all devices.
+        memory: bytes that a device has.
+        peak: bytes that the step needs of it at the most. Where the compiler gave up because they are too many, those
+            that it was asked for at that point.
+        state: bytes a device holds between steps: its share of parameters and moments. None where nothing compiled.
+        collectives: of one step; None where nothing compiled.
+        loops_known: whether every loop around a collective said how often it turns.
+        seconds: of tracing and compiling.
+    """
+
+    topology: str
+    devices: int
+    mesh: dict[str, int]
+    parameters: int
+    flops_per_token: float
+    tokens_per_step: int
+    memory: int
+    peak: int
+    state: int | None
+    collectives: list[Collective] | None
+    loops_known: bool
+    seconds: float
+
+    @property
+    def fits(self) -> bool:
+        return self.state is not None and self.peak <= self.memory
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self) | {"fits": self.fits}
+
+
+def make_plan(config: TrainConfig, topology: str) -> Plan:
+    """Compiles the training step of `config` for a topology such as "v5e:4x8". Neither data nor run is touched.
+
+    Raises:
+        InputError: the configuration, the mesh or the topology cannot be used.
+    """
+    check(config)
+    device, devices = topology_devices(topology)
+    mesh = make_mesh(config.mesh, devices)
+    check_mesh(mesh, config)
+    print(f"compiling for {topology}: this takes a minute or two", file=sys.stderr)
+    return compiled_plan(config, mesh, topology, device)
+
+
+def compiled_plan(config: TrainConfig, mesh: Mesh, topology: str, device: Device) -> Plan:
+    """The plan for a mesh of devices of one kind."""
+    started = time.monotonic()
+    model = Model(config.model)
+    step: Any = make_train_step(config, model, mesh)
+    state, collected, known = None, None, True
+    with traced_for(mesh.devices.flat[0]):  # the chunks of a mixer are what is fast there
+        flops = 3 * config.model.flops_per_token(config.sequence_length)
+    try:
+        with assumed_cudnn():
+            lowered = step.lower(abstract_state(config, model, mesh), _batch(config, mesh))
+        compiled = lowered.compile()
+    except JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        peak, memory = _asked_and_there(str(error), device)
+    else:
+        sizes: Any = compiled.memory_analysis()
+        peak, memory, state = sizes.peak_memory_in_bytes, device.memory, sizes.argument_size_in_bytes
+        collected, known = collectives(compiled.as_text())
+    return Plan(
+        topology=topology,
+        devices=mesh.size,
+        mesh=dict(mesh.shape),
+        parameters=parameter_count(config.model),
+        flops_per_token=flops,
+        tokens_per_step=config.batch_size * config.sequence_length,
+        memory=memory,
+        peak=peak,
+        state=state,
+        collectives=collected,
+        loops_known=known,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _batch(config: TrainConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """What the loader of the configured layout gives, as shapes."""
+    kinds = {"inputs": jnp.int32, "targets": jnp.int32}
+    if config.data.layout != "windows":
+        kinds |= {"segment_ids": jnp.int32, "weights": jnp.float32}
+    shape, sharding = (config.batch_size, config.sequence_length), batch_sharding(mesh)
+    batch = {name: jax.ShapeDtypeStruct(shape, kind, sharding=sharding) for name, kind in kinds.items()}
+    if config.data.layout == "documents":
+        per_example = jax.NamedSharding(mesh, jax.P(sharding.spec[0]))
+        batch["continues"] = jax.ShapeDtypeStruct(shape[:1], jnp.bool_, sharding=per_example)
+    return batch
+
+
+def _asked_and_there(message: str, device: Device) -> tuple[int, int]:
+    """(bytes needed, bytes there) from a compiler's complaint such as "(27.45G) exceeds available HBM (15.75G)"."""
+    sizes = [int(float(number) * UNITS[unit]) for number, unit in re.findall(r"([\d.]+)([KMGT])\b", message)]
+    return (sizes[0], sizes[1]) if len(sizes) > 1 else (device.memory + 1, device.memory)
+
+
+def describe(plan: Plan) -> list[str]:
+    """The plan as lines to print; the last one is the verdict."""
+    axes = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
+    lines = [
+        f"{'topology':20}{plan.topology}: {plan.devices} devices, as {axes}",
+        f"{'parameters':20}{plan.parameters:,}",
+        f"{'tokens a step':20}{plan.tokens_per_step:,}",
+        f"{'FLOPs a token':20}{plan.flops_per_token / 1e9:.2f} billion, forward and backward, by the model's formula",
+        f"{'compiled in':20}{plan.seconds:.0f} s",
+    ]
+    if plan.state is not None and plan.collectives is not None:
+        lines += [f"{'state':20}{plan.state / GIB:.2f} GiB a device: parameters and moments, between steps"]
+        lines += [f"{'peak memory':20}{plan.peak / GIB:.2f} GiB a device, of {plan.memory / GIB:.2f} GiB"]
+        often = "in one step" if plan.loops_known else "in one step, where loops of unknown length turn once"
+        lines += [f"collectives {often}, and the bytes that a device gives or receives:"]
+        lines += [f"  {one.kind:18}{one.count:10,}  {one.bytes / GIB:10.3f} GiB" for one in plan.collectives]
+        if not plan.collectives:
+            lines += ["  none"]
+    verdict = f"{plan.peak / GIB:.2f} GiB of the {plan.memory / GIB:.2f} GiB that a device has"
+    if plan.fits:
+        lines += [f"fits: the step needs {verdict}"]
+    else:
+        at_least = "" if plan.state is not None else "at least "
+        lines += [f"does not fit: the step needs {at_least}{verdict}"]
+    return lines
