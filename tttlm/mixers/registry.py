@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tttlm.errors import InputError
+from tttlm.fields import shown
 
 S = TypeVar("S")
 AxisRule = tuple[str, tuple[str, ...]]
@@ -191,7 +192,7 @@ def registered(name: str) -> type[Mixer]:
         InputError: none is registered under it.
     """
     if name not in _MIXERS:
-        raise InputError(f"model.mixers: there is no mixer {name!r}; registered are {', '.join(sorted(_MIXERS))}")
+        raise InputError(f"model.mixers: there is no mixer {shown(name)}; registered are {', '.join(sorted(_MIXERS))}")
     return _MIXERS[name]
 
 
