@@ -112,9 +112,12 @@ def test_a_clean_environment_prepares_trains_evaluates_and_plots_from_an_empty_f
     write_texts(work / "texts")
     command = lambda name, *words: run(full.parent / name, *words, folder=work)
     command("tttlm-prepare", "texts", "--output", "data", "--tokenizer", "bytes", "--held-out", "0.25")
+    command("tttlm-prepare", "--check", "data")
+    (work / "own.yaml").write_text("data: {path: data}\nmetrics: {tensorboard: off}\nmodel: {vocab_size: 300}\n")
     small = "--model.hidden_size 16 --model.num_layers 2 --model.num_heads 2 --model.intermediate_size 16 --steps 4"
     small += " --sequence_length 32 --loss_chunk 32 --evaluate.batches 2"
-    out = command("tttlm-train", "--config", "quickstart", "--run", "run", "--data.path", "data", *small.split())
+    assert "4096" in command("tttlm-train", "--config", "quickstart", "--explain")
+    out = command("tttlm-train", "--config", "own.yaml", "--run", "run", *small.split())
     assert "bits per byte" in out
     assert "bits per byte" in command("tttlm-eval", "run", "--text", "texts/00.txt")
     assert command("tttlm-plot", "run").strip() == "run/plot.png"

@@ -6,6 +6,7 @@ use, so that `import tttlm` costs nothing.
 """
 
 import importlib
+import pkgutil
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _HOMES = {
     "from_pretrained": "tttlm.interop",
     "save_pretrained": "tttlm.interop",
 }
-_ROOMS = ("adaptation", "data", "evaluation", "interop", "layers", "model", "ops", "shift", "training")
+_ROOMS = tuple(room.name for room in pkgutil.iter_modules(__path__) if room.ispkg and room.name != "cli")
 __all__ = [
     "TTTMLP",
     "Attention",

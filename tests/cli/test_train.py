@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.training.small import write_texts
+from tttlm.cli.arguments import run_command
+from tttlm.cli.train import main
+from tttlm.training.loop import Outcome
 
 ROOT = Path(__file__).parents[2]
 SMALL = """
@@ -118,3 +121,16 @@ def test_sigterm_saves_and_leaves_with_its_own_status(tmp_path):
     assert process.returncode == 75, said
     assert "saved at step" in said
     assert any(name.isdigit() for name in os.listdir(tmp_path / "run" / "checkpoints"))
+
+
+@pytest.mark.parametrize("name", ["tttlm.evaluation.run.load_run", "tttlm.cli.train.print_score"])
+def test_sigterm_while_a_finished_run_is_reported_leaves_it_finished(name, monkeypatch, capsys):
+    monkeypatch.setattr("tttlm.evaluation.run.load_run", lambda path: None)
+    monkeypatch.setattr(name, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("tttlm.training.loop.train", lambda config: Outcome("finished", 4, 0, "finished 4 steps", 1.0))
+    monkeypatch.setattr("tttlm.training.cluster.join", lambda config: None)
+    with pytest.raises(SystemExit) as leaving:
+        run_command(lambda: main(["--data.path", "data"]))
+    said = capsys.readouterr().err
+    assert leaving.value.code == 0, said
+    assert "stopped by SIGTERM; the run is finished" in said

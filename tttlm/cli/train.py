@@ -75,9 +75,9 @@ def silence() -> Iterator[None]:
 
 def conclude(config: TrainConfig) -> None:
     """Prints what a finished run has come to. What goes wrong there is reported and leaves the run finished."""
-    from tttlm.evaluation.run import load_run
-
     try:
+        from tttlm.evaluation.run import load_run
+
         run = load_run(config.run)
         _part("held-out score", lambda: print_score(run, config.evaluate.final_bytes))
         _part("loss curve", lambda: print_curve(run))
