@@ -68,7 +68,9 @@ def test_tokens_a_second_on_one_core(library, layout, wanted, length):
     for step in range(60):
         loader[step]
     speed = 60 * 32 * length / (time.process_time() - begin)
-    print(f"\n{layout}, examples of {length}: {speed / 1e6:.1f} million tokens per CPU second, {loader.fill:.2%} filled")
+    print(
+        f"\n{layout}, examples of {length}: {speed / 1e6:.1f} million tokens per CPU second, {loader.fill:.2%} filled"
+    )
     assert speed > wanted
 
 

@@ -21,7 +21,7 @@ Start with:  python train.py --config configs/quickstart.yaml
 --config FILE reads a YAML file of the names below; flags on the command line win over it.
 --plan v5e:4x8 trains nothing: it compiles the step for 32 TPUs (h200:8 for 8 GPUs) that need not be here, and says
 whether it fits them. No data is needed for that.
---explain trains nothing: it prints how every parameter and optimiser state is shared over the devices of `mesh`."""
+--explain trains nothing: it prints how every parameter and optimiser state is sharded over the devices of `mesh`."""
 
 
 FINISHED = "the run is finished and its checkpoints are kept"

@@ -27,8 +27,11 @@ class OptimizerConfig:
     learning_rate: PositiveFloat = 3e-3
     """Peak learning rate, reached at the end of the warm-up."""
     b1: Decay = 0.9
+    """Decay of the running mean of the gradient."""
     b2: Decay = 0.95
+    """Decay of the running mean of the squared gradient."""
     eps: PositiveFloat = 1e-8
+    """Added to the root of that mean before the division by it."""
     weight_decay: NonNegativeFloat = 0.1
     """What of a parameter is taken off at each update, times the learning rate."""
     decay: Literal["matrices", "all"] = "matrices"
@@ -61,6 +64,7 @@ class EvaluateConfig:
     every: CountOrZero = 200
     """Steps between two evaluations; 0 never evaluates."""
     batches: Count = 8
+    """Batches of held-out text that an evaluation on the way reads, the same each time."""
     final_bytes: CountOrZero = 2_000_000
     """Held-out text that is scored at the end of the run, whole documents of it; 0 scores none."""
 
@@ -72,6 +76,7 @@ class CheckpointConfig:
     every: Count = 500
     """Steps between two checkpoints. The last step and an interrupted one are saved as well."""
     keep_last: Count = 2
+    """The newest checkpoints that are kept."""
     keep_every: CountOrZero = 0
     """Checkpoints at multiples of this step are kept for good; 0 keeps the last ones only."""
     on_failure: Literal["stop", "continue"] = "stop"
@@ -96,13 +101,13 @@ class MeshConfig:
     """How many devices each axis of the mesh takes; -1, on one axis, takes all that are left."""
 
     data: Axis = 1
-    """Copies of the model, each with its share of the batch."""
+    """Replicas of the model, each with its part of the batch."""
     fsdp: Axis = -1
-    """Shares of parameters and optimiser state; every share has its part of the batch as well."""
+    """Shards of parameters and optimiser state; every shard has its part of the batch as well."""
     tensor: Axis = 1
-    """Shares of heads, channels, feed-forward width and vocabulary."""
+    """Shards of heads, channels, intermediate size and vocabulary."""
     context: Axis = 1
-    """Shares of the sequence; within a mixer of its heads or channels, as many times tensor."""
+    """Shards of the sequence; within a mixer, of its heads or channels, as many times tensor."""
 
 
 @dataclass(frozen=True)
@@ -157,15 +162,17 @@ class TrainConfig:
     else with the same parameters is refused."""
     data: DataConfig = field(default_factory=DataConfig)
     steps: Count = 1000
+    """Updates of the parameters in the whole run."""
     batch_size: Count = 16
-    """Rows of a batch, over all devices."""
+    """Sequences in a batch, over all devices."""
     sequence_length: Count = 512
-    """Tokens of a row."""
+    """Tokens of a sequence."""
     accumulate: Count = 1
     """Parts that a batch is taken in, one after the other, to save memory."""
     loss_chunk: CountOrZero = 0
-    """Tokens of a row whose logits a device holds at a time; 0 takes its share of the row whole."""
+    """Tokens of a sequence whose logits a device holds at a time; 0 takes all that it has of the sequence."""
     seed: Seed = 0
+    """Seed of the initial parameters and of the order of the batches."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
