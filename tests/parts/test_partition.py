@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
-from jax.sharding import AbstractMesh, AxisType, use_abstract_mesh
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, use_abstract_mesh
+from jax.sharding import PartitionSpec as P
 
-from tttlm.layers import TTTLinear
+from tttlm.layers import Attention, Mamba, Mamba2, TTTLinear
 from tttlm.parts.partition import MESH_AXES, each_device, mesh_axes, num_shards, with_sharding
 
 X = jax.ShapeDtypeStruct((8, 16, 32), jnp.float32)
@@ -59,3 +60,39 @@ def test_on_a_mesh_that_leaves_no_choice_nothing_changes(other):
         assert mesh_axes("BT") == ()
         assert each_device(double, ("B",), "B") is double
         assert constraints(jax.jit(lambda x: with_sharding(x, "BTF"))) == 0
+
+
+LAYERS = {
+    "ttt": lambda rngs: TTTLinear(32, 4, mini_batch_size=8, share_qk=True, gate=True, rngs=rngs),
+    "attention": lambda rngs: Attention(32, 4, max_length=16, rngs=rngs),
+    "sliding_attention": lambda rngs: Attention(32, 4, sliding_window=6, rngs=rngs),
+    "mamba": lambda rngs: Mamba(32, rngs=rngs),
+    "mamba2": lambda rngs: Mamba2(32, head_dim=16, state_size=8, rngs=rngs),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(("of_x", "of_kernel"), [(P("data"), P()), (P("data", None, "model"), P(None, "model"))])
+def test_a_layer_works_on_a_mesh_of_explicit_axes(name, of_x, of_kernel):
+    """Forward, gradients and `extend`, over a data axis and a tensor axis: what is refused is refused while tracing."""
+    explicit = mesh(4, 2, kind=AxisType.Explicit, axes=("data", "model"))
+    graph, parameters = nnx.split(LAYERS[name](nnx.Rngs(0)))
+
+    def sharded(a, spec):
+        return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=NamedSharding(explicit, spec))
+
+    def score(parameters, x, ids):
+        layer = nnx.merge(graph, parameters)
+        whole = layer(x, ids)
+        pieces, state = layer.extend(x, layer.init_state(x.shape[0]), ids)
+        more, after = layer.extend(x[:, :1], state)
+        assert jax.typeof(whole).sharding.spec == jax.typeof(x).sharding.spec
+        assert jax.tree.map(jax.typeof, after) == jax.tree.map(jax.typeof, state)
+        return jnp.sum(whole) + jnp.sum(pieces) + jnp.sum(more)
+
+    with use_abstract_mesh(explicit):
+        x, ids = sharded(X, of_x), sharded(jax.ShapeDtypeStruct(X.shape[:2], jnp.int32), P("data"))
+        parameters = jax.tree.map(lambda p: sharded(p, of_kernel if p.ndim == 2 else P()), parameters)
+        gradients = jax.jit(jax.grad(score, argnums=(0, 1))).trace(parameters, x, ids).out_info
+    found = jax.tree.map(lambda g: g.shape, gradients)
+    assert found == jax.tree.map(lambda a: a.shape, (parameters, x))

@@ -13,6 +13,7 @@ from tttlm.ops.attention import attention
 from tttlm.ops.documents import Documents, SegmentIds, document_in_progress, num_positions
 from tttlm.ops.projection import projection
 from tttlm.ops.rope import rotate_halves
+from tttlm.parts.explicit_axes import any_mesh
 from tttlm.parts.norm import RMSNorm
 from tttlm.parts.padding import read_sequences
 from tttlm.parts.partition import each_device, repeat_groups, to_stream, with_sharding
@@ -131,6 +132,7 @@ class Attention(nnx.Module):
         self.o_proj = linear(num_heads * head_dim, hidden_size)
         self.q_norm, self.k_norm = norm(), norm()
 
+    @any_mesh
     def __call__(
         self,
         x: Float[Array, "B T D"],
@@ -170,6 +172,7 @@ class Attention(nnx.Module):
         y = each_device(attend, ("B_H", "B_H", "B_H", "B"), "B_H")(q, k, v, segments)
         return finish(self.o_proj(to_stream(y.reshape(batch, time, -1))))
 
+    @any_mesh
     def extend(
         self,
         x: Float[Array, "B T D"],

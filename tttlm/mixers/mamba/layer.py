@@ -14,6 +14,7 @@ from tttlm.ops.documents import SegmentIds, document_in_progress
 from tttlm.ops.projection import projection
 from tttlm.ops.ssm import selective_scan
 from tttlm.parts.conv import CausalConv
+from tttlm.parts.explicit_axes import any_mesh
 from tttlm.parts.padding import read_sequences
 from tttlm.parts.partition import each_device, project, project_heads, to_heads, to_stream, with_sharding
 
@@ -114,6 +115,7 @@ class Mamba(nnx.Module):
         self.D = nnx.Param(jnp.ones((inner,), param_dtype))
         self.out_proj = linear(inner, hidden_size, use_bias=use_bias, kernel_init=out_kernel_init or kernel_init)
 
+    @any_mesh
     def __call__(
         self,
         x: Float[Array, "B T D"],
@@ -134,6 +136,7 @@ class Mamba(nnx.Module):
         """
         return self.extend(x, self.init_state(x.shape[0]), segment_ids, lengths=lengths, mask=mask)[0]
 
+    @any_mesh
     def extend(
         self,
         x: Float[Array, "B T D"],

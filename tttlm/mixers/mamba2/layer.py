@@ -14,6 +14,7 @@ from tttlm.ops.documents import SegmentIds, document_in_progress
 from tttlm.ops.projection import projection
 from tttlm.ops.ssm import ssd
 from tttlm.parts.conv import CausalConv
+from tttlm.parts.explicit_axes import any_mesh
 from tttlm.parts.padding import read_sequences
 from tttlm.parts.partition import each_device, project, repeat_groups, to_heads, to_stream, with_sharding
 
@@ -133,6 +134,7 @@ class Mamba2(nnx.Module):
         self.norm = GatedRMSNorm(inner, num_groups=norm_groups, eps=norm_eps, param_dtype=param_dtype)
         self.out_proj = linear(inner, hidden_size, kernel_init=out_kernel_init or kernel_init)
 
+    @any_mesh
     def __call__(
         self,
         x: Float[Array, "B T D"],
@@ -153,6 +155,7 @@ class Mamba2(nnx.Module):
         """
         return self.extend(x, self.init_state(x.shape[0]), segment_ids, lengths=lengths, mask=mask)[0]
 
+    @any_mesh
     def extend(
         self,
         x: Float[Array, "B T D"],

@@ -26,6 +26,7 @@ from tttlm.ops.ttt import (
     ttt_scan,
 )
 from tttlm.parts.conv import CausalConv
+from tttlm.parts.explicit_axes import any_mesh
 from tttlm.parts.padding import read_sequences
 from tttlm.parts.partition import each_device, to_heads, to_stream
 
@@ -188,6 +189,7 @@ class TTT(nnx.Module):
             hidden_size, epsilon=1e-6, dtype=dtype, param_dtype=param_dtype, use_fast_variance=False, rngs=rngs
         )
 
+    @any_mesh
     def __call__(
         self,
         x: Float[Array, "B T D"],
@@ -210,6 +212,7 @@ class TTT(nnx.Module):
         """
         return self._forward(x, None, segment_ids, lengths, mask, inner_learning_rate_multiplier)[0]
 
+    @any_mesh
     def extend(
         self,
         x: Float[Array, "B T D"],
