@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from tttlm.ops.ttt.anchored import FREE_CHUNK, Pairs, Tokens, anchored, by, mix, move_anchor
 from tttlm.ops.ttt.chunks import Chunk, remat_scan
 from tttlm.ops.ttt.coefficients import coefficients
-from tttlm.ops.ttt.definition import Constants, Flags, Gates, by_head, gradient, of_heads, take_step, token
+from tttlm.ops.ttt.definition import Constants, Gates, by_head, flags_of, gradient, of_heads, take_step, token
 from tttlm.ops.ttt.description import Learner, Optimizer, Ridge
 from tttlm.ops.ttt.learner_state import LearnerState, Pending, read_weights
 from tttlm.ops.ttt.models import prediction
@@ -46,22 +46,19 @@ class Chunked:
 
 def _sequential(problem: Problem) -> tuple[Float[Array, "B T H V"], LearnerState]:
     """Token after token, with the state kept before every chunk alone."""
-    learner, state, docs = problem.learner, problem.state, problem.docs
-    batch, time = problem.inputs.queries.shape[:2]
-    offset = (state.offset[:, None] + jnp.arange(time, dtype=jnp.int32)) % learner.clocks.period
-    full = lambda fill: jnp.full((batch, time), fill)
-    flags = Flags(offset, full(True) if docs is None else docs.real, full(False) if docs is None else docs.start)
+    learner, state = problem.learner, problem.state
     constants = Constants(of_heads(problem.blank), problem.slow, None)
     over_heads = jax.vmap(partial(token, learner), (Constants(0, 0, None), 0, (0, None)))  # type: ignore[arg-type]
     over_rows = jax.vmap(over_heads, (None, 0, (0, 0)))
     one = lambda carry, xs: over_rows(constants, carry, xs)
     by_time = (
         jax.tree.map(lambda a: jnp.moveaxis(a, 2, 0), by_head(problem)),
-        jax.tree.map(lambda a: a.swapaxes(0, 1), flags),
+        jax.tree.map(lambda a: a.swapaxes(0, 1), flags_of(problem)),
     )
-    carry, out = remat_scan(one, of_heads(state), by_time, min(time, FREE_CHUNK * problem.remat_chunks))
-    after = carry._replace(offset=(state.offset + time) % learner.clocks.period, document=state.document)
-    return out.transpose(1, 0, 2, 3), after
+    carry, out = remat_scan(
+        one, of_heads(state), by_time, min(problem.inputs.queries.shape[1], FREE_CHUNK * problem.remat_chunks)
+    )
+    return out.transpose(1, 0, 2, 3), carry._replace(offset=problem.next_offset, document=state.document)
 
 
 def _one_step(

@@ -60,7 +60,7 @@ def over_chunks(
         count = -(-time // slots)
     else:
         shifted, slots, count = True, size, -(-(time + size - 1) // size)
-    total = count * slots
+    total, behind = count * slots, first + problem.positions
 
     def place(a: Array, fill: Any = 0) -> Array:
         """`[B, T, ...]` to `[B, count slots, ...]`, every row from its first slot on."""
@@ -93,8 +93,8 @@ def over_chunks(
     chunks = Chunk(
         offset=(start + begin) % period,
         real=split(real),
-        begins=(begin >= first) & (begin < first + time) & jnp.ones((1, batch), bool),
-        complete=ends & (begin + slots <= first + time),
+        begins=(begin >= first) & (begin < behind) & jnp.ones((1, batch), bool),
+        complete=ends & (begin + slots <= behind),
         reset=reset,
         document=late,
         any_late=any_late,
@@ -113,12 +113,12 @@ def over_chunks(
         _, out = jax.eval_shape(compute)
         return jax.lax.cond(any_token, compute, lambda: (carry, jnp.zeros(out.shape, out.dtype)))
 
-    any_token = jnp.any(begin < first + time, axis=1)
+    any_token = jnp.any(begin < behind, axis=1)
     carry, out = remat_scan(one, of_heads(state), (xs, chunks, any_token), problem.remat_chunks)
     out = out.swapaxes(0, 1).reshape(batch, total, heads, -1)
     if shifted:
         out = jax.vmap(lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, time))(out, first)
-    return out[:, :time], carry._replace(offset=(state.offset + time) % period, document=state.document)
+    return out[:, :time], carry._replace(offset=problem.next_offset, document=state.document)
 
 
 def remat_scan(step: Callable, carry: Any, xs: Any, group: int) -> tuple[Any, Any]:

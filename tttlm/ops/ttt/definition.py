@@ -26,11 +26,13 @@ class Constants(NamedTuple):
 
 
 class Flags(NamedTuple):
-    """Where a token stands in the period of the clocks, whether it is no padding, whether a document starts with it."""
+    """Of a token: where it stands in the period of the clocks, whether it is no padding, whether a document starts with
+    it, and whether it takes a position at all."""
 
     offset: Int[Array, "*T"]
     real: Bool[Array, "*T"]
     start: Bool[Array, "*T"]
+    counts: Bool[Array, "*T"]
 
 
 class Reference:
@@ -42,11 +44,8 @@ class Reference:
 
     def __call__(self, problem: Problem) -> tuple[Float[Array, "B T H V"], LearnerState]:
         """See `tttlm.ops.ttt.learn`."""
-        learner, state, docs = problem.learner, problem.state, problem.docs
-        batch, time = problem.inputs.queries.shape[:2]
-        offset = (state.offset[:, None] + jnp.arange(time, dtype=jnp.int32)) % learner.clocks.period
-        full = lambda fill: jnp.full((batch, time), fill)
-        flags = Flags(offset, full(True) if docs is None else docs.real, full(False) if docs is None else docs.start)
+        learner, state = problem.learner, problem.state
+        flags = flags_of(problem)
         constants = Constants(of_heads(problem.blank), problem.slow, problem.position_scale)
 
         in_axes: Any = Constants(blank=0, slow=0, position_scale=None)  # type: ignore[arg-type]
@@ -56,8 +55,21 @@ class Reference:
             return jax.vmap(head, (in_axes, 0, 0))(constants, carried, inputs)
 
         carried, outputs = jax.vmap(row, (None, 0, 0, 0))(constants, of_heads(state), by_head(problem), flags)
-        after = carried._replace(offset=(state.offset + time) % learner.clocks.period, document=state.document)
-        return outputs.swapaxes(1, 2), after
+        return outputs.swapaxes(1, 2), carried._replace(offset=problem.next_offset, document=state.document)
+
+
+def flags_of(problem: Problem) -> Flags:
+    """The flags of every token, `[B, T]`."""
+    state, docs = problem.state, problem.docs
+    batch, time = problem.inputs.queries.shape[:2]
+    steps = jnp.arange(time, dtype=jnp.int32)
+    full = lambda fill: jnp.full((batch, time), fill)
+    return Flags(
+        offset=(state.offset[:, None] + steps) % problem.learner.clocks.period,
+        real=full(True) if docs is None else docs.real,
+        start=full(False) if docs is None else docs.start,
+        counts=steps < jnp.broadcast_to(problem.positions, (batch,))[:, None],
+    )
 
 
 def of_heads(state: LearnerState) -> LearnerState:
@@ -83,6 +95,13 @@ def token(
     learner: Learner, constants: Constants, state: LearnerState, xs: tuple[LearnerInputs, Flags]
 ) -> tuple[LearnerState, Float[Array, "V"]]:
     """One token of one head: the state after it, and its output."""
+    after, out = _token(learner, constants, state, xs)
+    return select(xs[1].counts, after, state), out
+
+
+def _token(
+    learner: Learner, constants: Constants, state: LearnerState, xs: tuple[LearnerInputs, Flags]
+) -> tuple[LearnerState, Float[Array, "V"]]:
     clocks, blank = learner.clocks, constants.blank
     x, flags = xs
     again = flags.start

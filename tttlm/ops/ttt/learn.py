@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from tttlm.errors import InputError
-from tttlm.ops.documents import document_in_progress, documents
+from tttlm.ops.documents import Documents, document_in_progress, documents
 from tttlm.ops.target import target_platform
 from tttlm.ops.ttt.affine import Dual
 from tttlm.ops.ttt.chunked import Chunked
@@ -36,7 +36,7 @@ def learn(
     slow: Any = None,
     position_scale: Float[Array, "M"] | None = None,
     state: LearnerState | None = None,
-    segment_ids: Int[Array, "B T"] | None = None,
+    segment_ids: Int[Array, "B T"] | Documents | None = None,
     aligned: bool = False,
     remat_chunks: int = 1,
     implementation: str | None = None,
@@ -54,7 +54,7 @@ def learn(
         position_scale: factor of the step by the tokens since the anchor moved, `[anchor]`, where the optimiser has
             `position_scale`.
         state: state to go on from; None starts from `weights`, with all clocks at zero.
-        segment_ids: documents of a row, 0 for padding (see `tttlm.ops.documents`). Clocks count from the start of the
+        segment_ids: documents of a row, 0 for padding, or as they were read (see `tttlm.ops.documents`). Clocks count from the start of the
             row whatever the documents are.
         aligned: promise that every document starts where all clocks stand at zero, on a multiple of
             `learner.clocks.period`; what other documents would cost is left out, and their outputs are undefined.
@@ -78,7 +78,9 @@ def learn(
     at_start = state is None
     if state is None:
         state = init_learner_state(learner, weights, batch, key_dim, value_dim)
-    docs = None if segment_ids is None else documents(segment_ids, state.document)
+    docs = segment_ids
+    if segment_ids is not None and not isinstance(segment_ids, Documents):
+        docs = documents(segment_ids, state.document)
     problem = Problem(
         learner=learner,
         inputs=inputs,

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from tttlm.ops.documents import Documents
 from tttlm.ops.ttt.description import Learner
@@ -51,6 +51,17 @@ class Problem:
     at_start: bool
     aligned: bool
     remat_chunks: int
+
+    @property
+    def positions(self) -> int | Int[Array, "B"]:
+        """How many positions the tokens take, in every row or in each."""
+        lengths = getattr(self.docs, "lengths", None)
+        return self.inputs.queries.shape[1] if lengths is None else lengths
+
+    @property
+    def next_offset(self) -> Int[Array, "B"]:
+        """Where every row stands in the period of the clocks after the last token."""
+        return (self.state.offset + self.positions) % self.learner.clocks.period
 
     def computed(self, tree: Any) -> Any:
         """`tree` in the dtype of the computation, float32 or float64."""
