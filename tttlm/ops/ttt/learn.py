@@ -4,10 +4,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from tttlm.errors import InputError
-from tttlm.ops.documents import Documents, document_in_progress, documents
+from tttlm.ops.documents import SegmentIds, document_in_progress, documents
 from tttlm.ops.target import target_platform
 from tttlm.ops.ttt.affine import Dual
 from tttlm.ops.ttt.chunked import Chunked
@@ -36,7 +36,7 @@ def learn(
     slow: Any = None,
     position_scale: Float[Array, "M"] | None = None,
     state: LearnerState | None = None,
-    segment_ids: Int[Array, "B T"] | Documents | None = None,
+    segment_ids: SegmentIds = None,
     aligned: bool = False,
     remat_chunks: int = 1,
     implementation: str | None = None,
@@ -54,8 +54,8 @@ def learn(
         position_scale: factor of the step by the tokens since the anchor moved, `[anchor]`, where the optimiser has
             `position_scale`.
         state: state to go on from; None starts from `weights`, with all clocks at zero.
-        segment_ids: documents of a row, 0 for padding, or as they were read (see `tttlm.ops.documents`). Clocks count from the start of the
-            row whatever the documents are.
+        segment_ids: documents of a row, 0 for padding (see `tttlm.ops.documents`), or documents that were read already.
+            Clocks count from the start of the row whatever the documents are.
         aligned: promise that every document starts where all clocks stand at zero, on a multiple of
             `learner.clocks.period`; what other documents would cost is left out, and their outputs are undefined.
         remat_chunks: the backward pass keeps the state before every so many chunks, and computes those in between
@@ -78,9 +78,7 @@ def learn(
     at_start = state is None
     if state is None:
         state = init_learner_state(learner, weights, batch, key_dim, value_dim)
-    docs = segment_ids
-    if segment_ids is not None and not isinstance(segment_ids, Documents):
-        docs = documents(segment_ids, state.document)
+    docs = documents(segment_ids, state.document)
     problem = Problem(
         learner=learner,
         inputs=inputs,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from tttlm.ops.documents import Documents
+from tttlm.ops.documents import Documents, num_positions
 from tttlm.ops.ttt.description import Learner
 from tttlm.ops.ttt.learner_state import LearnerInputs, LearnerState
 
@@ -55,8 +55,7 @@ class Problem:
     @property
     def positions(self) -> int | Int[Array, "B"]:
         """How many positions the tokens take, in every row or in each."""
-        lengths = getattr(self.docs, "lengths", None)
-        return self.inputs.queries.shape[1] if lengths is None else lengths
+        return num_positions(self.docs, self.inputs.queries.shape[1])
 
     @property
     def next_offset(self) -> Int[Array, "B"]:
