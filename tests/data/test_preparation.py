@@ -457,6 +457,7 @@ def test_a_truncated_zst_file_is_noticed(tmp_path):
         ({"source": ("nowhere/*.txt",)}, "no files under 'nowhere"),
         ({"source": ()}, "nothing to prepare"),
         ({"source": ("",)}, "an empty name among the sources"),
+        ({"source": (), "dataset": DatasetConfig(name="json")}, "'json' is a format: name its files"),
         ({"source": ("stdlib", "more")}, "cannot be joined"),
         ({"held_out": 1.5}, "'held_out' must be at most 1, got 1.5"),
         ({"tokenizer": "absent.model"}, "does not exist"),

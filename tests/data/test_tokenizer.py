@@ -216,6 +216,9 @@ def test_the_fingerprint_tells_tokenizers_apart(tokenizers_of_every_kind) -> Non
         ("absent.model", None, "does not exist"),
         ("broken.model", b"not a model", "no SentencePiece model"),
         ("tokenizer.json", b"{}", "no tokenizer.json"),
+        ("tokenizer.json", b'{"model": {"type": "BPE", "vocab": {}, "merges": []}}', "it has no tokens"),
+        ("tokenizer.json", b'{"model": {"type": "BPE", "vocab": {"a": 4294967295}, "merges": []}}', "beyond 2"),
+        ("tokenizer.json", b'{"model":' * 10_000, "no tokenizer.json"),
     ],
 )
 def test_what_is_no_tokenizer_is_refused_in_one_line(

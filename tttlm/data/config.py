@@ -7,6 +7,8 @@ from tttlm.errors import InputError
 from tttlm.fields import check_fields
 from tttlm.ranges import FilePath, PositiveFloat, Range
 
+_FORMATS = ("json", "csv", "parquet", "arrow", "text", "xml")  # datasets that without files would be all files here
+
 
 @dataclass(frozen=True)
 class DatasetConfig:
@@ -88,6 +90,8 @@ class PrepareConfig:
             raise InputError(
                 f"both files ({self.source[0]}) and a dataset ({self.dataset.name}) were named; name one of them"
             )
+        if self.dataset.name in _FORMATS and not self.dataset.data_files:
+            raise InputError(f"dataset {self.dataset.name!r} is a format: name its files with dataset.data_files")
         if "stdlib" in self.source and len(self.source) > 1:
             raise InputError("'stdlib' cannot be joined with other sources; prepare it by itself and mix the folders")
         if self.vocab_size < 300 and self.tokenizer == "train":

@@ -37,7 +37,9 @@ class DatasetSource:
             self._files, self._data = self._load()
             columns = self._data.column_names
         except Exception as error:  # of many kinds: not found, no network, no such split, a script
-            raise InputError(f"dataset {config.name} cannot be loaded: {_first_line(error)}") from error
+            said = next(iter(str(error).strip().splitlines()), repr(error))[:300]
+            said = _first_line(error) if type(error).__name__ == "DatasetGenerationError" else said  # it says nothing
+            raise InputError(f"dataset {config.name} cannot be loaded: {said}") from error
         if columns is not None and column not in columns:
             raise InputError(
                 f"dataset {config.name} has no column {column!r}; "

@@ -106,7 +106,10 @@ def source_changed(config: PrepareConfig, folder: Path) -> str:
         source = open_source(config)
     except InputError:
         return ""  # only the tokens were brought here
-    before, now = store.read_manifest(folder).source, source.fingerprint(_known(folder))
+    known = _known(folder)
+    before, now = store.read_manifest(folder).source, source.fingerprint(known)
+    if source.known != known:
+        _remember_source(folder, source)
     return "" if before == now else f"source (then {_facts(before)}, now {_facts(now)})"
 
 

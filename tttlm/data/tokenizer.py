@@ -217,6 +217,8 @@ class HuggingFaceTokenizer(_InPieces):
         self._model.no_padding()
         self._model.encode_special_tokens = True  # "<|endoftext|>" in a text is text
         vocabulary = self._model.get_vocab(with_added_tokens=True)
+        if not vocabulary or max(vocabulary.values()) >= 1 << 31:
+            raise ValueError("it has no tokens, or ids beyond 2**31")
         self.vocab_size = max(vocabulary.values()) + 1
         self.name_controls(None, None)
         self.cut_rule = rule_of_tokenizer_json(json.loads(text))

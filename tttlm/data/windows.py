@@ -24,7 +24,7 @@ class Windows:
         if len(split) <= length:
             raise InputError(
                 f"{split.folder} has {len(split):,} {split.name} tokens, fewer than one example of {length} + 1; "
-                "give more text or a shorter sequence_length"
+                f"give more text{', hold out more of it' * (split.name == 'validation')} or a shorter sequence_length"
             )
 
     def __len__(self) -> int:
