@@ -67,7 +67,11 @@ class Lanes:
 
 
 class LaneBatches:
-    """Batches of one or several sources, each with its share of the rows by weight."""
+    """Batches of one or several sources, each with its share of the rows by weight.
+
+    Attributes:
+        longest: tokens of the longest document.
+    """
 
     def __init__(
         self, sources: Sequence[Documents], weights: Sequence[float], length: int, rows: int, seed: int | None
@@ -80,6 +84,7 @@ class LaneBatches:
         ]
         self._lanes = [(lanes, i) for lanes, count in zip(self._sources, counts, strict=True) for i in range(count)]
         self.steps_per_epoch = max(lanes.steps_per_epoch for lanes in self._sources)
+        self.longest = max(int(source.positions.max()) for source in sources)
 
     def batch(self, step: int, rows: range) -> dict[str, np.ndarray]:
         shape = (len(rows), self._length)

@@ -38,7 +38,11 @@ class Block(nnx.Module):
             return RMSNorm(config.hidden_size, eps=config.norm_eps, rngs=rngs, **dtypes)
 
         self.conv_norm = norm() if config.conv_before(mixer) else None
-        self.conv = CausalConv(config.hidden_size, config.conv_kernel, rngs=rngs, **dtypes) if self.conv_norm else None
+        self.conv = (
+            CausalConv(config.hidden_size, config.conv_kernel, init=config.conv_init, rngs=rngs, **dtypes)
+            if self.conv_norm
+            else None
+        )
         self.mixer_norm = norm()
         self.mixer: Any = mixer.build(rngs=rngs)
         self.feed_forward_norm = norm() if config.intermediate_size else None

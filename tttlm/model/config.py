@@ -36,6 +36,9 @@ class ModelConfig:
     """A convolution before each block; None: before TTT blocks of the Mamba backbone."""
     conv_kernel: Size = 4
     """Taps of every convolution."""
+    conv_init: Literal["pytorch", "lecun_normal"] = "pytorch"
+    """How the convolutions before blocks and in TTT layers start: as PyTorch's, uniform with a bias, or as Flax's,
+    lecun-normal with a bias of zero."""
     tie_embeddings: bool = True
     """Whether the head is the embedding."""
     rope_theta: PositiveFloat = 10_000.0

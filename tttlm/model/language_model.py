@@ -141,6 +141,20 @@ class LanguageModel(nnx.Module):
         h, state = self._run(tokens, state, segment_ids, lengths, mask, 1.0)
         return self.head(h), state
 
+    def extend_features(
+        self,
+        tokens: Int[Array, "B T"],
+        state: State,
+        segment_ids: Int[Array, "B T"] | None = None,
+        *,
+        inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
+    ) -> tuple[Float[Array, "B T D"], State]:
+        """What the head reads of tokens that go on from `state`, and the next state; for training with a carried state.
+
+        Arguments as for `features`. The backward pass computes again what `config.remat` says.
+        """
+        return self._run(tokens, state, segment_ids, None, None, inner_learning_rate_multiplier, remat=True)
+
     def check_room(self, state: State, tokens: int | Int[Array, "B"]) -> None:
         """Refuses more tokens than a state has room for.
 
@@ -181,7 +195,7 @@ class LanguageModel(nnx.Module):
         """The state before the first token of `batch` rows; leaves are `[repeats, batch, ...]`."""
         return nnx.vmap(lambda pattern: pattern.init_state(batch), in_axes=0, out_axes=0)(self.stack)
 
-    def _run(self, tokens, state, segment_ids, lengths, mask, multiplier):
+    def _run(self, tokens, state, segment_ids, lengths, mask, multiplier, *, remat=False):
         given = padding(tokens.shape, lengths, mask)
         carried = None if state is None else state[0].mixer.document[0]  # that of all blocks
         if given is None:
@@ -198,7 +212,7 @@ class LanguageModel(nnx.Module):
             parameters, state = xs
             return nnx.merge(graph, parameters)(h, state, docs, multiplier)
 
-        if self.config.remat != "none" and state is None:
+        if self.config.remat != "none" and (state is None or remat):
             step = jax.checkpoint(step, policy=REMAT_POLICIES[self.config.remat], prevent_cse=False)
         h, state = jax.lax.scan(step, self.embedded(tokens), (parameters, state))
         h = self.norm(h)

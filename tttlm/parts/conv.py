@@ -1,6 +1,7 @@
 """A causal depthwise convolution with weights of its own."""
 
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +14,18 @@ from tttlm.ops.documents import Documents
 from tttlm.parts.partition import conv_along_stream, with_sharding
 
 
+ConvInit = Literal["pytorch", "lecun_normal"]
+
+
 class CausalConv(nnx.Module):
     """`tttlm.ops.conv.causal_conv` as a module.
-
-    The weights start uniform in `+-1/sqrt(kernel_size)`, as PyTorch's `Conv1d` of one channel a group does.
 
     Args:
         channels: channels `C`.
         kernel_size: taps `W`.
         use_bias: whether a bias is added.
+        init: how the weights start. "pytorch": kernel and bias uniform in `+-1/sqrt(W)`, as PyTorch's `Conv1d` of one
+            channel a group does; "lecun_normal": the kernel with variance `1/W`, the bias zero, as Flax's `Conv` does.
         dtype: computed in; None promotes input and kernel.
         param_dtype: of kernel `[W, C]` and bias `[C]`.
     """
@@ -32,16 +36,18 @@ class CausalConv(nnx.Module):
         kernel_size: int,
         *,
         use_bias: bool = True,
+        init: ConvInit = "pytorch",
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         bound = 1 / math.sqrt(kernel_size)
-        shape = (kernel_size, channels)
-        self.kernel = nnx.Param(jax.random.uniform(rngs.params(), shape, param_dtype, -bound, bound))
-        self.bias = (
-            nnx.Param(jax.random.uniform(rngs.params(), (channels,), param_dtype, -bound, bound)) if use_bias else None
-        )
+        uniform = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+        lecun = init == "lecun_normal"
+        kernel_init = nnx.initializers.lecun_normal() if lecun else uniform
+        bias_init = nnx.initializers.zeros if lecun else uniform
+        self.kernel = nnx.Param(kernel_init(rngs.params(), (kernel_size, channels), param_dtype))
+        self.bias = nnx.Param(bias_init(rngs.params(), (channels,), param_dtype)) if use_bias else None
         self.dtype = dtype
 
     def __call__(

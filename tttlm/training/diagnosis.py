@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Int
 
 from tttlm.ops.ttt import InnerStatistics
+from tttlm.training.carried import continued_state
 from tttlm.training.config import TrainConfig
 from tttlm.training.loss import token_losses
 from tttlm.training.optimizer import inner_multiplier
@@ -20,7 +21,7 @@ from tttlm.training.step import Model, batch_gradient
 Batch = dict[str, Array]
 
 
-def diagnose(config: TrainConfig, model: Model, params: Any, batch: Batch, step: int) -> str:
+def diagnose(config: TrainConfig, model: Model, params: Any, batch: Batch, step: int, carried: Any = ()) -> str:
     """Names the first thing that is not finite when `batch` is run with `params`: a parameter; the state, the inner
     loss or the activations of a layer; the loss of a token; the gradient of a parameter. Where all are finite, names
     the largest gradient, and the first layer whose inner loss grows in its update. To be called within
@@ -28,34 +29,39 @@ def diagnose(config: TrainConfig, model: Model, params: Any, batch: Batch, step:
 
     Args:
         step: the update, counted from 1, that went wrong.
+        carried: the state that the batch goes on from; () where none is carried.
     """
     multiplier = inner_multiplier(config, step - 1)
     if found := _in_tree(params, "parameter {}"):
         return found
-    found, growing = _in_layers(config, model, params, batch, multiplier)
-    return found or _in_gradients(config, model, params, batch, multiplier) + growing
+    found, growing = _in_layers(config, model, params, batch, multiplier, carried)
+    return found or _in_gradients(config, model, params, batch, multiplier, carried) + growing
 
 
-def _in_layers(config: TrainConfig, model: Model, params: Any, batch: Batch, multiplier: Array) -> tuple[str, str]:
+def _in_layers(
+    config: TrainConfig, model: Model, params: Any, batch: Batch, multiplier: Array, carried: Any
+) -> tuple[str, str]:
     """The first that is not finite, and the first inner loss that grows; "" where there is none."""
     bound, tokens, segments = model.bind(params), batch["inputs"], batch.get("segment_ids")
     h = bound.embedded(tokens)
     graph, stack = nnx.split(bound.stack)
     run = jax.jit(_block, static_argnums=(0, 1))
     mixers, growing = config.model.mixers, ""
+    before = continued_state(bound, carried, batch["continues"]) if carried else None
     for repeat in range(config.model.repeats):
         pattern = jax.tree.map(lambda x, repeat=repeat: x[repeat], stack)
         for place, mixer in enumerate(mixers):
             name = f"layer {repeat * len(mixers) + place} ({mixer})"
-            h, state, inner = run(graph, place, pattern, h, segments, multiplier)
+            entered = None if before is None else jax.tree.map(lambda x, repeat=repeat: x[repeat], before[place])
+            h, state, inner = run(graph, place, pattern, h, entered, segments, multiplier)
             if found := _in_tree(state, f"the state of {name}, {{}},"):
                 return found, growing
             if inner is not None:
-                before, after = float(inner.loss_before), float(inner.loss_after)
-                if not np.isfinite([before, after]).all():
+                first, last = float(inner.loss_before), float(inner.loss_after)
+                if not np.isfinite([first, last]).all():
                     return f"the inner loss of {name} is the first that is not finite", growing
-                if after > before and not growing:
-                    growing = f"; the inner loss of {name} grows in its update, from {before:.3g} to {after:.3g}"
+                if last > first and not growing:
+                    growing = f"; the inner loss of {name} grows in its update, from {first:.3g} to {last:.3g}"
             if not bool(jnp.isfinite(h).all()):
                 return f"the activations of {name} are the first that are not finite{_where(h)}", growing
     hidden, chunk = bound.norm(h), config.loss_chunk or h.shape[1]
@@ -71,16 +77,18 @@ def _block(
     place: int,
     pattern: Any,
     h: Float[Array, "B T D"],
+    state: Any,
     segments: Int[Array, "B T"] | None,
     multiplier: Float[Array, ""],
 ) -> tuple[Array, Any, InnerStatistics | None]:
     block = nnx.merge(graph, pattern).blocks[place]
     inner = block.inner_statistics(h, segments, multiplier)
-    return *block(h, block.init_state(h.shape[0]), segments, multiplier), inner
+    state = block.init_state(h.shape[0]) if state is None else state
+    return *block(h, state, segments, multiplier), inner
 
 
-def _in_gradients(config: TrainConfig, model: Model, params: Any, batch: Batch, multiplier: Array) -> str:
-    _, _, grads = jax.jit(partial(batch_gradient, config, model))(params, batch, multiplier)
+def _in_gradients(config: TrainConfig, model: Model, params: Any, batch: Batch, multiplier: Array, carried: Any) -> str:
+    _, _, grads, _ = jax.jit(partial(batch_gradient, config, model))(params, batch, multiplier, carried)
     if found := _in_tree(grads, "every activation is finite; the gradient of {}"):
         return found
     norms = {path_name(path): float(jnp.linalg.norm(g)) for path, g in jax.tree_util.tree_leaves_with_path(grads)}

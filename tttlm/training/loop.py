@@ -12,11 +12,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tttlm.data import open_data
+from tttlm.data.lanes import LaneBatches
 from tttlm.data.prefetch import DevicePrefetch
 from tttlm.data.store import read_manifest
 from tttlm.errors import CannotWrite, InputError
 from tttlm.progress import progress_bar
 from tttlm.records import from_plain
+from tttlm.training.carried import carries_state, check_carried
 from tttlm.training.checkpoint_files import check_path, saved_steps
 from tttlm.training.checkpoints import Checkpoints
 from tttlm.training.clock import Clock, Totals
@@ -35,6 +37,7 @@ from tttlm.training.step import (
     abstract_state,
     make_evaluation,
     make_init,
+    make_initial_state,
     make_train_step,
 )
 from tttlm.training.telemetry import Measured, device_memory, make_telemetry, named
@@ -137,6 +140,10 @@ def open_loaders(config: TrainConfig, mesh: Mesh) -> dict[str, Any]:
         )
         for split in ("train", "validation")
     }
+    if carries_state(config):
+        for loader in loaders.values():
+            assert isinstance(loader.batches, LaneBatches)
+            check_carried(config, mesh, loader.batches.longest)
     vocabulary = loaders["train"].vocab_size
     if vocabulary > config.model.vocab_size:
         raise InputError(
@@ -167,6 +174,7 @@ class _Experiment:
         self.train_step = make_train_step(config, self.model, mesh)
         self.telemetry = make_telemetry(config, self.model, mesh)
         self.evaluation = make_evaluation(config, self.model, mesh)
+        self.initial_state = make_initial_state(config, self.model, mesh)
         self.checkpoints = Checkpoints(folder.checkpoints, config.checkpoint)
         self.faults = 0
         self.state, self.totals = self.newest()
@@ -283,9 +291,13 @@ class _Experiment:
 
     def evaluate(self, step: int) -> None:
         """The held-out loss on the first batches of the validation split."""
-        batches = (self.place(self.loaders["validation"][n]) for n in range(self.config.evaluate.batches))
-        sums = jax.device_get([self.evaluation(self.state.params, batch) for batch in batches])
-        loss, weight = np.sum(sums, axis=0)
+        params, sums = self.state.params, []
+        carried = self.initial_state(params)
+        for number in range(self.config.evaluate.batches):
+            batch = self.place(self.loaders["validation"][number])
+            of_batch, carried = self.evaluation(params, batch, carried)
+            sums.append(of_batch)
+        loss, weight = np.sum(jax.device_get(sums), axis=0)
         self.write(step, {"validation_loss": float(loss / weight)})
 
     def save(self, step: int) -> None:
@@ -316,7 +328,8 @@ class _Experiment:
         """What went wrong where, found by running the batch again from the parameters before it."""
         try:
             with jax.set_mesh(self.mesh):
-                where = diagnose(self.config, self.model, self.state.params, fault.batch, fault.step)
+                state = self.state
+                where = diagnose(self.config, self.model, state.params, fault.batch, fault.step, state.carried)
         except jax.errors.JaxRuntimeError as error:  # its memory, most likely
             where = f"where it began could not be found out: {str(error).splitlines()[0]}"
         saved = self.checkpoints.last
@@ -330,7 +343,8 @@ class _Experiment:
         with self.written():
             self.checkpoints.wait()
         state, self.totals = self.newest()
-        self.state = state._replace(batch=after)
+        # Documents that examples are in the middle of are read on from here, without what was read of them before.
+        self.state = state._replace(batch=after, carried=self.initial_state(state.params))
         self.saved = int(self.state.step)
         self.metrics.close()
         self.metrics = open_metrics(self.folder, self.config, self.saved)

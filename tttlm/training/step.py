@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tttlm.model import LanguageModel, ModelConfig
 from tttlm.ops.target import traced_for
+from tttlm.training.carried import carried_shardings, carries_state, continued_state, initial_state
 from tttlm.training.config import TrainConfig
 from tttlm.training.loss import summed_loss
 from tttlm.training.optimizer import at_step, inner_multiplier, learning_rate, make_optimizer
@@ -31,6 +32,7 @@ class TrainState(NamedTuple):
         moments: the optimiser's state.
         norm_mean: the running mean of the gradient norm, 0 before the first step.
         halted: a fault stopped the run; steps change nothing from there on.
+        carried: the state that examples go on from, see `tttlm.training.carried`; () where none is carried.
     """
 
     step: Int[Array, ""]
@@ -39,6 +41,7 @@ class TrainState(NamedTuple):
     opt_state: Any
     norm_mean: Float[Array, ""]
     halted: Bool[Array, ""]
+    carried: Any = ()
 
 
 class Model:
@@ -75,16 +78,18 @@ def init_state(config: TrainConfig, model: Model) -> TrainState:
         opt_state=make_optimizer(config).init(params),
         norm_mean=jnp.zeros((), jnp.float32),
         halted=jnp.zeros((), jnp.bool_),
+        carried=initial_state(config, model.bind(params)),
     )
 
 
 def abstract_state(config: TrainConfig, model: Model, mesh: Mesh | AbstractMesh) -> TrainState:
     """The training state as `jax.ShapeDtypeStruct`s with their shardings; nothing is computed."""
     shapes = jax.eval_shape(partial(init_state, config, model))
+    shardings = tree_shardings(config.model, shapes, mesh)
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         shapes,
-        tree_shardings(config.model, shapes, mesh),
+        shardings._replace(carried=carried_shardings(shapes.carried, mesh)),
     )
 
 
@@ -125,7 +130,7 @@ def train_step(
 ) -> tuple[TrainState, dict[str, Array]]:
     """One update on one batch; see `make_train_step`."""
     multiplier = inner_multiplier(config, state.step)
-    loss, tokens, grads = batch_gradient(config, model, state.params, batch, multiplier)
+    loss, tokens, grads, carried = batch_gradient(config, model, state.params, batch, multiplier, state.carried)
     norm = optax.tree.norm(grads)
     good = jnp.isfinite(loss) & jnp.isfinite(norm)
     if config.faults.spike:
@@ -135,8 +140,12 @@ def train_step(
 
     updates, opt_state = make_optimizer(config).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    params, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(apply, new, old), (params, opt_state), (state.params, state.opt_state)
+    # Where the update is not applied, examples go on from the state that the step began with.
+    begun = continued_state(model.bind(state.params), state.carried, batch["continues"]) if carried else ()
+    params, opt_state, carried = jax.tree.map(
+        lambda new, old: jnp.where(apply, new, old),
+        (params, opt_state, carried),
+        (state.params, state.opt_state, begun),
     )
     opt_state = at_step(opt_state, state.step + 1)
     norm_mean = jnp.where(state.norm_mean == 0, norm, 0.98 * state.norm_mean + 0.02 * norm)
@@ -150,58 +159,90 @@ def train_step(
         "tokens": tokens,
         "good": good,
     }
-    return TrainState(state.step + 1, state.batch + 1, params, opt_state, norm_mean, halted), metrics
+    return TrainState(state.step + 1, state.batch + 1, params, opt_state, norm_mean, halted, carried), metrics
 
 
 def batch_gradient(
-    config: TrainConfig, model: Model, params: Any, batch: Batch, multiplier: Float[Array, ""]
-) -> tuple[Float[Array, ""], Float[Array, ""], Any]:
-    """(mean loss over the weighted targets, their weight, gradient), taken in `accumulate` parts."""
+    config: TrainConfig,
+    model: Model,
+    params: Any,
+    batch: Batch,
+    multiplier: Float[Array, ""],
+    carried: Any = (),
+) -> tuple[Float[Array, ""], Float[Array, ""], Any, Any]:
+    """(mean loss over the weighted targets, their weight, gradient, state after), taken in `accumulate` parts."""
     parts = config.accumulate
     tokens = jnp.maximum(total_weight(batch), 1)
 
-    def part_loss(params: Any, part: Batch) -> Float[Array, ""]:
-        return batch_loss(config, model, params, part, multiplier) / tokens
+    def part_loss(params: Any, part: Batch, carried: Any) -> tuple[Float[Array, ""], Any]:
+        loss, carried = batch_loss(config, model, params, part, multiplier, carried)
+        return loss / tokens, carried
 
+    gradient = jax.value_and_grad(part_loss, has_aux=True)
     if parts == 1:
-        loss, grads = jax.value_and_grad(part_loss)(params, batch)
-        return loss, tokens, grads
+        (loss, carried), grads = gradient(params, batch, carried)
+        return loss, tokens, grads, carried
 
-    # Part i takes the rows i, i + parts, ...: each device's rows stay on it.
+    # Part i takes the examples i, i + parts, ...: each device's examples stay on it.
     split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
+    states = jax.tree.map(
+        lambda x: jnp.moveaxis(x.reshape(x.shape[0], -1, parts, *x.shape[2:]), 2, 0), carried
+    )  # [parts, repeats, B / parts, ...]
 
-    def add(total: Any, part: Batch) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, jax.value_and_grad(part_loss)(params, part)), None
+    def add(total: Any, part: tuple[Batch, Any]) -> tuple[Any, Any]:
+        (loss, after), grads = gradient(params, *part)
+        return jax.tree.map(jnp.add, total, (loss, grads)), after
 
-    shapes = jax.eval_shape(jax.value_and_grad(part_loss), params, jax.tree.map(lambda x: x[0], split))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    (loss, grads), _ = jax.lax.scan(add, zeros, split)
-    return loss, tokens, grads
+    first = jax.tree.map(lambda x: x[0], (split, states))
+    (loss, _), grads = jax.eval_shape(gradient, params, *first)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, grads))
+    (loss, grads), states = jax.lax.scan(add, zeros, (split, states))
+    carried = jax.tree.map(lambda x, like: jnp.moveaxis(x, 0, 2).reshape(like.shape), states, carried)
+    return loss, tokens, grads, carried
 
 
 def batch_loss(
-    config: TrainConfig, model: Model, params: Any, batch: Batch, multiplier: Float[Array, ""] | float
-) -> Float[Array, ""]:
-    """The summed loss of the weighted targets, in nats."""
+    config: TrainConfig,
+    model: Model,
+    params: Any,
+    batch: Batch,
+    multiplier: Float[Array, ""] | float,
+    carried: Any = (),
+) -> tuple[Float[Array, ""], Any]:
+    """The summed loss of the weighted targets in nats, and the state after the batch; () where none is carried."""
     bound = model.bind(params)
-    hidden = bound.features(
-        batch["inputs"], segment_ids=batch.get("segment_ids"), inner_learning_rate_multiplier=multiplier
-    )
-    return summed_loss(hidden, bound.table, batch["targets"], batch.get("weights"), config.loss_chunk)
+    inputs, segment_ids = batch["inputs"], batch.get("segment_ids")
+    if carries_state(config):
+        state = continued_state(bound, carried, batch["continues"])
+        hidden, carried = bound.extend_features(inputs, state, segment_ids, inner_learning_rate_multiplier=multiplier)
+    else:
+        hidden = bound.features(inputs, segment_ids, inner_learning_rate_multiplier=multiplier)
+    return summed_loss(hidden, bound.table, batch["targets"], batch.get("weights"), config.loss_chunk), carried
 
 
 def total_weight(batch: Batch) -> Float[Array, ""]:
+    """How many targets count."""
     weights = batch.get("weights")
     return jnp.asarray(batch["targets"].size, jnp.float32) if weights is None else jnp.sum(weights)
 
 
 def make_evaluation(
     config: TrainConfig, model: Model, mesh: Mesh
-) -> Callable[[Any, Batch], tuple[Float[Array, ""], Float[Array, ""]]]:
-    """The compiled held-out loss of a batch: (summed loss in nats, weight of the targets)."""
+) -> Callable[[Any, Batch, Any], tuple[tuple[Float[Array, ""], Float[Array, ""]], Any]]:
+    """The compiled held-out loss of a batch: (parameters, batch, carried state) to its sums and the next state.
 
-    def evaluate(params: Any, batch: Batch) -> tuple[Array, Array]:
+    The sums are the summed loss in nats and the weight of the targets.
+    """
+
+    def evaluate(params: Any, batch: Batch, carried: Any) -> tuple[tuple[Array, Array], Any]:
         with use_abstract_mesh(mesh.abstract_mesh):
-            return batch_loss(config, model, params, batch, 1.0), total_weight(batch)
+            loss, after = batch_loss(config, model, params, batch, 1.0, carried)
+            return (loss, total_weight(batch)), after
 
     return jax.jit(evaluate)
+
+
+def make_initial_state(config: TrainConfig, model: Model, mesh: Mesh) -> Callable[[Any], Any]:
+    """The compiled state before the first batch, from parameters; () where none is carried."""
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, model, mesh).carried)
+    return jax.jit(lambda params: initial_state(config, model.bind(params)), out_shardings=shardings)

@@ -25,7 +25,7 @@ from tttlm.ops.ttt import (
     inner_statistics,
     ttt_scan,
 )
-from tttlm.parts.conv import CausalConv
+from tttlm.parts.conv import CausalConv, ConvInit
 from tttlm.parts.explicit_axes import any_mesh
 from tttlm.parts.padding import read_sequences
 from tttlm.parts.partition import each_device, to_heads, to_stream
@@ -94,6 +94,7 @@ class TTT(nnx.Module):
         share_qk: one projection for queries and keys, told apart by a causal convolution each (Mamba backbone).
         gate: multiply the output by `gelu(g_proj(x))` (Mamba backbone).
         conv_kernel: taps of those convolutions.
+        conv_init: how they start, see `tttlm.parts.conv.CausalConv`.
         rope_theta: base of the rotary embedding, which turns by the place within the mini-batch.
         dtype: what projections, convolutions and norms are computed in; None promotes input and parameters. The
             inner model is trained in float32 at least.
@@ -128,6 +129,7 @@ class TTT(nnx.Module):
         share_qk: bool = False,
         gate: bool = False,
         conv_kernel: int = 4,
+        conv_init: ConvInit = "pytorch",
         rope_theta: float = 10_000.0,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
@@ -164,7 +166,9 @@ class TTT(nnx.Module):
             )
 
         def conv() -> CausalConv:
-            return CausalConv(hidden_size, conv_kernel, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+            return CausalConv(
+                hidden_size, conv_kernel, init=conv_init, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+            )
 
         self.q_proj = linear(hidden_size)
         self.k_proj = None if share_qk else linear(hidden_size)
