@@ -41,6 +41,9 @@ def test_every_model_of_a_size_has_the_papers_recipe_at_every_context(size):
             assert (config.warmup_steps, config.schedule.final) == (steps // 10, 1e-5)
             adam = config.optimizer
             assert (adam.b1, adam.b2, adam.weight_decay, adam.clip) == (0.9, 0.95, 0.1, 1.0)
+            # As the official JAX trainer has it, see docs/recipe.md.
+            start = config.schedule.warmup_start
+            assert (adam.name, adam.decay, start, config.model.conv_init) == ("adamw", "all", "zero", "lecun_normal")
             assert (config.model.dtype, config.model.param_dtype) == ("bfloat16", "float32")
             assert config.batch_size * config.loss_chunk == 2**15
             assert config.model.rope_theta == (5e5 if name == "transformer" and length > 2048 else 1e4)

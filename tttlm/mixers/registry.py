@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,8 @@ class ModelShape(Protocol):
     def backbone(self) -> str: ...
     @property
     def conv_kernel(self) -> int: ...
+    @property
+    def conv_init(self) -> Literal["pytorch", "lecun_normal"]: ...
     @property
     def rope_theta(self) -> float: ...
     @property

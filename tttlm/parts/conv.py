@@ -13,7 +13,6 @@ from tttlm.ops.conv import causal_conv
 from tttlm.ops.documents import Documents
 from tttlm.parts.partition import conv_along_stream, with_sharding
 
-
 ConvInit = Literal["pytorch", "lecun_normal"]
 
 

@@ -14,9 +14,9 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool
 
 from tttlm.errors import InputError
-from tttlm.parts.partition import BATCH
 from tttlm.model import LanguageModel
 from tttlm.model.language_model import State
+from tttlm.parts.partition import BATCH
 from tttlm.training.config import TrainConfig
 
 

@@ -166,9 +166,7 @@ class TTT(nnx.Module):
             )
 
         def conv() -> CausalConv:
-            return CausalConv(
-                hidden_size, conv_kernel, init=conv_init, dtype=dtype, param_dtype=param_dtype, rngs=rngs
-            )
+            return CausalConv(hidden_size, conv_kernel, init=conv_init, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
         self.q_proj = linear(hidden_size)
         self.k_proj = None if share_qk else linear(hidden_size)
@@ -361,6 +359,7 @@ class TTTLinear(TTT):
         share_qk: bool = False,
         gate: bool = False,
         conv_kernel: int = 4,
+        conv_init: ConvInit = "pytorch",
         rope_theta: float = 10_000.0,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
@@ -381,6 +380,7 @@ class TTTLinear(TTT):
             share_qk=share_qk,
             gate=gate,
             conv_kernel=conv_kernel,
+            conv_init=conv_init,
             rope_theta=rope_theta,
             dtype=dtype,
             param_dtype=param_dtype,
@@ -414,6 +414,7 @@ class TTTMLP(TTT):
         share_qk: bool = False,
         gate: bool = False,
         conv_kernel: int = 4,
+        conv_init: ConvInit = "pytorch",
         rope_theta: float = 10_000.0,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
@@ -434,6 +435,7 @@ class TTTMLP(TTT):
             share_qk=share_qk,
             gate=gate,
             conv_kernel=conv_kernel,
+            conv_init=conv_init,
             rope_theta=rope_theta,
             dtype=dtype,
             param_dtype=param_dtype,

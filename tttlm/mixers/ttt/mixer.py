@@ -112,6 +112,7 @@ class TTTMixer(Mixer[TTTConfig]):
             "share_qk": self.share_qk,
             "gate": self.gate,
             "conv_kernel": self.model.conv_kernel,
+            "conv_init": self.model.conv_init,
             "rope_theta": self.model.rope_theta,
             "kernel_init": self.kernel_init,
             **self.dtypes,
