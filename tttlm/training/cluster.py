@@ -2,7 +2,6 @@
 
 import os
 import re
-import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, TypeVar
@@ -11,6 +10,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from tttlm import progress
 from tttlm.errors import InputError
 from tttlm.training.config import DistributedConfig
 
@@ -67,7 +67,7 @@ def is_first() -> bool:
 def say(message: str) -> None:
     """Prints to standard error, once for all processes."""
     if is_first():
-        print(message, file=sys.stderr)
+        progress.say(message)
 
 
 def together(action: Callable[[], T]) -> T:

@@ -3,13 +3,13 @@
 import importlib.util
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from tttlm import progress
 from tttlm.errors import CannotWrite, InputError
 from tttlm.records import read_lines, write_file
 from tttlm.training.cluster import is_first, say
@@ -133,7 +133,7 @@ def read_metrics(path: Path) -> list[Record]:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     if bad:
-        print(f"{path}: {_count(bad)} cannot be read and left out: {problem}", file=sys.stderr)
+        progress.say(f"{path}: {_count(bad)} cannot be read and left out: {problem}")
     return records
 
 
