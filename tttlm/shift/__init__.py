@@ -7,8 +7,7 @@
 Every measure takes two arrays, or two sets of inputs and a callable that makes features of a batch, is a function of
 its arguments and `seed` alone, and returns an `Estimate` with an interval or a p-value (`Divergences` and
 `ClassifierTest` hold several). All pairs are computed in blocks: memory grows with the samples, not with their product.
-`compare_samples` runs them all. Needs JAX, NumPy and SciPy; `entropic_wasserstein` also `ott-jax`, the MLP of
-`classifier_test` also optax.
+`compare_samples` runs them all. Needs what the core needs; `entropic_wasserstein` also `ott-jax`.
 """
 
 from tttlm.shift.classifier import ClassifierTest, classifier_test

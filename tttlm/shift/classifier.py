@@ -8,6 +8,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from scipy import special
 
 from tttlm.errors import InputError
@@ -148,8 +149,6 @@ def _newton(x: jax.Array, labels: jax.Array, weights: jax.Array, l2: float) -> j
 
 
 def _mlp_scores(train, labels, weights, test, l2, hidden_size, steps, learning_rate, seed) -> np.ndarray:
-    import optax
-
     optimizer = optax.adam(learning_rate)
     key_in, key_out = jax.random.split(jax.random.key(seed))
     features = train.shape[1]

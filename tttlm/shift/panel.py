@@ -1,6 +1,5 @@
 """All measures of shift on the same two samples: what the command line and reports show side by side."""
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +10,16 @@ from tttlm.errors import InputError
 from tttlm.shift.classifier import classifier_test
 from tttlm.shift.divergence import Divergences, count_divergence, gaussian_divergence, nearest_neighbour_divergence
 from tttlm.shift.estimate import Estimate
-from tttlm.shift.frechet import FrechetEstimate, frechet_distance
+from tttlm.shift.frechet import frechet_distance
 from tttlm.shift.mmd import linear_time_mmd, median_width, mmd
 from tttlm.shift.samples import Features, pair_of
-from tttlm.shift.wasserstein import columnwise_wasserstein, entropic_wasserstein, sliced_wasserstein
+from tttlm.shift.wasserstein import (
+    columnwise_wasserstein,
+    entropic_wasserstein,
+    root_of,
+    sliced_wasserstein,
+    wasserstein_1d,
+)
 
 _SHRINKAGE = 0.05
 _MANY = 20  # features beyond which a nearest neighbour is hardly nearer than any other sample
@@ -42,7 +47,7 @@ def compare_samples(
     features: Features | None = None,
     pairs: int = 2000,
     permutations: int = 199,
-    entropic: bool | None = None,
+    entropic: bool = True,
     seed: int = 0,
 ) -> list[Measurement]:
     """Every measure of shift between two samples of features; one that cannot be had says why and leaves the others.
@@ -53,7 +58,7 @@ def compare_samples(
         pairs: measures whose time grows with the number of pairs see that many samples of each side at most, chosen at
             random; 0 gives them all.
         permutations: of MMD and of the classifier tests.
-        entropic: whether to compute the entropic Wasserstein distance; None: where `ott-jax` is installed.
+        entropic: whether to compute the entropic Wasserstein distance, for which `ott-jax` has to be installed.
         seed: of everything random.
 
     Raises:
@@ -85,14 +90,12 @@ def compare_samples(
         + ("; far too large for so few samples of so many features" if few_of_many else ""),
     )
     if a.shape[1] == 1:
-        from tttlm.shift.wasserstein import wasserstein_1d
-
         add(("Wasserstein-1",), lambda: (wasserstein_1d(a, b, seed=seed),))
     add(("sliced Wasserstein-2",), lambda: (sliced_wasserstein(a, b, seed=seed),))
-    if entropic or (entropic is None and importlib.util.find_spec("ott")):
+    if entropic:
         add(("entropic Wasserstein-2",), lambda: (entropic_wasserstein(few_a, few_b, seed=seed),), subset)
     frechet = frechet_distance(a, b, seed=seed)
-    found.append(Measurement("Gaussian Wasserstein-2", _root(frechet)))
+    found.append(Measurement("Gaussian Wasserstein-2", root_of(frechet)))
     bias = "" if np.isnan(frechet.bias) else f"of it small-sample bias: about {max(frechet.bias, 0):.3g}"
     found.append(Measurement("Frechet distance", frechet, bias))
     add(("MMD^2, median width",), lambda: (mmd(few_a, few_b, permutations=permutations, seed=seed),), subset)
@@ -109,8 +112,7 @@ def compare_samples(
         return test.accuracy, test.auc
 
     add(("accuracy of logistic classifier", "AUC of logistic classifier"), lambda: classifier("logistic"))
-    if importlib.util.find_spec("optax"):
-        add(("accuracy of MLP classifier", "AUC of MLP classifier"), lambda: classifier("mlp"))
+    add(("accuracy of MLP classifier", "AUC of MLP classifier"), lambda: classifier("mlp"))
     return found
 
 
@@ -123,11 +125,6 @@ def compare_counts(a: Any, b: Any, *, permutations: int = 199, seed: int = 0) ->
 
 def _three(divergences: Divergences) -> tuple[Estimate, Estimate, Estimate]:
     return divergences.forward, divergences.backward, divergences.jensen_shannon
-
-
-def _root(squared: FrechetEstimate) -> Estimate:
-    ends = [None if end is None else float(np.sqrt(max(end, 0))) for end in (squared.low, squared.high)]
-    return Estimate(float(np.sqrt(squared.value)), *ends)
 
 
 def feature_differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -113,7 +113,11 @@ def gaussian_wasserstein(a: Any, b: Any, *, features: Features | None = None, se
     Raises:
         InputError: features that are no finite `[N, D]` arrays with the same `D`, or fewer than two samples.
     """
-    squared = frechet_distance(a, b, features=features, seed=seed)
+    return root_of(frechet_distance(a, b, features=features, seed=seed))
+
+
+def root_of(squared: Estimate) -> Estimate:
+    """The estimate of a distance from that of its square."""
     ends = [None if end is None else float(np.sqrt(max(end, 0))) for end in (squared.low, squared.high)]
     return Estimate(float(np.sqrt(squared.value)), *ends)
 
