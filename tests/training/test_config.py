@@ -1,6 +1,9 @@
 """Files and flags are checked by the same rules; what is wrong comes out as one line that names it."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -155,6 +158,14 @@ def test_bad_input_is_one_line_that_names_it(tmp_path, text, flags, says):
     assert says in message
     assert "\n" not in message
     assert "│" not in message
+
+
+def test_an_error_is_the_same_sentence_where_the_terminal_has_no_utf_8():
+    code = "from tttlm.cli.arguments import *; from tttlm.training.config import TrainConfig as T\n"
+    code += "try: parse(T, ['--steps', 'x'], prog='train.py')\nexcept InputError as error: print(error)"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
+    assert done.stdout == "train.py: --steps: invalid literal for int() with base 10: 'x'\n", done.stderr
 
 
 @pytest.mark.parametrize(

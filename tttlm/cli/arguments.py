@@ -206,13 +206,23 @@ def _one_line_errors(begin: str) -> Iterator[None]:
     except SystemExit as leaving:
         if leaving.code in (0, None):
             raise
-        lines = [line.strip("│ \t") for line in caught.getvalue().splitlines() if not line.startswith(("╭", "╰"))]
-        message: list[str] = []
-        for line in lines:
-            if line.startswith("──"):
-                break
-            message.append(line)
-        text = " ".join(message) or "the arguments cannot be used"
+        text = _sentence(caught.getvalue())
         # "Error parsing model: ..." is said of what a dataclass itself refuses, and names the field again.
-        text = re.sub(r"^Error parsing (?:(?!--)\S+: )?", "", text).partition("; use sys.")[0]
+        text = (
+            re.sub(r"^Error parsing (?:(?!--)\S+: )?", "", text)
+            .partition("; use sys.")[0]
+            .partition(". Got errors:")[0]
+        )
         raise InputError(f"{begin}{text}") from None
+
+
+def _sentence(box: str) -> str:
+    """The sentence in a box of tyro's: below the title, which is a part of the frame where the terminal has UTF-8."""
+    parts: list[list[str]] = [[]]
+    for line in (line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))):
+        if line and not line.strip("─-"):
+            parts.append([])
+        else:
+            parts[-1].append(line)
+    sentence = parts[0] if "╭" in box or len(parts) == 1 else parts[1]
+    return " ".join(" ".join(sentence).split()) or "the arguments cannot be used"

@@ -40,6 +40,8 @@ def main(arguments: list[str]) -> int:
     config = parse(PlotConfig, arguments, prog=program("plot"), description=DESCRIPTION)
     if not config.runs:
         raise InputError("name the folders of runs, for example: python -m tttlm.cli.plot runs/quickstart --of loss")
+    if not config.of:
+        raise InputError("--of names at least one number, for example --of loss")
     from tttlm.evaluation.curves import draw_curves, read_runs, summary
 
     runs = read_runs(config.runs)
