@@ -5,13 +5,15 @@ the self-supervised loss have norms of at most G and an inner product above epsi
 self-supervised loss of size epsilon / (beta G^2) lowers the main loss. `docs/adaptation.md` has the proof.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
 from tttlm.adaptation.adapter import Objective, split
 from tttlm.adaptation.methods import cross_entropy
@@ -35,8 +37,8 @@ class Alignment(NamedTuple):
 def gradient_alignment(
     model: nnx.Module,
     objective: Objective,
-    inputs: Array,
-    labels: Int[Array, "B"],
+    inputs: ArrayLike,
+    labels: ArrayLike,
     *,
     shared: Any,
     loss: Any = cross_entropy,
@@ -55,7 +57,22 @@ def gradient_alignment(
         parallel: samples computed at a time by `jax.vmap`.
     """
     graph, params, rest = split(model, shared)
+    keys = jax.random.split(jax.random.key(seed), len(jnp.asarray(labels)))
+    return _alignments(graph, loss, objective, parallel, params, rest, jnp.asarray(inputs), jnp.asarray(labels), keys)
 
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _alignments(
+    graph: Any,
+    loss: Any,
+    objective: Any,
+    parallel: int,
+    params: Any,
+    rest: Any,
+    inputs: Array,
+    labels: Array,
+    keys: Array,
+) -> Alignment:
     def one(sample: Any) -> Alignment:
         x, label, key = sample
         main = jax.grad(lambda p: loss(nnx.merge(graph, p, rest, copy=True), x[None], label[None]))(params)
@@ -65,9 +82,7 @@ def gradient_alignment(
         product = norms[0] * norms[1]
         return Alignment(inner, jnp.where(product > 0, inner / jnp.where(product > 0, product, 1), 0), *norms)
 
-    keys = jax.random.split(jax.random.key(seed), len(inputs))
-    every = jax.jit(lambda *samples: jax.lax.map(one, samples, batch_size=parallel if parallel > 1 else None))
-    return every(jnp.asarray(inputs), jnp.asarray(labels), keys)
+    return jax.lax.map(one, (inputs, labels, keys), batch_size=parallel if parallel > 1 else None)
 
 
 def safe_step(epsilon: float, smoothness: float, bound: float) -> float:

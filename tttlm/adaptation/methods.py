@@ -1,6 +1,7 @@
 """Methods that are compared with TTT, each as an `Adapter`: no adaptation, batch statistics, TENT, UDA-SS."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -82,27 +83,39 @@ def uda_ss(
         The trained model, which adapts no further.
     """
     graph, params, rest = split(model, nnx.Param)
-
-    @jax.jit
-    def train(params: Any, opt_state: Any, inputs: Array, labels: Array, unlabelled: Array, key: Array) -> Any:
-        def total(params: Any) -> Array:
-            bound = nnx.merge(graph, params, rest, copy=True)
-            both = jnp.concatenate([inputs, unlabelled])
-            return loss(bound, inputs, labels) + objective(bound, both, key)
-
-        updates, opt_state = optimizer.update(jax.grad(total)(params), opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
-
     draw, key = np.random.default_rng(seed), jax.random.key(seed)
     opt_state = optimizer.init(params)
     for step in range(steps):
         some = draw.integers(len(source[0]), size=batch_size)
         others = draw.integers(len(target), size=batch_size)
-        params, opt_state = train(
-            params, opt_state, source[0][some], source[1][some], target[others], jax.random.fold_in(key, step)
-        )
+        batch = source[0][some], source[1][some], target[others], jax.random.fold_in(key, step)
+        params, opt_state = _uda_step(graph, loss, objective, optimizer, params, opt_state, rest, *batch)
         on_step(1)
     return Adapter(nnx.merge(graph, params, rest, copy=True), None, batch_size=batch_size)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _uda_step(
+    graph: Any,
+    loss: Any,
+    objective: Any,
+    optimizer: optax.GradientTransformation,
+    params: Any,
+    opt_state: Any,
+    rest: Any,
+    inputs: Array,
+    labels: Array,
+    unlabelled: Array,
+    key: Array,
+) -> Any:
+    """One step on the sum of both losses; compiled once for all test sets of a size."""
+
+    def total(params: Any) -> Array:
+        model = nnx.merge(graph, params, rest, copy=True)
+        return loss(model, inputs, labels) + objective(model, jnp.concatenate([inputs, unlabelled]), key)
+
+    updates, opt_state = optimizer.update(jax.grad(total)(params), opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
 
 
 def parameters_of(model: nnx.Module, *kinds: type) -> Callable[[tuple[Any, ...], Any], bool]:

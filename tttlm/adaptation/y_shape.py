@@ -65,9 +65,13 @@ class Head(nnx.Module):
         self.linear = nnx.Linear(features, outputs, rngs=rngs)
 
     def __call__(self, h: Float[Array, "B H W C"]) -> Float[Array, "B V"]:
+        return self.linear(self.pooled(h))
+
+    def pooled(self, h: Float[Array, "B H W C"]) -> Float[Array, "B D"]:
+        """What the linear layer reads."""
         for stage in self.stages:
             h = stage(h)
-        return self.linear(jnp.mean(jax.nn.relu(self.norm(h)), axis=(1, 2)))
+        return jnp.mean(jax.nn.relu(self.norm(h)), axis=(1, 2))
 
 
 def resnet26(

