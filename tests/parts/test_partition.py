@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, use_abstract_mesh
@@ -96,3 +97,35 @@ def test_a_layer_works_on_a_mesh_of_explicit_axes(name, of_x, of_kernel):
         gradients = jax.jit(jax.grad(score, argnums=(0, 1))).trace(parameters, x, ids).out_info
     found = jax.tree.map(lambda g: g.shape, gradients)
     assert found == jax.tree.map(lambda a: a.shape, (parameters, x))
+
+
+@pytest.mark.parametrize(("name", "time"), [*((name, 16) for name in LAYERS), ("attention", 300)])
+def test_a_layer_works_within_a_shard_map_that_keeps_count_of_what_varies(name, time):
+    """`check_vma=True`, the default: forward, gradients and `extend` over a data axis."""
+    auto = mesh(4, 2, axes=("data", "model"))
+    graph, parameters = nnx.split(LAYERS[name](nnx.Rngs(0)))
+    x, ids = jax.ShapeDtypeStruct((8, time, 32), jnp.float32), jax.ShapeDtypeStruct((8, time), jnp.int32)
+
+    def outputs(parameters, x, ids):
+        layer = nnx.merge(graph, parameters)
+        piece, _ = layer.extend(x[:, :8], layer.init_state(x.shape[0]), ids[:, :8])
+        return layer(x, ids).at[:, :8].add(piece)
+
+    sharded = jax.shard_map(outputs, mesh=auto, in_specs=(P(), P("data"), P("data")), out_specs=P("data"))
+    score = lambda parameters, x, ids: jnp.sum(sharded(parameters, x, ids))
+    gradients = jax.jit(jax.grad(score, argnums=(0, 1))).trace(parameters, x, ids).out_info
+    assert jax.tree.map(lambda g: g.shape, gradients) == jax.tree.map(lambda a: a.shape, (parameters, x))
+
+
+def test_gradients_within_a_shard_map_are_those_without():
+    layer = TTTLinear(32, 4, mini_batch_size=8, share_qk=True, rngs=nnx.Rngs(0))
+    graph, parameters = nnx.split(layer)
+    x = jax.random.normal(jax.random.key(0), (2, 16, 32))
+    function = lambda parameters, x: nnx.merge(graph, parameters)(x)
+    one = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
+    sharded = jax.shard_map(function, mesh=one, in_specs=(P(), P("data")), out_specs=P("data"))
+    within, without = (
+        jax.jit(jax.grad(lambda p, f=f: jnp.sum(jnp.sin(f(p, x)))))(parameters) for f in (sharded, function)
+    )
+    for a, b in zip(jax.tree.leaves(within), jax.tree.leaves(without), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

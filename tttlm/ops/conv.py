@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from tttlm.ops.documents import Documents
+from tttlm.ops.varying import varying_like
 
 
 def causal_conv(
@@ -40,7 +41,7 @@ def causal_conv(
     same = None
     if docs is not None:
         same = jnp.stack([index[:, w : w + time] == docs.index for w in range(width)])
-    y = _shifted_sum(padded, kernel, same)
+    y = _shifted_sum(padded, varying_like(kernel, padded), same)
     if bias is not None:
         y = y + bias
     last: slice | Array = slice(time, None)

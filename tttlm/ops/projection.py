@@ -6,6 +6,8 @@ import jax
 from jax.lax import dot_general
 from jaxtyping import Array, Float
 
+from tttlm.ops.varying import varying_like
+
 
 def projection(
     x: Float[Array, "*B I"], kernel: Float[Array, "I O"], dimension_numbers: Any, precision: Any = None, **options: Any
@@ -17,7 +19,7 @@ def projection(
     gated product of two projections. Differentiable in reverse mode.
     """
     assert dimension_numbers == (((x.ndim - 1,), (0,)), ((), ()))
-    return _product(precision, x, kernel)
+    return _product(precision, x, varying_like(kernel, x))
 
 
 def _product_of(precision: Any, x: Array, kernel: Array) -> Array:

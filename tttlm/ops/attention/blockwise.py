@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from tttlm.ops.attention.mask import visible
+from tttlm.ops.varying import varying_like
 
 MASKED = -1e30  # a score that no query sees: finite, so that it never makes a NaN, in the backward pass either
 FLOOR = -1e29  # where running maxima start: exp(MASKED - FLOOR) is 0, so a query that sees nothing gives 0
@@ -40,6 +41,7 @@ def blockwise(
     block: int | None = None,
 ) -> Float[Array, "B T H K"]:
     """See `tttlm.ops.attention.attention`; `block` is the number of queries, and of keys, in a block."""
+    k, v = varying_like((k, v), q)
     batch, time, num_heads, head_dim = q.shape
     groups = k.shape[2]
     if block is None:
@@ -134,7 +136,7 @@ def _forward(
             jnp.full(q_i.shape[:-1], FLOOR, dtype),
             jnp.zeros(q_i.shape[:-1], dtype),
         )
-        out, top, total = jax.lax.fori_loop(first, last, key_block, start)
+        out, top, total = jax.lax.fori_loop(first, last, key_block, varying_like(start, q_i))
         total = jnp.where(total == 0, 1, total)
         return (out / total[..., None]).astype(q.dtype), top + jnp.log(total)
 
@@ -173,12 +175,12 @@ def _attend_bwd(sliding_window: int | None, saved: tuple, d_out: Array) -> tuple
             d_q_i = jnp.einsum("bgsrq,bgsk->bgrqk", d_scores, k_j, preferred_element_type=dtype)
             return jax.lax.dynamic_update_index_in_dim(d_q, d_q[i] + d_q_i, i, 0), d_k, d_v
 
-        start = (d_q, jnp.zeros(k_j.shape, dtype), jnp.zeros(v_j.shape, dtype))
+        start = (d_q, *varying_like((jnp.zeros(k_j.shape, dtype), jnp.zeros(v_j.shape, dtype)), q))
         d_q, d_k, d_v = jax.lax.fori_loop(first, last, query_block, start)
         return d_q, (d_k.astype(k.dtype), d_v.astype(v.dtype))
 
     first, last = _range(_needed(queries, keys, sliding_window).T)
-    d_q, (d_k, d_v) = jax.lax.scan(key_block, jnp.zeros(q.shape, dtype), (k, v, keys, first, last))
+    d_q, (d_k, d_v) = jax.lax.scan(key_block, varying_like(jnp.zeros(q.shape, dtype), q), (k, v, keys, first, last))
     return d_q.astype(q.dtype), d_k, d_v, None, None
 
 

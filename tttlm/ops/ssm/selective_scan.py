@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 from tttlm.ops.documents import Documents
 from tttlm.ops.ssm.reference import selective_scan_reference
 from tttlm.ops.target import target_platform
+from tttlm.ops.varying import varying_like
 
 # Measured at 1536 channels, 16 states, 2048 tokens on two CPU cores: chunks of 16 run within the cache. Devices that
 # pay for every step of a loop want longer ones.
@@ -60,7 +61,9 @@ def selective_scan(
     if docs is not None:
         x, dt = (jnp.where(docs.real[..., None], z, 0) for z in (x, dt))  # neither decay nor input at padding
         start = docs.start
-    inputs = (dt * x, dt, A, B, C, start, state.astype(dtype))
+    u = dt * x
+    A, state = varying_like((A, state.astype(dtype)), u)
+    inputs = (u, dt, A, B, C, start, state)
     if implementation == "reference":
         return selective_scan_reference(*inputs)
     if implementation not in (None, "chunked"):

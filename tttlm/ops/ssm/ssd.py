@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 from tttlm.ops.documents import Documents
 from tttlm.ops.ssm.reference import ssd_reference
 from tttlm.ops.target import target_platform
+from tttlm.ops.varying import varying_like
 
 CPU_CHUNK, DEVICE_CHUNK = 64, 256
 UNSEEN = -1e30  # exponent of a decay that is 0: finite, so that it never makes a NaN
@@ -63,6 +64,7 @@ def ssd(
         start = docs.start
     state = jnp.zeros((batch, heads, width, states), dtype) if state is None else state.astype(dtype)
     u, log_decay = x * dt[..., None], dt * A.astype(dtype)
+    state = varying_like(state, u)
     if implementation == "reference":
         return ssd_reference(u, log_decay, B.astype(dtype), C.astype(dtype), start, state)
     if implementation not in (None, "chunked"):

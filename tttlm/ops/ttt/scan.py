@@ -10,6 +10,7 @@ from tttlm.ops.documents import SegmentIds, document_in_progress, documents
 from tttlm.ops.ttt.dual import dual
 from tttlm.ops.ttt.reference import reference
 from tttlm.ops.ttt.state import InnerLayer, InnerNorm, InnerState, init_inner_state
+from tttlm.ops.varying import varying_like
 
 IMPLEMENTATIONS: dict[str, Callable] = {"dual": dual, "reference": reference}
 
@@ -74,7 +75,8 @@ def ttt_scan(
     tokens, model = (queries, keys, values), (learning_rates, token_scale, weights, norm)
     dtype = jnp.result_type(jnp.float32, *jax.tree.leaves((tokens, model)))
     model = jax.tree.map(lambda a: a.astype(dtype), model)  # tokens wait in their own, smaller dtype for their turn
-    carried = init_inner_state(model[2], queries.shape[0]) if state is None else state
+    model = varying_like(model, queries)
+    carried = init_inner_state(model[2], queries.shape[0]) if state is None else varying_like(state, queries)
     docs = documents(segment_ids, carried.document)
     # Without a state every row stands at the start of a mini-batch, which the fast form makes use of.
     fast = {"known_start": state is None, "remat_mini_batches": remat_mini_batches} if compute is dual else {}
