@@ -1,16 +1,21 @@
 """The command line of shift: text, images and arrays end in a table, JSON and a picture; bad input is one line."""
 
 import json
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from tttlm.cli.shift import main
+from tests.training.small import prepare_config, small_config, write_texts
+from tttlm.cli.shift import ShiftConfig, compare_text, main
+from tttlm.data import prepare
 from tttlm.errors import InputError
+from tttlm.evaluation.run import load_run
 from tttlm.interop import save_pretrained
 from tttlm.model import LanguageModel, ModelConfig, TTTConfig
+from tttlm.training.loop import train
 
 QUICK = ["--permutations", "19", "--pairs", "40"]
 
@@ -114,6 +119,21 @@ def test_text_by_the_features_of_a_released_model(texts, tmp_path):
         np.testing.assert_allclose(
             features, model.features(jnp.asarray(stretch[None], jnp.int32))[0].mean(0), rtol=1e-4, atol=1e-5
         )
+
+
+def test_text_by_the_features_of_a_run(texts, tmp_path):
+    prepare(prepare_config(write_texts(tmp_path / "texts")), tmp_path / "data")
+    train(small_config(tmp_path / "run", tmp_path / "data", **{"steps": 1, "evaluate.every": 0}))
+    config = ShiftConfig(model=str(tmp_path / "run"), length=32, per_document=2)
+    compared = compare_text(config, *texts)
+    model = load_run(tmp_path / "run").model
+    assert compared.a.shape == (24, model.config.hidden_size)
+    # The first stretch of the first document, in the run's own tokens.
+    tokens = load_run(tmp_path / "run").tokenizer().encode((texts[0] / "0.txt").read_text())[:32]
+    expected = model.features(jnp.asarray([tokens], jnp.int32))[0].astype(jnp.float32).mean(0)
+    np.testing.assert_allclose(compared.a[0], expected, rtol=1e-3, atol=1e-4)
+    with pytest.raises(InputError, match="has its own tokenizer"):
+        compare_text(replace(config, tokenizer="bytes"), *texts)
 
 
 def test_unusable_input_is_one_line(texts, tmp_path):

@@ -84,9 +84,7 @@ def main(arguments: list[str]) -> int:
         raise InputError(f"--model and --tokenizer are for text, but {path_a} holds {kind}")
     output = _writable(config.output)
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    compared = (
-        _compare_text(config, path_a, path_b) if kind == "text" else _compare_values(config, kind, path_a, path_b)
-    )
+    compared = compare_text(config, path_a, path_b) if kind == "text" else compare_values(config, kind, path_a, path_b)
 
     from tttlm.shift.panel import compare_samples
     from tttlm.shift.picture import draw
@@ -135,7 +133,8 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _compare_values(config: ShiftConfig, kind: Kind, path_a: Path, path_b: Path) -> Compared:
+def compare_values(config: ShiftConfig, kind: Kind, path_a: Path, path_b: Path) -> Compared:
+    """Features as they are or as pixels, and those that differ most."""
     from tttlm.shift.panel import feature_differences
     from tttlm.shift.picture import Difference
     from tttlm.shift.reading import read_arrays, read_images, shrink_images
@@ -185,7 +184,8 @@ def _compare_values(config: ShiftConfig, kind: Kind, path_a: Path, path_b: Path)
     )
 
 
-def _compare_text(config: ShiftConfig, path_a: Path, path_b: Path) -> Compared:
+def compare_text(config: ShiftConfig, path_a: Path, path_b: Path) -> Compared:
+    """Features of stretches of text, the divergences of token counts, and the tokens that differ most."""
     from tttlm.shift.panel import compare_counts
     from tttlm.shift.picture import Difference
     from tttlm.shift.reading import Words, read_stretches
