@@ -118,7 +118,8 @@ def main(arguments: list[str]) -> int:
         json_file.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(f"{json_file} cannot be written: {error.strerror}") from None
-    names = (path_a.name, path_b.name) if path_a.name != path_b.name else (str(path_a), str(path_b))
+    # The ends of long names, which are where names of files differ.
+    names = f"A: {path_a.name[-30:]}", f"B: {path_b.name[-30:]}"
     png = draw(
         compared.a,
         compared.b,
@@ -216,7 +217,7 @@ def compare_text(config: ShiftConfig, path_a: Path, path_b: Path) -> Compared:
         if top >= model.config.vocab_size:
             raise InputError(f"the tokenizer gives token {top}, but {config.model} knows {model.config.vocab_size}")
         features = [language_model_features(model, sample, length=config.length) for sample in (a, b)]
-        described = f"mean over {config.length} tokens of the last hidden state of {config.model}"
+        described = f"mean over {config.length} tokens of the last hidden state of {Path(config.model).name[-40:]}"
     notes = []
     documents = [len(np.unique(sample.documents)) for sample in (a, b)]
     if documents != [len(a.tokens), len(b.tokens)]:
