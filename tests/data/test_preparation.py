@@ -28,6 +28,7 @@ from tttlm.data import (
     prepare,
     sources,
     store,
+    writing,
 )
 from tttlm.data.pipeline import held_out
 from tttlm.data.raw_document import keyed
@@ -158,7 +159,7 @@ class interrupted_at:
     def __enter__(self) -> None:
         self.context = self.monkeypatch.context()
         patch = self.context.__enter__()
-        commit = store.PartWriter.commit
+        commit = writing.PartWriter.commit
 
         def then_stop(writer, *facts):
             part = commit(writer, *facts)
@@ -166,7 +167,7 @@ class interrupted_at:
                 raise Interrupted
             return part
 
-        patch.setattr(store.PartWriter, "commit", then_stop)
+        patch.setattr(writing.PartWriter, "commit", then_stop)
 
     def __exit__(self, *exception) -> None:
         self.context.__exit__(*exception)
@@ -205,7 +206,7 @@ def test_dying_at_any_write_does_not_show_in_the_result(tmp_path, text_folder, s
                     raise Interrupted
 
             patch.setattr(os, "fsync", fsync)
-            patch.setattr(store.PartWriter, "discard", lambda writer: None)  # a dead process tidies nothing up
+            patch.setattr(writing.PartWriter, "discard", lambda writer: None)  # a dead process tidies nothing up
             with pytest.raises(Interrupted):
                 prepare(config, tmp_path / str(last))
         prepare(config, tmp_path / str(last))
@@ -483,7 +484,7 @@ def test_a_configuration_that_cannot_be_meant_is_refused_before_anything_is_writ
 
 def test_two_prepares_into_one_folder(tmp_path, text_folder, sentencepiece_file):
     config = small_config(text_folder, sentencepiece_file)
-    with store.locked(tmp_path / "data"), pytest.raises(InputError, match="being prepared by another process"):
+    with writing.locked(tmp_path / "data"), pytest.raises(InputError, match="being prepared by another process"):
         prepare(config, tmp_path / "data")
     prepare(config, tmp_path / "data")
 

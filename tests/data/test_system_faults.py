@@ -15,7 +15,7 @@ import filelock
 import pytest
 
 from tests.data.small import contents, make_text, small_config
-from tttlm.data import PrepareConfig, load_tokenizer, open_data, prepare, store
+from tttlm.data import PrepareConfig, load_tokenizer, open_data, prepare, store, writing
 from tttlm.data.config import DataConfig
 from tttlm.errors import InputError
 
@@ -164,16 +164,16 @@ def test_where_the_file_system_has_no_locks_a_file_stands_for_one(
 
     monkeypatch.setattr(fcntl, "flock", flock)
     config = small_config(few_texts, "bytes", held_out=0.0)
-    with store.locked(tmp_path / "data"), pytest.raises(InputError, match="is being prepared by another process"):
+    with writing.locked(tmp_path / "data"), pytest.raises(InputError, match="is being prepared by another process"):
         prepare(config, tmp_path / "data")
     prepare(config, tmp_path / "data")
     assert (tmp_path / "data" / store.MANIFEST).exists()
 
 
 def test_a_lock_is_held_for_one_and_waited_for_by_another(tmp_path: Path) -> None:
-    with store.locked(tmp_path / "data"), pytest.raises(filelock.Timeout):
+    with writing.locked(tmp_path / "data"), pytest.raises(filelock.Timeout):
         filelock.FileLock(tmp_path / "data" / ".lock").acquire(timeout=0)
-    with store.locked(tmp_path / "data"):
+    with writing.locked(tmp_path / "data"):
         pass
 
 

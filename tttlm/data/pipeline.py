@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tttlm.data import store
+from tttlm.data import store, writing
 from tttlm.data.config import PrepareConfig
 from tttlm.data.raw_document import RawDocument, Source
 from tttlm.data.tokenizer import Tokenizer
@@ -107,7 +107,7 @@ class Job:
         self.cut_rule = tokenizer.cut_rule
         self.bos = np.array([tokenizer.bos_id] if config.bos else [], dtype)
         self.eos = np.array([tokenizer.eos_id] if config.eos else [], dtype)
-        self.writer: store.PartWriter | None = None
+        self.writer: writing.PartWriter | None = None
         self.invalid_utf8 = self.forced_cuts = 0
         self.empty_written = 0
         self.bytes_done = 0
@@ -176,7 +176,7 @@ class Job:
                 self._end_part(event)
                 continue
             if self.writer is None:
-                self.writer = store.PartWriter(self.folder, self.next_part, self.dtype, self._identity)
+                self.writer = writing.PartWriter(self.folder, self.next_part, self.dtype, self._identity)
             document = event.document
             if document.offset < 0:
                 document.offset = self.writer.offset(document.split)

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tttlm.data import store
+from tttlm.data import store, writing
 from tttlm.data.config import PrepareConfig
 from tttlm.data.integrity import remember, verified_parts, verify
 from tttlm.data.pipeline import TASK_BYTES, Job, encoders, split_of
@@ -53,7 +53,7 @@ def prepare(config: PrepareConfig, folder: str | Path, *, wait: bool = False) ->
         _refuse_foreign(folder)
         known = _known(folder)
         identity = _identity(config, source, given, known)
-        with store.locked(folder, wait=wait):
+        with writing.locked(folder, wait=wait):
             begun = _begin(config, folder, identity)
             if source.known != known:
                 _remember_source(folder, source)
