@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from tttlm.data.config import DataConfig
+from tttlm.data.document_batches import DocumentBatches
 from tttlm.data.integrity import verify
-from tttlm.data.lanes import LaneBatches
 from tttlm.data.order import Order
 from tttlm.data.packing import Packed
 from tttlm.data.store import MANIFEST, Documents, Manifest, Split, read_manifest, reading
@@ -216,9 +216,9 @@ def _batches(
                 f"raise batch_size to at least {len(splits)}, or choose another layout"
             )
         documents = [Documents(split) for split in splits]
-        lanes = LaneBatches(documents, weights, length, batch_size, seed if name == "train" else None)
-        positions = lanes.steps_per_epoch * batch_size * length
-        return lanes, sum(int(d.positions.sum()) for d in documents) / positions
+        batches = DocumentBatches(documents, weights, length, batch_size, seed if name == "train" else None)
+        positions = batches.steps_per_epoch * batch_size * length
+        return batches, sum(int(d.positions.sum()) for d in documents) / positions
     examples: list[Examples] = []
     fill = 1.0
     if layout == "packed":

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tttlm.data import open_data
-from tttlm.data.lanes import LaneBatches
+from tttlm.data.document_batches import DocumentBatches
 from tttlm.data.prefetch import DevicePrefetch
 from tttlm.data.store import read_manifest
 from tttlm.errors import CannotWrite, InputError
@@ -142,7 +142,7 @@ def open_loaders(config: TrainConfig, mesh: Mesh) -> dict[str, Any]:
     }
     if carries_state(config):
         for loader in loaders.values():
-            assert isinstance(loader.batches, LaneBatches)
+            assert isinstance(loader.batches, DocumentBatches)
             check_carried(config, mesh, loader.batches.longest)
     vocabulary = loaders["train"].vocab_size
     if vocabulary > config.model.vocab_size:

@@ -16,8 +16,8 @@ import yaml
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 import tttlm
-from tttlm.data import Tokenizer
-from tttlm.data.tokenizer_files import tokenizer_from_state, tokenizer_state
+from tttlm.data import Tokenizer, load_tokenizer, save_tokenizer
+from tttlm.data.tokenizer_files import FACTS as TOKENIZER_FACTS
 from tttlm.errors import InputError
 from tttlm.fields import from_values
 from tttlm.records import read_record, read_text, write_file, write_json
@@ -44,18 +44,6 @@ class RunFacts:
     tokenizer: str
     held_out: str
     held_out_folder: str
-
-
-@dataclass(frozen=True)
-class KeptTokenizer:
-    """What stands in `tokenizer.json` of a run beside the tokenizer's own file."""
-
-    kind: str
-    file: str
-    bos_id: int | None
-    eos_id: int | None
-    entry_id: int | None
-    fingerprint: str
 
 
 class RunFolder:
@@ -142,7 +130,7 @@ class RunFolder:
             if not self.facts.exists():
                 self._before[self.facts] = None
                 write_json(self.facts, facts)
-            if not self.tokenizer.exists():
+            if not (self.tokenizer / TOKENIZER_FACTS).exists():  # it is written last
                 self._keep_tokenizer(tokenizer)
         except OSError as error:
             raise InputError(
@@ -250,33 +238,16 @@ class RunFolder:
         Raises:
             InputError: it is not there, or not what it was.
         """
-        advice = "put back the files that the run wrote"
-        file = self.tokenizer / "tokenizer.json"
-        kept = read_record(file, KeptTokenizer, advice=advice)
-        try:
-            data = (self.tokenizer / Path(kept.file).name).read_bytes() if kept.file else b""
-        except OSError as error:
-            raise InputError(f"{self.tokenizer / kept.file}: cannot be read ({error.strerror}); {advice}") from None
-        state = {"kind": kept.kind, "file_bytes": data, "bos_id": kept.bos_id, "eos_id": kept.eos_id}
-        try:
-            found = tokenizer_from_state(state)
-            found.bos_id, found.eos_id, found.entry_id = kept.bos_id, kept.eos_id, kept.entry_id
-        except Exception as error:
-            raise InputError(f"{self.tokenizer}: cannot be read as a tokenizer ({_line(error)}); {advice}") from None
-        if found.fingerprint != kept.fingerprint or kept.fingerprint != self.read_facts().tokenizer:
-            raise InputError(f"{self.tokenizer} is not the tokenizer that the run was trained with; {advice}")
+        found = load_tokenizer(self.tokenizer)
+        if found.fingerprint != self.read_facts().tokenizer:
+            raise InputError(
+                f"{self.tokenizer} is not the tokenizer that the run was trained with; put back the files that it wrote"
+            )
         return found
 
     def _keep_tokenizer(self, tokenizer: Tokenizer) -> None:
         self._before[self.tokenizer] = None
-        self.tokenizer.mkdir()
-        state = tokenizer_state(tokenizer)
-        name = f"model-{tokenizer.file_name}" if tokenizer.file_name else ""
-        if name:
-            write_file(self.tokenizer / name, state["file_bytes"])
-        ids = state["bos_id"], state["eos_id"], tokenizer.entry_id
-        kept = KeptTokenizer(state["kind"], name, *ids, tokenizer.fingerprint)
-        write_json(self.tokenizer / "tokenizer.json", kept)
+        save_tokenizer(tokenizer, self.tokenizer)
 
     def _check_data(self, facts: RunFacts) -> None:
         """Refuses other data than what the run was started on."""

@@ -1,0 +1,107 @@
+"""The layout "documents": each position of the batch reads one document after another, T tokens a step.
+
+For evaluation, and for training with carried state. `continues` [B] says of each example whether its first token goes
+on with the document that the example at the same position of the previous step ended in; where it is False, the state
+carried there is to be reset before the step. No example holds tokens of two documents: a document's last step is padded
+at its end. `segment_ids` also number the documents that one position of the batch reads, 1, 2, ..., and 0 is padding.
+A position that has read all its documents of the epoch before the others gets steps of padding alone.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from heapq import heapify, heapreplace
+
+import numpy as np
+
+from tttlm.data.order import proportional_counts
+from tttlm.data.store import Documents
+
+
+class Streams:
+    """Documents of one source distributed over positions of the batch, as evenly as their lengths allow.
+
+    Args:
+        documents: the documents of a split.
+        length: tokens of an example, T.
+        count: positions that they are distributed over; each reads its documents one after another.
+        seed: of the order at a position, which changes every epoch; None keeps the order of the source.
+    """
+
+    def __init__(self, documents: Documents, length: int, count: int, seed: int | None) -> None:
+        self._documents, self._length, self._seed = documents, length, seed
+        steps = -(-documents.positions // length)
+        self._streams: list[list[int]] = [[] for _ in range(count)]
+        load = [(0, stream) for stream in range(count)]
+        heapify(load)
+        for document in np.argsort(-steps, kind="stable"):
+            if steps[document]:
+                taken, stream = load[0]
+                self._streams[stream].append(int(document))
+                heapreplace(load, (taken + int(steps[document]), stream))
+        self._steps = steps
+        self.steps_per_epoch = max(taken for taken, _ in load)
+        self._epoch = lru_cache(maxsize=2 * count)(self._epoch_of)
+
+    def _epoch_of(self, stream: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The documents of a stream in an epoch's order, and at which step each ends."""
+        documents = np.array(sorted(self._streams[stream]), np.int64)
+        if self._seed is not None:
+            documents = np.random.default_rng((self._seed, stream, epoch)).permutation(documents)
+        return documents, np.cumsum(self._steps[documents])
+
+    def fill(self, stream: int, step: int, example: dict[str, np.ndarray]) -> None:
+        """Writes what a stream reads at a step into zeroed arrays, [T] and for `continues` []."""
+        epoch, step = divmod(step, self.steps_per_epoch)
+        documents, ends = self._epoch(stream, epoch)
+        index = int(np.searchsorted(ends, step, side="right"))
+        if index == len(documents):
+            return  # this stream waits for the longest one
+        document = int(documents[index])
+        begin = (step - (int(ends[index - 1]) if index else 0)) * self._length
+        stop = min(begin + self._length, int(self._documents.positions[document]))
+        here = slice(0, stop - begin)
+        example["inputs"][here], example["targets"][here] = self._documents.pairs(document, begin, stop)
+        example["continues"][...] = begin > 0
+        example["segment_ids"][here] = epoch * len(documents) + index + 1  # never that of the document before
+        example["weights"][here] = 1.0
+
+
+class DocumentBatches:
+    """Batches of one or several sources, each with its part of the positions by weight.
+
+    Args:
+        sources: the documents of each source.
+        weights: of the sources; they need not sum to 1.
+        length: tokens of an example, T.
+        batch_size: examples of a batch, at least as many as there are sources.
+        seed: of the order of documents; None keeps that of the sources.
+
+    Attributes:
+        steps_per_epoch: steps after which every document was read.
+        longest: tokens of the longest document.
+    """
+
+    def __init__(
+        self, sources: Sequence[Documents], weights: Sequence[float], length: int, batch_size: int, seed: int | None
+    ) -> None:
+        counts = proportional_counts(weights, batch_size)
+        self._length = length
+        streams = [
+            Streams(documents, length, int(count), None if seed is None else seed + i)
+            for i, (documents, count) in enumerate(zip(sources, counts, strict=True))
+        ]
+        self._positions = [(of, i) for of, count in zip(streams, counts, strict=True) for i in range(count)]
+        self.steps_per_epoch = max(of.steps_per_epoch for of in streams)
+        self.longest = max(int(source.positions.max()) for source in sources)
+
+    def batch(self, step: int, examples: range) -> dict[str, np.ndarray]:
+        """Reads the examples at some positions of the batch of a step; see `Loader`."""
+        shape = (len(examples), self._length)
+        names = ("inputs", "targets", "segment_ids")
+        batch: dict[str, np.ndarray] = {name: np.zeros(shape, np.int32) for name in names}
+        batch["weights"] = np.zeros(shape, np.float32)
+        batch["continues"] = np.zeros(len(examples), np.bool_)
+        for i, position in enumerate(examples):
+            streams, stream = self._positions[position]
+            streams.fill(stream, step, {name: array[i, ...] for name, array in batch.items()})
+        return batch
