@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import time
 from pathlib import Path
 
 import jax
@@ -204,6 +205,30 @@ def test_reading_beside_a_training_that_deletes_old_checkpoints_reads_a_newer_on
     step, params = load_params(tmp_path, shapes(state(0)[0]))
     assert step == 5
     jax.tree.map(np.testing.assert_array_equal, params, state(5)[0])
+
+
+def test_a_clock_that_jumps_changes_neither_which_are_kept_nor_which_is_newest(tmp_path, monkeypatch):
+    checkpoints, now = Checkpoints(tmp_path, CheckpointConfig(keep_last=2)), time.time()
+    for step, hours in enumerate((0, -5, 100, -30, 2), start=1):
+        monkeypatch.setattr(time, "time", lambda hours=hours: now + 3600 * hours)
+        monkeypatch.setattr(time, "time_ns", lambda hours=hours: int((now + 3600 * hours) * 1e9))
+        checkpoints.save(step, *state(step), {})
+        checkpoints.wait()
+    assert saved_steps(tmp_path) == [4, 5]
+    assert newest(checkpoints)[0] == 5
+    assert newest(Checkpoints(tmp_path, CheckpointConfig()))[0] == 5
+
+
+def test_a_folder_that_cannot_be_listed_is_one_line(tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("orbax.checkpoint.v1.training.Checkpointer", fail)
+    with pytest.raises(InputError, match=r"cannot be used \(Input/output error\): nothing was changed"):
+        Checkpoints(tmp_path, CheckpointConfig())
+    monkeypatch.setattr(Path, "iterdir", fail)
+    with pytest.raises(InputError, match=r"cannot be read \(Input/output error\)"):
+        saved_steps(tmp_path)
 
 
 def test_a_checkpoint_of_another_version_is_refused_and_left(tmp_path, monkeypatch):

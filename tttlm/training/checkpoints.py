@@ -50,16 +50,28 @@ class Checkpoints:
     before it is called saved: the first one of a process in full where it is small, others in their listing of arrays.
 
     Other files and folders beside the checkpoints are left alone.
+
+    Args:
+        folder: where they are; made if need be.
+        config: which of them are kept.
+
+    Raises:
+        InputError: the folder cannot be read or made.
     """
 
     def __init__(self, folder: Path, config: CheckpointConfig) -> None:
         self._folder = folder
         self._saving: tuple[int, Facts, dict[str, Any]] | None = None
         self._read_back = False
-        with reading():
-            self._orbax = ocp.training.Checkpointer(
-                folder.absolute(), preservation_policy=_Kept(config, folder), cleanup_tmp_directories=True
-            )
+        try:
+            with reading():
+                self._orbax = ocp.training.Checkpointer(
+                    folder.absolute(), preservation_policy=_Kept(config, folder), cleanup_tmp_directories=True
+                )
+        except (Damaged, Unreadable) as error:
+            raise InputError(
+                f"{folder} cannot be used ({error}): nothing was changed, try again once it can be"
+            ) from None
 
     def save(self, step: int, params: Any, rest: Any, totals: dict[str, Any]) -> None:
         """Starts saving; returns when the arrays are copied, usually long before they are on disk.
