@@ -13,7 +13,6 @@ from tests.adaptation.models import same
 from tttlm.adaptation.language_model import DynamicConfig, DynamicEvaluation, _learned
 from tttlm.errors import InputError
 from tttlm.model import LanguageModel, Mamba2Config, ModelConfig
-
 from tttlm.training.loss import token_losses
 
 MIXERS = ("ttt_linear", "ttt_mlp", "attention", "mamba", "mamba2")

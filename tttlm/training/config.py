@@ -204,6 +204,8 @@ class TrainConfig:
         return min(mixer.inner_warmup_start for mixer in self.model.pattern) if start is None else start
 
 
+MAX_BATCH_TOKENS = 2**28  # a gigabyte of ids; the largest published batches have 2**24
+
 # A run may go on with these changed: they do not touch what is computed, or only the order and precision of its sums.
 FREE_TO_CHANGE = (
     *(
@@ -252,6 +254,11 @@ def check(config: TrainConfig) -> None:
             0 <= value <= config.steps,
             f"schedule.{name} = {value} does not fit a run of {config.steps} steps: shorten it or raise steps",
         )
+    tokens = config.batch_size * config.sequence_length
+    _require(
+        tokens <= MAX_BATCH_TOKENS,
+        f"batch_size * sequence_length = {tokens:,} tokens, the largest batch has {MAX_BATCH_TOKENS:,}: lower one",
+    )
     _require(
         config.batch_size % config.accumulate == 0,
         f"batch_size = {config.batch_size} is not divisible by accumulate = {config.accumulate}",
