@@ -88,7 +88,7 @@ def _lines(experiment: Experiment, results: Results, command: str) -> list[str]:
         "| measure | rank correlation | p-value | shifts measured |",
         "|---|---|---|---|",
         *(
-            f"| {name} | {_number(found.correlation)} | {_number(found.p_value, 'g')} | {found.count} |"
+            f"| {name.replace('|', '/')} | {_number(found.correlation)} | {_number(found.p_value, 'g')} | {found.count} |"
             for name, found in results.shift_ranks.items()
         ),
         "",

@@ -215,5 +215,8 @@ def _lines(
         "",
         "| measure | " + " | ".join(shifts) + " |",
         "|---|" + "---|" * len(shifts),
-        *(" | ".join([f"| {name}", *(shown(values[key].get(name)) for key in shifts)]) + " |" for name in names),
+        *(
+            " | ".join([f"| {name.replace('|', '/')}", *(shown(values[key].get(name)) for key in shifts)]) + " |"
+            for name in names
+        ),
     ]
