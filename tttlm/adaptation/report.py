@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from tttlm.adaptation.experiment import TITLES, Experiment
 from tttlm.adaptation.pictures import draw_alignment, draw_errors, draw_shifts
-from tttlm.adaptation.results import Results
+from tttlm.adaptation.results import Rank, Results
 from tttlm.errors import InputError
 from tttlm.records import write_file, write_json
 
@@ -87,10 +87,7 @@ def _lines(experiment: Experiment, results: Results, command: str) -> list[str]:
         "",
         "| measure | rank correlation | p-value | shifts measured |",
         "|---|---|---|---|",
-        *(
-            f"| {name.replace('|', '/')} | {_number(found.correlation)} | {_number(found.p_value, 'g')} | {found.count} |"
-            for name, found in results.shift_ranks.items()
-        ),
+        *(_rank_row(name, found) for name, found in results.shift_ranks.items()),
         "",
         "![shift](shift.png)",
         "",
@@ -113,6 +110,12 @@ def _lines(experiment: Experiment, results: Results, command: str) -> list[str]:
             for i, name in enumerate(results.conditions)
         ),
     ]
+
+
+def _rank_row(name: str, found: Rank) -> str:
+    # A bar in a name would end its cell.
+    cells = name.replace("|", "/"), _number(found.correlation), _number(found.p_value, "g"), str(found.count)
+    return f"| {' | '.join(cells)} |"
 
 
 def _with_spread(values: np.ndarray, sign: bool = False) -> str:
