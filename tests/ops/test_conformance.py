@@ -11,7 +11,7 @@ import pytest
 from tests.ops.learners import LEARNERS, B, H, K, M, T, make, piece
 from tttlm.ops.target import target_platform
 from tttlm.ops.ttt import IMPLEMENTATIONS, Shapes, init_learner_state, learn
-from tttlm.ops.ttt.learner_statistics import _read, learner_statistics
+from tttlm.ops.ttt.statistics import _read, learner_statistics
 
 SHAPES = Shapes(B, T, H, K, K)
 PAIRS = [

@@ -9,10 +9,34 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tttlm.ops.ttt import InnerLayer, InnerNorm, init_inner_state, ttt_scan
+from tttlm.ops.ttt import InnerLayer, InnerNorm, LearnerInputs, init_learner_state, learn, published
 from tttlm.ops.ttt.model import activation, activation_gradient, layer_norm, loss_gradient
 
 TOLERANCE = 1e-9
+
+
+def learner_of(scale, weights, norm):
+    """The description of these weights: MLPs of any depth, with or without the norm."""
+    hidden = tuple(layer.kernel.shape[-1] for layer in weights[:-1])
+    return published.ttt(hidden, len(scale), norm=norm is not None, use_bias=weights[0].bias is not None)
+
+
+def ttt(q, k, v, rates, scale, weights, norm, **options):
+    learner = learner_of(scale, weights, norm)
+    return learn(learner, LearnerInputs(q, k, v, rates), weights, slow=norm, position_scale=scale, **options)
+
+
+def initial(args, batch):
+    head_dim = args[0].shape[-1]
+    return init_learner_state(learner_of(*args[4:]), args[5], batch, head_dim, head_dim)
+
+
+def carried_in(state, weights, gradients):
+    return state._replace(weights=weights, pending=state.pending._replace(gradients=gradients))
+
+
+def carried_of(state):
+    return state.weights, state.pending.gradients
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +47,7 @@ def in_float64(x64):
 def inputs(
     seed: int, batch: int, time: int, num_heads: int, head_dim: int, mini_batch: int, depth: int, bare: bool = False
 ):
-    """Random arguments of `ttt_scan`; every inner layer but the last is wider than the head; `bare`: no norm."""
+    """Random arguments of `ttt`; every inner layer but the last is wider than the head; `bare`: no norm."""
     rng = np.random.default_rng(seed)
     normal = lambda *shape: jnp.asarray(rng.normal(size=shape))
     widths = [head_dim, *[head_dim + 3 * (i + 1) for i in range(depth - 1)], head_dim]
@@ -51,11 +75,11 @@ def some_segments(seed: int, batch: int, time: int):
 
 def state_within(seed: int, args, mini_batch: int):
     """A state in which every row stands somewhere else within a mini-batch."""
-    _, state = ttt_scan(*args, implementation="reference")
+    _, state = ttt(*args, implementation="reference")
     rng = np.random.default_rng(seed)
     offset = jnp.asarray(rng.integers(0, mini_batch, size=state.offset.shape), jnp.int32)
     jitter = jax.tree.map(lambda w: 0.1 * jnp.asarray(rng.normal(size=w.shape)), state.weights)
-    return state._replace(offset=offset, gradients=jitter)
+    return carried_in(state, state.weights, jitter)._replace(offset=offset)
 
 
 def close(a, b, tolerance=TOLERANCE):
@@ -69,14 +93,14 @@ def everything(implementation, args, state, segment_ids, **options):
     """Outputs at real tokens, the state after them, and the gradients of a function of both."""
 
     def run(args, carried):
-        start = None if state is None else state._replace(weights=carried[0], gradients=carried[1])
-        out, after = ttt_scan(*args, state=start, segment_ids=segment_ids, implementation=implementation, **options)
+        start = None if state is None else carried_in(state, *carried)
+        out, after = ttt(*args, state=start, segment_ids=segment_ids, implementation=implementation, **options)
         if segment_ids is not None:
             out = jnp.where((segment_ids != 0)[..., None, None], out, 0)
-        score = jnp.sum(jnp.sin(out)) + sum(jnp.sum(jnp.cos(w)) for w in jax.tree.leaves(after[:2]))
+        score = jnp.sum(jnp.sin(out)) + sum(jnp.sum(jnp.cos(w)) for w in jax.tree.leaves(carried_of(after)))
         return score, (out, after)
 
-    carried = None if state is None else state[:2]
+    carried = None if state is None else carried_of(state)
     (_, results), gradients = jax.jit(jax.value_and_grad(run, argnums=(0, 1), has_aux=True))(args, carried)
     return results, gradients
 
@@ -97,17 +121,17 @@ def test_dual_is_the_definition(seed, time, head_dim, mini_batch, depth, carried
     args = inputs(seed, 2, time, 2, head_dim, mini_batch, depth, bare)
     state = state_within(seed, args, mini_batch) if carried else None
     segment_ids = some_segments(seed, 2, time) if packed else None
-    got = everything("dual", args, state, segment_ids, remat_mini_batches=remat)
+    got = everything("dual", args, state, segment_ids, remat_chunks=remat)
     close(got, everything("reference", args, state, segment_ids))
 
 
 @pytest.mark.parametrize("carried", [False, True])
 def test_remat_of_several_mini_batches_keeps_fewer_inner_weights(carried):
     args = inputs(0, 1, 24, 1, 6, 2, 1)
-    state = init_inner_state(args[5], 1) if carried else None
+    state = initial(args, 1) if carried else None
 
     def kept(remat):
-        run = lambda *tokens: ttt_scan(*tokens, *args[3:], state=state, remat_mini_batches=remat)[0]
+        run = lambda *tokens: ttt(*tokens, *args[3:], state=state, remat_chunks=remat)[0]
         saved = jax.eval_shape(lambda *tokens: jax.vjp(run, *tokens)[1], *args[:3])
         weights = [x.shape for x in jax.tree.leaves(saved) if x.shape[-2:] == (6, 6) and x.ndim == 5]
         return sum(shape[0] for shape in weights)
@@ -130,7 +154,7 @@ def test_without_norm_bias_and_start_it_is_linear_attention():
     q, k, v, *_ = inputs(0, 2, time, 3, head_dim, time, 1)
     weights = (InnerLayer(jnp.zeros((3, head_dim, head_dim)), None),)
     ids = jnp.asarray([[1] * 25 + [2] * 15, [3] * 40])
-    run = lambda time, **o: ttt_scan(
+    run = lambda time, **o: ttt(
         q[:, :time], k[:, :time], v[:, :time], jnp.ones((2, time, 3)), jnp.ones(40), weights, None, **o
     )
     scores = jnp.einsum("bthk,bshk->bhts", q, k)
@@ -143,7 +167,7 @@ def test_without_norm_bias_and_start_it_is_linear_attention():
             out, _ = run(time, segment_ids=segment_ids, implementation=implementation)
             close(out, expected)
     _, state = run(39)  # the mini-batch is still open: nothing has been learned yet, all is in the gradients
-    close(state.gradients[0].kernel, -jnp.einsum("bthi,btho->bhio", k[:, :39], v[:, :39]))
+    close(state.pending.gradients[0].kernel, -jnp.einsum("bthi,btho->bhio", k[:, :39], v[:, :39]))
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -152,11 +176,9 @@ def test_any_cut_gives_the_same_outputs_and_state(packed, seed, cuts):
     time, padded = sum(cuts), 54  # the whole always has one shape, so that it is compiled once
     args = inputs(seed, 2, padded, 2, 8, 4, 1)
     segment_ids = some_segments(seed, 2, padded) if packed else None
-    extend = jax.jit(lambda tokens, rest, state, ids: ttt_scan(*tokens, *rest, state=state, segment_ids=ids))
-    whole, _ = jax.jit(lambda args, ids: ttt_scan(*args, segment_ids=ids, implementation="reference"))(
-        args, segment_ids
-    )
-    outputs, state, start = [], init_inner_state(args[5], 2), 0
+    extend = jax.jit(lambda tokens, rest, state, ids: ttt(*tokens, *rest, state=state, segment_ids=ids))
+    whole, _ = jax.jit(lambda args, ids: ttt(*args, segment_ids=ids, implementation="reference"))(args, segment_ids)
+    outputs, state, start = [], initial(args, 2), 0
     for length in cuts:
         piece = slice(start, start + length)
         ids = None if segment_ids is None else segment_ids[:, piece]
@@ -192,25 +214,23 @@ def test_a_step_reduces_the_inner_loss():
     losses = []
     for repeats in (1, 8):
         again = lambda a, n=repeats: jnp.tile(a, (1, n, 1, 1))
-        out, _ = ttt_scan(again(k), again(k), again(v), jnp.tile(rates, (1, repeats, 1)), scale, weights, norm)
+        out, _ = ttt(again(k), again(k), again(v), jnp.tile(rates, (1, repeats, 1)), scale, weights, norm)
         losses.append(float(jnp.mean((out[:, -1] - v[:, -1]) ** 2)))
     assert losses[1] < 0.9 * losses[0]
 
 
 def test_from_bfloat16_it_computes_in_float32_keeps_the_state_in_it_and_rounds_the_outputs_alone():
     narrow = jax.tree.map(lambda a: a.astype(jnp.bfloat16), inputs(0, 1, 20, 2, 8, 16, 1))
-    out, state = ttt_scan(*narrow)
-    exact, _ = ttt_scan(*jax.tree.map(lambda a: a.astype(jnp.float32), narrow))
+    out, state = ttt(*narrow)
+    exact, _ = ttt(*jax.tree.map(lambda a: a.astype(jnp.float32), narrow))
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(out.astype(jnp.float32), exact, rtol=2**-8)
-    assert {w.dtype for w in jax.tree.leaves(state[:2])} == {jnp.dtype("float32")}
+    assert {w.dtype for w in jax.tree.leaves(carried_of(state))} == {jnp.dtype("float32")}
 
 
 def test_what_does_not_fit_is_named():
     q, k, v, rates, scale, weights, norm = inputs(0, 1, 8, 2, 8, 4, 2)
     with pytest.raises(ValueError, match="implementation must be one of"):
-        ttt_scan(q, k, v, rates, scale, weights, norm, implementation="fast")
-    with pytest.raises(ValueError, match="at least one layer"):
-        ttt_scan(q, k, v, rates, scale, (), norm)
+        ttt(q, k, v, rates, scale, weights, norm, implementation="fast")
     with pytest.raises(ValueError, match=r"weights\[1\]\.kernel must have shape"):
-        ttt_scan(q, k, v, rates, scale, (weights[0], weights[0]), norm)
+        ttt(q, k, v, rates, scale, (weights[0], weights[1]._replace(kernel=weights[1].kernel[:1])), norm)

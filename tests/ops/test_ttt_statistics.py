@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tttlm.ops.ttt import InnerLayer, InnerNorm
-from tttlm.ops.ttt.reference import inner_model
-from tttlm.ops.ttt.statistics import inner_statistics
+from tttlm.ops.ttt import InnerLayer, InnerNorm, LearnerInputs, learner_statistics, published
+from tttlm.ops.ttt.models import MLP
 
 B, N, M, H, K = 2, 6, 4, 2, 4
 
@@ -27,9 +26,16 @@ def make(depth: int, biases: bool = True):
     return k, v, rates, jnp.array(rng.uniform(0.2, 1.0, M)), weights, norm
 
 
+def inner_statistics(k, v, rates, token_scale, weights, norm, **options):
+    hidden = tuple(layer.kernel.shape[-1] for layer in weights[:-1])
+    learner = published.ttt(hidden, M, norm=norm is not None, use_bias=weights[0].bias is not None)
+    inputs = LearnerInputs(k, k, v, rates)
+    return learner_statistics(learner, inputs, weights, slow=norm, position_scale=token_scale, **options)
+
+
 @jax.jit
 def loss(weights, k, v, norm):
-    z = inner_model(weights, k)
+    z = MLP()(weights, None, k)
     if norm is not None:
         z = k + norm.scale * (z - z.mean()) / jnp.sqrt(z.var() + 1e-6) + norm.bias
     return 0.5 * jnp.sum((z - v) ** 2)

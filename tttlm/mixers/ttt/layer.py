@@ -19,12 +19,16 @@ from tttlm.ops.rope import rotate_pairs
 from tttlm.ops.ttt import (
     InnerLayer,
     InnerNorm,
-    InnerState,
     InnerStatistics,
-    init_inner_state,
-    inner_statistics,
-    ttt_scan,
+    Learner,
+    LearnerInputs,
+    LearnerState,
+    init_learner_state,
+    learn,
+    learner_statistics,
+    published,
 )
+from tttlm.ops.ttt.learner_state import Pending
 from tttlm.parts.conv import CausalConv, ConvInit
 from tttlm.parts.explicit_axes import any_mesh
 from tttlm.parts.padding import read_sequences
@@ -37,11 +41,11 @@ class TTTState(NamedTuple):
     """The state of a TTT layer: what its inner model has learned, and the last inputs of its convolutions.
 
     Attributes:
-        inner: see `tttlm.ops.ttt.InnerState`; float32 (float64 when computed in it).
+        inner: see `tttlm.ops.ttt.LearnerState`; float32 (float64 when computed in it).
         tail: the last inputs of the convolutions of shared queries and keys, `[B, W-1, D]`; None without them.
     """
 
-    inner: InnerState
+    inner: LearnerState
     tail: Float[Array, "B P D"] | None
 
     @property
@@ -100,7 +104,8 @@ class TTT(nnx.Module):
             inner model is trained in float32 at least.
         param_dtype: of all parameters.
         kernel_init: of all projections and of the inner model's kernels.
-        remat_mini_batches, implementation: of `tttlm.ops.ttt.ttt_scan`.
+        remat_mini_batches: mini-batches that the backward pass computes again at a time (see `tttlm.ops.ttt.learn`).
+        implementation: name of an implementation of `tttlm.ops.ttt.learn`; None picks.
         rngs: for the parameters.
 
     Raises:
@@ -236,7 +241,8 @@ class TTT(nnx.Module):
         tail = None
         if self.conv_q is not None:
             tail = self.conv_q.init_tail(batch, self.dtype or self.param_dtype)
-        return TTTState(init_inner_state(self._inner_weights(), batch), tail)
+        inner = init_learner_state(self.learner, self._inner_weights(), batch, self.head_dim, self.head_dim)
+        return TTTState(inner, tail)
 
     def inner_statistics(
         self,
@@ -249,8 +255,13 @@ class TTT(nnx.Module):
         (_, k, v, rates, token_scale), _ = self._inner_inputs(
             x, None, documents(segment_ids), inner_learning_rate_multiplier
         )
-        return inner_statistics(
-            k, v, rates, token_scale, self._inner_weights(), self._inner_norm(), segment_ids=segment_ids
+        return learner_statistics(
+            self.learner,
+            LearnerInputs(k, k, v, rates),
+            self._inner_weights(),
+            slow=self._inner_norm(),
+            position_scale=token_scale,
+            segment_ids=segment_ids,
         )
 
     def _inner_inputs(self, x, state, docs, multiplier):
@@ -278,22 +289,20 @@ class TTT(nnx.Module):
         inner = None if state is None else state.inner
 
         def scan(q, k, v, rates, token_scale, weights, norm, state, docs):
-            return ttt_scan(
-                q,
-                k,
-                v,
-                rates,
-                token_scale,
+            return learn(
+                self.learner,
+                LearnerInputs(q, k, v, rates),
                 weights,
-                norm,
+                slow=norm,
+                position_scale=token_scale,
                 state=state,
                 segment_ids=docs,
-                remat_mini_batches=self.remat_mini_batches,
+                remat_chunks=self.remat_mini_batches,
                 implementation=self.implementation,
             )
 
-        dims: Any = ("BH", "BH", "B", "B")
-        of_state = InnerState(*dims)
+        pending: Any = Pending("BH", None, None, None)  # type: ignore[arg-type]
+        of_state: Any = LearnerState("BH", None, None, pending, None, None, "B", "B")  # type: ignore[arg-type]
         ins = (*("B_H",) * 4, "_", "H", "H", of_state, "B")
         y, inner = each_device(scan, ins, ("B_H", of_state))(
             q, k, v, to_heads(rates), token_scale, self._inner_weights(), self._inner_norm(), inner, docs
@@ -302,6 +311,13 @@ class TTT(nnx.Module):
         if self.g_proj is not None:
             y = jax.nn.gelu(self.g_proj(x)) * y
         return finish(self.o_proj(y)), TTTState(inner, tail)
+
+    @property
+    def learner(self) -> Learner:
+        """What learns in the layer."""
+        hidden_sizes = tuple(layer.kernel.shape[-1] for layer in list(self.inner)[:-1])
+        norm = self.inner_norm is not None
+        return published.ttt(hidden_sizes, self.mini_batch_size, norm=norm, use_bias=self.inner_bias)
 
     def _rates(self, x, base):
         """`eta_ts = base * max(0, 1/(t+1) + learned[t]) * sigmoid(gate(x_s))`, as its factors of `s` and of `t`."""

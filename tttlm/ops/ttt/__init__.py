@@ -4,14 +4,14 @@ A `Learner` describes the model, its loss, its optimiser and its clocks; `learn`
 learners of the literature as descriptions, `models`, `losses` and `transforms` the parts to make others of.
 """
 
+from tttlm.ops.ttt import published
 from tttlm.ops.ttt.description import Clocks, Gate, Learner, Optimizer, Ridge
 from tttlm.ops.ttt.learn import IMPLEMENTATIONS, learn, supported
 from tttlm.ops.ttt.learner_state import LearnerInputs, LearnerState, init_learner_state
 from tttlm.ops.ttt.neighbors import Neighbors, neighbor_writes
 from tttlm.ops.ttt.problem import Implementation, Problem, Shapes
-from tttlm.ops.ttt.scan import ttt_scan
-from tttlm.ops.ttt.state import InnerLayer, InnerNorm, InnerState, init_inner_state
-from tttlm.ops.ttt.statistics import InnerStatistics, inner_statistics
+from tttlm.ops.ttt.state import InnerLayer, InnerNorm
+from tttlm.ops.ttt.statistics import InnerStatistics, learner_statistics
 
 __all__ = [
     "IMPLEMENTATIONS",
@@ -20,7 +20,6 @@ __all__ = [
     "Implementation",
     "InnerLayer",
     "InnerNorm",
-    "InnerState",
     "InnerStatistics",
     "Learner",
     "LearnerInputs",
@@ -30,11 +29,10 @@ __all__ = [
     "Problem",
     "Ridge",
     "Shapes",
-    "init_inner_state",
     "init_learner_state",
-    "inner_statistics",
     "learn",
+    "learner_statistics",
     "neighbor_writes",
+    "published",
     "supported",
-    "ttt_scan",
 ]

@@ -20,7 +20,6 @@ from jaxtyping import Array, Float
 from tttlm.ops.ttt.anchored import Tokens, anchored, move_anchor
 from tttlm.ops.ttt.chunks import Chunk
 from tttlm.ops.ttt.coefficients import coefficients
-from tttlm.ops.ttt.definition import Constants
 from tttlm.ops.ttt.description import Learner, Optimizer, Ridge
 from tttlm.ops.ttt.dual import dual
 from tttlm.ops.ttt.learner_state import LearnerState, Pending
@@ -28,6 +27,7 @@ from tttlm.ops.ttt.losses import half_square
 from tttlm.ops.ttt.model import activation as gelu_tanh
 from tttlm.ops.ttt.models import MLP, Normed, Residual
 from tttlm.ops.ttt.problem import Problem, Shapes, select
+from tttlm.ops.ttt.reference import Constants
 from tttlm.ops.ttt.state import InnerLayer, InnerNorm, InnerState
 
 

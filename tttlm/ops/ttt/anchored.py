@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from tttlm.ops.ttt.chunks import Chunk, over_chunks
-from tttlm.ops.ttt.definition import Constants, of_heads
 from tttlm.ops.ttt.description import Learner
 from tttlm.ops.ttt.learner_state import LearnerInputs, LearnerState, Window, carries_anchor
 from tttlm.ops.ttt.problem import Problem, select
+from tttlm.ops.ttt.reference import Constants, of_heads
 
 FREE_CHUNK = 64  # tokens of a chunk that no clock bounds
 

@@ -14,11 +14,11 @@ from jaxtyping import Array, Float
 from tttlm.ops.ttt.anchored import FREE_CHUNK, Pairs, Tokens, anchored, by, mix, move_anchor
 from tttlm.ops.ttt.chunks import Chunk, remat_scan
 from tttlm.ops.ttt.coefficients import coefficients
-from tttlm.ops.ttt.definition import Constants, Gates, by_head, flags_of, gradient, of_heads, take_step, token
 from tttlm.ops.ttt.description import Learner, Optimizer, Ridge
 from tttlm.ops.ttt.learner_state import LearnerState, Pending, read_weights
 from tttlm.ops.ttt.models import prediction
 from tttlm.ops.ttt.problem import Problem, Shapes, select
+from tttlm.ops.ttt.reference import Constants, Gates, by_head, flags_of, gradient, of_heads, take_step, token
 
 
 class Chunked:

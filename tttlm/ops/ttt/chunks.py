@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from tttlm.ops.ttt.definition import by_head, of_heads
 from tttlm.ops.ttt.learner_state import LearnerInputs, LearnerState
 from tttlm.ops.ttt.problem import Problem
+from tttlm.ops.ttt.reference import by_head, of_heads
 
 
 class Chunk(NamedTuple):

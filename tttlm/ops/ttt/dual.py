@@ -63,7 +63,7 @@ def dual(
     known_start: bool,
     remat_mini_batches: int,
 ) -> tuple[Float[Array, "B T H K"], InnerState]:
-    """See `tttlm.ops.ttt.ttt_scan`; `known_start`: no row stands within a mini-batch."""
+    """See `tttlm.ops.ttt.learn`; `known_start`: no row stands within a mini-batch."""
     if docs is not None:
         learning_rates = jnp.where(docs.real[..., None], learning_rates, 0)
     inputs = (queries, keys, values, learning_rates)

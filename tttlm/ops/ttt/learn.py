@@ -11,12 +11,12 @@ from tttlm.ops.documents import SegmentIds, document_in_progress, documents
 from tttlm.ops.target import target_platform
 from tttlm.ops.ttt.affine import Dual
 from tttlm.ops.ttt.chunked import Chunked
-from tttlm.ops.ttt.definition import Reference
 from tttlm.ops.ttt.delta import Delta
 from tttlm.ops.ttt.description import Learner, Ridge
 from tttlm.ops.ttt.learner_state import LearnerInputs, LearnerState, blank, init_learner_state
 from tttlm.ops.ttt.linear_scan import LinearScan
 from tttlm.ops.ttt.problem import Implementation, Problem, Shapes
+from tttlm.ops.ttt.reference import Reference
 
 # From the fastest on: None picks the first that supports the learner.
 IMPLEMENTATIONS: dict[str, Implementation] = {

@@ -1,9 +1,7 @@
-"""What the inner model is made of, and the state that goes from token to token."""
+"""What the inner model of TTT-Linear and TTT-MLP is made of, and what their dual form carries."""
 
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
@@ -35,11 +33,3 @@ class InnerState(NamedTuple):
     gradients: tuple[InnerLayer, ...]
     offset: Int[Array, "B"]
     document: Int[Array, "B"]
-
-
-def init_inner_state(weights: tuple[InnerLayer, ...], batch: int) -> InnerState:
-    """The state before the first token: every row has the initial `weights` `[H, ...]`, in float32 at least."""
-    dtype = jnp.promote_types(weights[0].kernel.dtype, jnp.float32)
-    rows = jax.tree.map(lambda w: jnp.broadcast_to(w.astype(dtype), (batch, *w.shape)), weights)
-    zeros = jnp.zeros((batch,), jnp.int32)
-    return InnerState(rows, jax.tree.map(jnp.zeros_like, rows), offset=zeros, document=zeros)

@@ -1,17 +1,21 @@
-"""What happens inside: how well the inner model learns, and how far it moves, along a sequence."""
+"""What happens inside a learner: how well its model learns, and how far it moves, along a sequence."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from tttlm.errors import InputError
 from tttlm.ops.documents import documents
-from tttlm.ops.ttt.model import activation, layer_norm
-from tttlm.ops.ttt.scan import ttt_scan
-from tttlm.ops.ttt.state import InnerLayer, InnerNorm, init_inner_state
+from tttlm.ops.ttt.description import Learner, Ridge
+from tttlm.ops.ttt.learn import learn
+from tttlm.ops.ttt.learner_state import LearnerInputs, LearnerState, init_learner_state, read_weights
+from tttlm.ops.ttt.models import prediction
+from tttlm.ops.ttt.problem import select
 
 QUARTERS = 4
+STRETCH = 16  # tokens between two looks at the weights, where no clock says how many
 
 
 class InnerStatistics(NamedTuple):
@@ -33,93 +37,101 @@ class InnerStatistics(NamedTuple):
     drift: Float[Array, "4"]
 
 
-def inner_statistics(
-    keys: Float[Array, "B T H K"],
-    values: Float[Array, "B T H K"],
-    learning_rates: Float[Array, "B T H"],
-    token_scale: Float[Array, "M"],
-    weights: tuple[InnerLayer, ...],
-    norm: InnerNorm | None,
+def learner_statistics(
+    learner: Learner,
+    inputs: LearnerInputs,
+    weights: Any,
     *,
+    slow: Any = None,
+    position_scale: Float[Array, "M"] | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
-    eps: float = 1e-6,
 ) -> InnerStatistics:
-    """Statistics of `ttt_scan` from its initial state; arguments as there.
+    """Statistics of `learn` from its initial state; arguments as there.
 
-    Padding does not count, nor do mini-batches in which a document starts after the first token, nor a last one that
-    is not full. A new document starts from the initial weights, and its drift with it.
+    The sequence is looked at in stretches of `learner.clocks.period` tokens, or of 16 where that is 1: losses are those
+    of a stretch's tokens at the weights before and after it, as queries read them. Padding does not count, nor do
+    stretches in which a document starts after the first token, nor a last one that is not full. The learning rate is
+    the mean of the rates, times the last position scale where there is one; 1 where a learner has no rates.
 
     Raises:
-        ValueError: the sequence is shorter than a mini-batch.
+        InputError: the sequence is shorter than a stretch.
     """
-    (batch, time), size = keys.shape[:2], token_scale.shape[0]
+    (batch, time, _, key_dim), value_dim = inputs.queries.shape, inputs.values.shape[-1]
+    size, writes = learner.clocks.period, learner.clocks.writes_per_token
+    size = STRETCH if size == 1 else size
     count = time // size
     if not count:
-        raise ValueError(f"statistics need a whole mini-batch, got {time} tokens for mini-batches of {size}")
-    inputs = (keys, values, learning_rates, token_scale, weights, norm)
-    dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(inputs))
-    keys, values, learning_rates, token_scale, weights, norm = jax.tree.map(lambda a: a.astype(dtype), inputs)
+        raise InputError(f"statistics need {size} tokens, a period of the learner's clocks, got {time}")
+    inputs, weights, slow, position_scale = _promoted(inputs, weights, slow, position_scale)
     segments = jnp.ones((batch, time), jnp.int32) if segment_ids is None else segment_ids
+    initial = init_learner_state(learner, weights, batch, key_dim, value_dim)
 
-    def by_mini_batch(a: Array) -> Array:
-        return a[:, : count * size].reshape(batch, count, size, *a.shape[2:]).swapaxes(0, 1)
+    def by_stretch(a: Array) -> Array:  # [B, T n, ...] to [N, B, size n, ...]
+        each = size * (a.shape[1] // time)
+        return a[:, : count * each].reshape(batch, count, each, *a.shape[2:]).swapaxes(0, 1)
 
-    def step(state, xs):
-        k, v, rates, segments = xs
+    def step(state: LearnerState, xs: tuple[LearnerInputs, Array]) -> tuple[LearnerState, tuple]:
+        x, segments = xs
         docs = documents(segments, state.document)
         assert docs is not None
-        fresh = docs.start[:, 0]
-        start = jax.tree.map(lambda w, s: jnp.where(_behind(fresh, s), w, s), weights, state.weights)
-        _, after = ttt_scan(
-            k,
-            k,
-            v,
-            rates,
-            token_scale,
-            weights,
-            norm,
-            state=state,
-            segment_ids=segments,
-            eps=eps,
-            implementation="dual",
+        again = docs.start[:, 0] | (learner.clocks.reset is not None)
+        start = select(again, _read(learner, initial, weights, slow), _read(learner, state, weights, slow))
+        _, after = learn(
+            learner, x, weights, slow=slow, position_scale=position_scale, state=state, segment_ids=segments
         )
-        counted = docs.real & jnp.all(docs.index == docs.index[:, :1], axis=1, keepdims=True)  # [B M]
-        sums = [
-            jnp.sum(jnp.where(counted[..., None], values, 0))
-            for values in (
-                _loss(start, norm, k, v, eps),
-                _loss(after.weights, norm, k, v, eps),
-                rates * token_scale[-1],
-            )
-        ]
-        moved = jax.tree.map(jnp.subtract, after.weights, jax.tree.map(lambda w: w[None], weights))
-        return after, (*sums, jnp.sum(counted) * k.shape[2], _norm(after.weights), _norm(moved))
+        end = _read(learner, after, weights, slow)
+        counted = docs.real & jnp.all(docs.index == docs.index[:, :1], axis=1, keepdims=True)
+        counted = jnp.repeat(counted, writes, axis=1)[:, :, None]  # [B, size n, 1]
+        sums = [jnp.sum(jnp.where(counted, a, 0)) for a in (_losses(learner, w, slow, x) for w in (start, end))]
+        rates = jnp.sum(jnp.where(counted, _rates(x, position_scale), 0))
+        moved = jax.tree.map(jnp.subtract, end, _read(learner, initial, weights, slow))
+        return after, (*sums, rates, jnp.sum(counted) * x.keys.shape[2], _norm(end), _norm(moved))
 
-    xs = jax.tree.map(by_mini_batch, (keys, values, learning_rates, segments))
-    _, (before, after, rates, counted, norms, drift) = jax.lax.scan(step, init_inner_state(weights, batch), xs)
+    xs = jax.tree.map(by_stretch, (inputs, segments))
+    _, (before, after, rates, counted, norms, drift) = jax.lax.scan(step, initial, xs)
     tokens = jnp.maximum(jnp.sum(counted), 1)
-    places = jnp.array([-(-count * quarter // QUARTERS) - 1 for quarter in range(1, QUARTERS + 1)])
+    quarters = jnp.array([-(-count * quarter // QUARTERS) - 1 for quarter in range(1, QUARTERS + 1)])
     means = (jnp.sum(before) / tokens, jnp.sum(after) / tokens, jnp.sum(rates) / tokens)
-    return InnerStatistics(*means, norms[-1], drift[places])
+    return InnerStatistics(*means, norms[-1], drift[quarters])
 
 
-def _loss(weights, norm: InnerNorm | None, k, v, eps: float) -> Float[Array, "B M H"]:
-    """`|k + LN(f(k; W)) - v|^2 / 2` of every token, with weights `[B, H, ...]`."""
-    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)  # [B H M K]
-    x = k
-    for i, layer in enumerate(weights):
-        x = (activation(x) if i else x) @ layer.kernel
-        x = x if layer.bias is None else x + layer.bias[..., None, :]
-    if norm is not None:
-        x = k + layer_norm(x, norm.scale[:, None], norm.bias[:, None], eps)
-    return 0.5 * jnp.sum((x - v) ** 2, axis=-1).swapaxes(1, 2)
+def _promoted(*trees: Any) -> Any:
+    dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(trees))
+    return jax.tree.map(lambda a: a.astype(dtype), trees)
 
 
-def _norm(weights) -> Float[Array, ""]:
+def _read(learner: Learner, state: LearnerState, weights: Any, slow: Any) -> Any:
+    """The weights that are read, of every row and head."""
+    if isinstance(learner.optimizer, Ridge):
+        ridge = jax.vmap(jnp.diag)(slow)
+        return (jnp.linalg.solve(state.weights.kk + ridge, state.weights.kv),)
+    if not learner.link_initial:
+        return state.anchor
+    of_head = lambda accumulated, initial: read_weights(learner, accumulated, initial)
+    return jax.vmap(jax.vmap(of_head), (0, None))(state.weights, weights)
+
+
+def _losses(learner: Learner, read: Any, slow: Any, x: LearnerInputs) -> Float[Array, "B Tn H"]:
+    """The loss of every write at these weights."""
+    if isinstance(learner.optimizer, Ridge):
+        predict, slow = (lambda w, slow, k: k @ w[0]), None
+    else:
+        predict = prediction(learner.model)
+    keys = x.keys if x.error_keys is None else x.error_keys
+    of_token = lambda w, s, k, v: learner.loss(predict(w, s, k), v)
+    over_heads = jax.vmap(of_token, (0, None if slow is None else 0, 0, 0))
+    over_tokens = jax.vmap(over_heads, (None, None, 0, 0))
+    return jax.vmap(over_tokens, (0, None, 0, 0))(read, slow, keys, x.values)
+
+
+def _rates(x: LearnerInputs, position_scale: Array | None) -> Float[Array, "B Tn H"]:
+    """The rate of every write, of several the mean."""
+    ones = jnp.ones(x.keys.shape[:3], x.keys.dtype)
+    leaves = [a.reshape(*ones.shape, -1).mean(-1) for a in jax.tree.leaves(x.rates)]
+    rates = sum(leaves) / len(leaves) if leaves else ones
+    return rates if position_scale is None else rates * position_scale[-1]
+
+
+def _norm(weights: Any) -> Float[Array, ""]:
     """The mean over rows and heads of the norm of all inner weights of a head."""
     return jnp.mean(jnp.sqrt(sum(jnp.sum(w**2, axis=tuple(range(2, w.ndim))) for w in jax.tree.leaves(weights))))
-
-
-def _behind(rows, like):
-    """`rows` `[B]` with axes behind its own, to choose among `like`."""
-    return rows.reshape(rows.shape + (1,) * (like.ndim - 1))
