@@ -17,6 +17,7 @@ from tttlm.ops.ttt.learner_state import LearnerInputs, LearnerState, blank, init
 from tttlm.ops.ttt.linear_scan import LinearScan
 from tttlm.ops.ttt.problem import Implementation, Problem, Shapes
 from tttlm.ops.ttt.reference import Reference
+from tttlm.ops.varying import varying_like
 
 # From the fastest on: None picks the first that supports the learner.
 IMPLEMENTATIONS: dict[str, Implementation] = {
@@ -74,18 +75,20 @@ def learn(
     dtype = jnp.result_type(jnp.float32, *jax.tree.leaves((inputs, weights, slow, position_scale)))
     cast = lambda tree: jax.tree.map(lambda a: a.astype(dtype), tree)
     (batch, _, _, key_dim), value_dim = inputs.queries.shape, inputs.values.shape[-1]
-    weights = cast(weights)
+    weights, slow, position_scale, state = varying_like(
+        (cast(weights), cast(slow), cast(position_scale), state), inputs.queries
+    )
     at_start = state is None
     if state is None:
-        state = init_learner_state(learner, weights, batch, key_dim, value_dim)
+        state = varying_like(init_learner_state(learner, weights, batch, key_dim, value_dim), inputs.queries)
     docs = documents(segment_ids, state.document)
     problem = Problem(
         learner=learner,
         inputs=inputs,
         weights=weights,
-        slow=cast(slow),
-        position_scale=cast(position_scale),
-        blank=blank(learner, weights, key_dim, value_dim),
+        slow=slow,
+        position_scale=position_scale,
+        blank=varying_like(blank(learner, weights, key_dim, value_dim), inputs.queries),
         state=state,
         docs=docs,
         at_start=at_start,
