@@ -12,11 +12,11 @@ import pytest
 from tests.training.small import small_config
 from tttlm.errors import InputError
 from tttlm.model import parameter_count
+from tttlm.planning import plan as planning
+from tttlm.planning import topologies
 from tttlm.planning.collectives import Collective, collectives
 from tttlm.planning.gpu_target import GPUS, target_config
 from tttlm.planning.plan import Plan, describe, make_plan
-from tttlm.training import plan as planning
-from tttlm.training import topologies
 from tttlm.training.devices import DEVICES, GIB
 
 ROOT = Path(__file__).parents[2]
