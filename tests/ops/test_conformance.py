@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.ops.learners import LEARNERS, B, H, K, M, T, make, piece
+from tttlm.ops.documents import documents
 from tttlm.ops.target import target_platform
 from tttlm.ops.ttt import IMPLEMENTATIONS, Shapes, init_learner_state, learn
 from tttlm.ops.ttt.statistics import _read, learner_statistics
@@ -129,3 +130,18 @@ def test_statistics_are_those_of_the_definition(name):
     rates = [np.mean(a) for a in jax.tree.leaves(inputs.rates)]
     close(found.learning_rate, np.mean(rates))
     assert found.loss_after < found.loss_before
+
+
+@pytest.mark.parametrize("name", ["kda", "titans_mlp", "lact_prenorm", "tnt_local_chunk"])
+def test_what_is_behind_its_length_changes_no_state(name):
+    learner = LEARNERS[name]
+    inputs, weights, options = make(learner)
+    lengths = (7, 13)
+    ids = jnp.where(jnp.arange(T) < jnp.array(lengths)[:, None], 1, 0)
+    docs = documents(ids, lengths=jnp.array(lengths))
+    run = lambda x, docs, how: learn(learner, x, weights, **options, segment_ids=docs, implementation=how)[1]
+    found = jax.jit(lambda x: run(x, docs, FAST[name]))(inputs)
+    for row, length in enumerate(lengths):
+        of_row = lambda tree, row=row: jax.tree.map(lambda a: a[row : row + 1], tree)
+        alone = jax.jit(lambda x: run(x, None, "reference"))(of_row(piece(learner, inputs, 0, length)))
+        close(of_row(found), alone)
