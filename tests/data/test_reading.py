@@ -94,7 +94,6 @@ def zipped(text: bytes) -> bytes:
         ("a.jsonl", '{"text": "x"}'.encode("utf-16"), "UTF-16"),
         ("a.txt.zst", b"no archive", "it is no Zstandard archive"),
     ],
-    ids=str,
 )
 def test_what_is_no_text_is_refused_by_name_before_anything_is_written(
     tmp_path: Path, name: str, data: bytes, said: str
