@@ -15,7 +15,11 @@ MODELS = {
     "ttt_mlp": replace(BASE, mixers=("ttt_mlp",)),
     "mamba": replace(BASE, mixers=("mamba",), num_layers=8, intermediate_size=0),
     "mamba2": replace(
-        BASE, mixers=("mamba2",), num_layers=8, intermediate_size=0, mamba2=Mamba2Config(head_dim=32, state_size=32)
+        BASE,
+        mixers=("mamba2",),
+        num_layers=8,
+        intermediate_size=0,
+        mamba2=Mamba2Config(head_dim=32, state_size=32, chunk_size=256),
     ),
     "hybrid": replace(
         BASE, mixers=("ttt_linear", "sliding_attention"), attention=AttentionConfig(num_kv_heads=2, sliding_window=64)
