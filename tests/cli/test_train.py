@@ -75,6 +75,11 @@ def test_eval_scores_held_out_text_and_files_the_same_however_it_is_asked(traine
     ]
     assert scores[0]["bytes"] == scores[0]["tokens"] == 1280
     assert scores[0]["loss"] == pytest.approx(scores[1]["loss"], rel=1e-5)
+    asked = ("--text", text, "--json", "--adapt.learning_rate", "0.1")
+    static, dynamic = json.loads(command("eval.py", folder / "run", *asked).stdout)["scores"]
+    assert static == scores[1]
+    assert dynamic["tokens"] == 1280
+    assert dynamic["loss"] < static["loss"] - 0.2  # text that repeats itself is learned
     table = command("eval.py", folder / "run", "--text", text).stdout
     assert "bits per byte" in table
     assert str(text) in table
