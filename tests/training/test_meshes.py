@@ -153,5 +153,5 @@ def test_explain_counts_what_a_device_of_a_larger_machine_holds():
         assert "2 x 16 x 16" in row
         assert "-, fsdp, tensor" in row
         assert row.endswith(f" {2 * 16 * 16 * 4 // 8}")
-    assert rows["params/norm/scale"].split()[-2:] == ["whole", "64"]
+    assert rows["params/norm/scale"].split()[-2:] == ["replicated", "64"]
     assert all(any(line.startswith(part) for line in lines) for part in ("parameters ", "optimiser state ", "all "))

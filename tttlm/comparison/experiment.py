@@ -32,7 +32,7 @@ class CompareConfig:
     """What all models of a comparison share; the models themselves are the file's `models`."""
 
     output: OutputPath = "runs/compare"
-    """The folder that everything is written to; taken up again if it was begun before."""
+    """The folder that everything is written to; resumed if it exists."""
     data: FilePath = ""
     """Text to train on, files or a folder, or a folder that was prepared; empty: what train.data says."""
     test: FilePath = ""

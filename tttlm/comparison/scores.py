@@ -76,13 +76,13 @@ class Job:
 
 
 def score_key(run: TrainConfig, test: Path, settings: PositionsConfig) -> dict[str, Any]:
-    """What a score depends on: one with another key is made again."""
+    """What a score depends on: one with another key is computed again."""
     text = read_manifest(test).fingerprint
     return {"step": run.steps, "trained": run.sequence_length, "text": text, **asdict(settings)}
 
 
 def read_score(folder: Path, key: dict[str, Any]) -> dict[str, Any] | None:
-    """The score in a run's folder, if it is the one of that key and as it was written; otherwise it is made again."""
+    """The score in a run's folder, if it has that key and is as it was written; else None, and it is computed again."""
     try:
         record = read_record(folder / SCORES, ScoreRecord, advice="")
     except InputError:
@@ -166,7 +166,7 @@ def make_score(
 
 
 def step_memory(config: TrainConfig) -> int | None:
-    """Bytes a device needs for the compiled step: parameters, moments, batch, and all in between; None if not told."""
+    """Bytes of a device for the compiled step: parameters, optimiser state, batch, temporaries. None if unknown."""
     mesh = make_mesh(config.mesh)
     model = Model(config.model)
     ids = jax.ShapeDtypeStruct((config.batch_size, config.sequence_length), jnp.int32)

@@ -27,7 +27,7 @@ class Run:
     """What a run has come to.
 
     Attributes:
-        folder: where it lies.
+        folder: its path.
         config: what it was trained with.
         step: the step of the checkpoint that was read.
         model: the language model with the parameters of that step.
@@ -63,7 +63,7 @@ class Run:
         return folder
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the run, which lies in its own folder."""
+        """The tokenizer of the run, from the run's own folder."""
         return self.folder.read_tokenizer()
 
     def held_out(self, limit: int = 0) -> Iterator[Document]:

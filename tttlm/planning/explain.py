@@ -1,4 +1,4 @@
-"""Where every array of a training state lies, as a table; nothing is computed and no data is read."""
+"""How every array of a training state is sharded, as a table; nothing is computed and no data is read."""
 
 import math
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from tttlm.training.sharding import check_mesh, imagined_mesh, path_name
 from tttlm.training.step import Model, TrainState, abstract_state
 
 Row = tuple[str, str, str, str, str]
-HEAD: Row = ("path", "shape", "dtype", "shared over", "bytes a device")
+HEAD: Row = ("path", "shape", "dtype", "sharded over", "bytes a device")
 
 
 def explain(config: TrainConfig) -> list[str]:
@@ -35,8 +35,8 @@ def explain(config: TrainConfig) -> list[str]:
         )
     lines.append("")
     for name, part in (("parameters", state.params), ("optimiser state", state.opt_state), ("all", state)):
-        whole, here = (sum(f(x) for x in jax.tree.leaves(part)) for f in (_whole_bytes, _bytes))
-        lines.append(f"{name:16}{here / GIB:8.3f} GiB a device, {whole / GIB:8.3f} GiB in all")
+        total, here = (sum(f(x) for x in jax.tree.leaves(part)) for f in (_total_bytes, _bytes))
+        lines.append(f"{name:16}{here / GIB:8.3f} GiB a device, {total / GIB:8.3f} GiB in all")
     return lines
 
 
@@ -44,13 +44,13 @@ def _rows(state: TrainState) -> Iterator[Row]:
     for path, x in jax.tree_util.tree_leaves_with_path(state):
         axes = [*x.sharding.spec, *[None] * (x.ndim - len(x.sharding.spec))]
         spec = ", ".join("-" if a is None else a if isinstance(a, str) else "*".join(a) for a in axes)
-        shared = spec if any(axes) else "whole"
-        yield path_name(path), " x ".join(map(str, x.shape)) or "scalar", x.dtype.name, shared, f"{_bytes(x):,}"
+        sharded = spec if any(axes) else "replicated"
+        yield path_name(path), " x ".join(map(str, x.shape)) or "scalar", x.dtype.name, sharded, f"{_bytes(x):,}"
 
 
 def _bytes(x: jax.ShapeDtypeStruct) -> int:
     return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
 
 
-def _whole_bytes(x: jax.ShapeDtypeStruct) -> int:
+def _total_bytes(x: jax.ShapeDtypeStruct) -> int:
     return math.prod(x.shape) * x.dtype.itemsize

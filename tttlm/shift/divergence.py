@@ -142,14 +142,14 @@ def count_divergence(a: Any, b: Any, *, smoothing: float = 0.5, permutations: in
 
     The probability of token `v` is `(count_v + smoothing) / (total + smoothing V)`. The value is biased upwards, as
     rare tokens differ by chance. Counts by document therefore also get a p-value for Jensen-Shannon: documents are
-    dealt to the two samples anew and again, which respects that a document's tokens belong together. Their intervals
-    leave out groups of documents; counts of whole samples have the interval of independent tokens, which is too narrow
-    for text.
+    dealt to the two samples at random, many times, which respects that a document's tokens belong together. Their
+    intervals leave out groups of documents; counts of whole samples have the interval of independent tokens, which is
+    too narrow for text.
 
     Args:
         a, b: counts `[documents, V]`, or `[V]` of the whole sample.
         smoothing: what is added to every count; with 0 a divergence can be infinite.
-        permutations: how often documents are dealt anew; 0 leaves the p-value out.
+        permutations: number of random assignments of the documents; 0 leaves the p-value out.
         seed: of permutations and groups.
 
     Raises:

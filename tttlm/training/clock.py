@@ -15,7 +15,7 @@ class Totals:
     Attributes:
         tokens_seen: targets that counted in the loss of an update.
         flops: floating-point operations by the model's own formula, three times the forward pass.
-        seconds: time of training; compiling, evaluating and starting anew are left out.
+        seconds: time of training; compiling, evaluating and restarting are left out.
     """
 
     tokens_seen: int = 0

@@ -1,4 +1,4 @@
-"""Where every array of a run lives: the mesh of devices, and rules from a parameter's path to its sharding."""
+"""How every array of a run is sharded: the mesh of devices, and rules from a parameter's path to its sharding."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -49,10 +49,10 @@ def _sizes(config: MeshConfig, devices: int) -> tuple[int, ...]:
 
 
 def check_mesh(mesh: Mesh | AbstractMesh, config: TrainConfig) -> None:
-    """Refuses a run that the mesh cannot share evenly.
+    """Refuses a run that cannot be sharded evenly over the mesh.
 
     Raises:
-        InputError: rows, tokens, heads or channels do not divide by the devices that share them.
+        InputError: rows, tokens, heads or channels are not divisible by the number of devices they are sharded over.
     """
     model, size = config.model, mesh.shape
     shares = size["data"] * size["fsdp"]
@@ -60,7 +60,7 @@ def check_mesh(mesh: Mesh | AbstractMesh, config: TrainConfig) -> None:
     if rows % shares:
         raise InputError(
             f"batch_size / accumulate = {rows} rows is not divisible by the {shares} devices of mesh.data x mesh.fsdp: "
-            "mesh.context and mesh.tensor share what is in a row"
+            "mesh.context and mesh.tensor shard what is in a sequence"
         )
     tokens, rest = divmod(config.sequence_length, size["context"])
     if rest:
@@ -94,7 +94,7 @@ def parameter_spec(model: ModelConfig, path: str, shape: Sequence[int], mesh: Me
     within a mixer, as they are used.
 
     Where `tensor` does not divide its dimension it is left out; `fsdp` and `context`, which only store, go to the
-    largest dimension that they divide. Vectors are not shared over them: gathering one takes longer than it is worth.
+    largest dimension that they divide. Vectors are not sharded over them: gathering one takes longer than it is worth.
     """
     first = 1 if STACKED.search(path) else 0
     rule = parameter_axes(model, path, len(shape) - first)
@@ -118,7 +118,7 @@ def parameter_spec(model: ModelConfig, path: str, shape: Sequence[int], mesh: Me
 
 
 def tree_shardings(model: ModelConfig, tree: Any, mesh: Mesh | AbstractMesh) -> Any:
-    """A sharding for every array of a training state; optimiser moments lie where their parameter lies.
+    """A sharding for every array of a training state; the optimiser state is sharded as its parameter is.
 
     The moments of Adam have the parameter's path as the end of their own, so the same rules find them.
     """

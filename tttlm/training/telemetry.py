@@ -56,7 +56,7 @@ def named(measured: Measured) -> dict[str, float]:
 
 
 def device_memory() -> dict[str, float]:
-    """The most memory that the fullest device of this process has needed so far, in GiB, where it is told."""
+    """Peak memory of the fullest device of this process in GiB, where the device reports it."""
     peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
     known = [peak for peak in peaks if peak is not None]
     return {"device_memory": max(known) / 2**30} if known else {}
