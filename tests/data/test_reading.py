@@ -291,9 +291,10 @@ def without_privileges() -> None:
 @pytest.fixture
 def nobody(tmp_path: Path):
     """Runs as somebody whom the permissions of a file concern."""
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        if folder != Path("/tmp"):
-            folder.chmod(0o777)
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_uid == os.getuid() and not folder.stat().st_mode & 0o001:
+            folder.chmod(folder.stat().st_mode | 0o011)
+    tmp_path.chmod(0o777)
     yield without_privileges
     if os.getuid() == 0:
         os.seteuid(0)

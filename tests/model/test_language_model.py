@@ -164,7 +164,7 @@ BAD = {
         lambda: ModelConfig(mixers=("ttt_mlp",), ttt=TTTConfig(learned_start=False)),
         "ttt_mlp needs model.ttt.learned_start",
     ),
-    "mini-batch": (lambda: ModelConfig(ttt=TTTConfig(mini_batch_size=0)), "mini_batch_size must be at least 1"),
+    "mini-batch": (lambda: ModelConfig(ttt=TTTConfig(mini_batch_size=0)), "mini_batch_size' must be at least 1"),
 }
 
 

@@ -111,8 +111,8 @@ class Mamba2(nnx.Module):
         num_heads = inner // head_dim
         if inner % head_dim or num_heads % num_groups or inner % norm_groups:
             raise ValueError(
-                f"head_dim and norm_groups must divide the {inner} channels, and groups the heads; "
-                f"got head_dim {head_dim}, norm_groups {norm_groups}, groups {num_groups}"
+                f"head_dim and norm_groups must divide the {inner} channels, and num_groups the heads; "
+                f"got head_dim {head_dim}, norm_groups {norm_groups}, num_groups {num_groups}"
             )
         self.inner, self.num_heads, self.num_groups, self.state_size = inner, num_heads, num_groups, state_size
         self.dt_limit = dt_limit

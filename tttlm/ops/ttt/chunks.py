@@ -87,7 +87,8 @@ def over_chunks(
         by_chunk = split(index)
         before = jnp.concatenate([jnp.zeros((1, batch), index.dtype), by_chunk[:-1, :, -1]])
         reset = by_chunk[:, :, 0] != before
-        if slots > 1 and not problem.aligned:
+        # A promise about the clocks says where documents start in a chunk only if chunks begin with the clocks.
+        if slots > 1 and not (problem.aligned and clocked and period % size == 0):
             late = by_chunk
             any_late = jnp.any(by_chunk != by_chunk[:, :, :1], axis=(1, 2))
     chunks = Chunk(

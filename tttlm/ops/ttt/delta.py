@@ -42,9 +42,11 @@ class Delta:
             return "the WY form needs the gradient at every token's own weights, and no resets or query projection"
         if learner.loss is not dot and learner.loss not in SLOPES:
             return "the WY form needs a loss of half_square, square or dot"
-        shaped = optimizer.momentum or optimizer.transform or optimizer.step_size or learner.link
+        shaped = (
+            optimizer.momentum or optimizer.transform or optimizer.step_size or optimizer.position_scale or learner.link
+        )
         if shaped or learner.window > 1 or optimizer.rate == "matrix":
-            return "the WY form has no momentum, transform, step size, link, window or rates per matrix"
+            return "the WY form has no momentum, transform, step size, position scale, link, window or rates per matrix"
         if learner.clocks.visible != "at_step":
             return "the WY form reads after a token's own write"
         return None

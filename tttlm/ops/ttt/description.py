@@ -232,8 +232,8 @@ def _meaningless_optimizer(learner: Learner, optimizer: Optimizer) -> list[tuple
             f"a window needs rate 'token', [B, T, H, window], got {optimizer.rate!r}",
         ),
         (
-            scaled and (clocks.anchor in (None, 1) or clocks.step > 1 or clocks.visible != "at_step"),
-            "position_scale counts tokens since the anchor moved: it needs an anchor above 1 and steps of one token",
+            scaled and (clocks.anchor is None or clocks.step > 1 or clocks.visible != "at_step"),
+            "position_scale counts tokens since the anchor moved: it needs an anchor and steps of one token",
         ),
         (
             scaled and (shaped or optimizer.decay is not None or learner.link is not None),
