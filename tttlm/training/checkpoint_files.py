@@ -207,7 +207,7 @@ def check_path(folder: Path) -> None:
     """Refuses a folder that checkpoints cannot be read back from, by saving a small one there and reading it.
 
     The libraries that write checkpoints take some names for patterns or addresses. The folder need not exist; what is
-    made for the trial is removed.
+    made for the trial is removed. Where several processes train together only the name is checked.
 
     Raises:
         InputError: what was written cannot be read back, or nothing can be written.
@@ -218,6 +218,8 @@ def check_path(folder: Path) -> None:
             f"{folder}: the library that writes checkpoints reads {pattern!r} in a path as part of a pattern: "
             "choose another --run"
         )
+    if jax.process_count() > 1:
+        return  # saving waits for every process; the first checkpoint of the run is read back all the same
     value = np.arange(3, dtype=np.float32)
     made: Path | None = None
     try:

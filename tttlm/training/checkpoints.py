@@ -22,7 +22,6 @@ from tttlm.training.checkpoint_files import (
     is_checkpoint,
     read_arrays,
     read_facts,
-    reading,
     saved_steps,
 )
 from tttlm.training.cluster import first_of, is_first, say
@@ -47,7 +46,8 @@ class Checkpoints:
     Each holds `params` and `rest` (optimiser and counters), apart, so that parameters load alone, a digest of every
     array, and one of what is written beside them. A checkpoint appears under its name when it is whole; a process
     killed while writing leaves nothing that a later one could take for a checkpoint. What was written is read back
-    before it is called saved: the first one of a process in full where it is small, others in their listing of arrays.
+    before it is called saved: the first one of a process in full where it is small and the process trains alone, others
+    in their listing of arrays.
 
     Other files and folders beside the checkpoints are left alone.
 
@@ -64,13 +64,12 @@ class Checkpoints:
         self._saving: tuple[int, Facts, dict[str, Any]] | None = None
         self._read_back = False
         try:
-            with reading():
-                self._orbax = ocp.training.Checkpointer(
-                    folder.absolute(), preservation_policy=_Kept(config, folder), cleanup_tmp_directories=True
-                )
-        except (Damaged, Unreadable) as error:
+            self._orbax = ocp.training.Checkpointer(
+                folder.absolute(), preservation_policy=_Kept(config, folder), cleanup_tmp_directories=True
+            )
+        except Exception as error:
             raise InputError(
-                f"{folder} cannot be used ({error}): nothing was changed, try again once it can be"
+                f"{folder} cannot be used ({first_cause(error)}): nothing was changed, try again once it can be"
             ) from None
 
     def save(self, step: int, params: Any, rest: Any, totals: dict[str, Any]) -> None:
@@ -175,10 +174,9 @@ class Checkpoints:
         """
         cause = ""
         try:
-            with reading():
-                self._orbax.wait()
-        except (Damaged, Unreadable, InputError) as error:
-            cause = str(error)
+            self._orbax.wait()
+        except Exception as error:
+            cause = first_cause(error)
         if not cause and self._saving is not None:
             cause = self._check(*self._saving)
         if cause := first_of(cause):
@@ -189,10 +187,12 @@ class Checkpoints:
         """Reads back what was saved; what is wrong with it, "" for nothing."""
         path = self._folder / str(step)
         try:
-            if read_facts(path) != facts:
+            if read_facts(path) != facts and is_first():  # the first process's totals are the ones that were written
                 return "its description reads back otherwise"
             check_listing(path, facts)
-            if not self._read_back and sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(like)) <= _READ_BACK:
+            alone = jax.process_count() == 1  # digests are computed by all processes together, or by none
+            size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(like))
+            if alone and not self._read_back and size <= _READ_BACK:
                 read_arrays(path, facts, like)
                 self._read_back = True
         except (Damaged, Unreadable, InputError) as error:
