@@ -39,7 +39,8 @@ class Dual:
         optimizer, clocks = learner.optimizer, learner.clocks
         if isinstance(optimizer, Ridge) or _parts(learner.model) is None:
             return "the dual form needs an MLP, perhaps with a slow norm and a residual, and steps"
-        if clocks.anchor == 1 or clocks.step > 1 or clocks.writes_per_token > 1 or clocks.visible != "at_step":
+        moving = clocks.anchor == 1 and not optimizer.position_scale
+        if moving or clocks.step > 1 or clocks.writes_per_token > 1 or clocks.visible != "at_step":
             return "the dual form needs steps of one token and one write, read at once, from an anchor that stays"
         if optimizer.transform or learner.link or learner.error_keys or optimizer.rate not in (None, "token"):
             return "the dual form has no transform, link, error keys, or rates but one for each token"
