@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from tttlm.ops.documents import Documents, num_positions
+from tttlm.ops.ttt.chunks import remat_scan
 from tttlm.ops.ttt.model import activation, activation_gradient, layer_norm, loss_gradient
 from tttlm.ops.ttt.state import InnerLayer, InnerNorm, InnerState
 
@@ -94,7 +95,7 @@ def _whole(queries, keys, values, learning_rates, token_scale, weights, norm, st
 
         tokens = Tokens(*(_to_mini_batches(a[:, :full], count, size) for a in inputs))
         places = None if index is None else _places(index[:, :full], count, size)
-        current, out = _remat_scan(step, current, (tokens, places), group)
+        current, out = remat_scan(step, current, (tokens, places), group)
         outputs.append(_from_mini_batches(out, queries.shape[2]))
     if rest:
         tokens = Tokens(*(_to_mini_batches(a[:, full:], 1, rest)[0] for a in inputs))
@@ -144,27 +145,11 @@ def _extend(queries, keys, values, learning_rates, token_scale, weights, norm, s
         return (_select(complete, stepped, current), _select(complete, jax.tree.map(jnp.zeros_like, sums), sums)), out
 
     carry = state.weights, state.gradients
-    (current, accumulated), out = _remat_scan(step, carry, (tokens, places, complete), group)
+    (current, accumulated), out = remat_scan(step, carry, (tokens, places, complete), group)
     out = jax.vmap(lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, time))(
         _from_mini_batches(out, queries.shape[2]), first
     )
     return out, InnerState(current, accumulated, after % size, state.document)
-
-
-def _remat_scan(step, carry, xs, group):
-    """`jax.lax.scan` whose backward pass has kept the carry before every `group` steps, and computes the rest again."""
-    step = jax.checkpoint(step, prevent_cse=False)
-    groups, rest = divmod(len(jax.tree.leaves(xs)[0]), group)
-    if group == 1 or not groups:
-        return jax.lax.scan(step, carry, xs)
-    several = jax.checkpoint(lambda carry, xs: jax.lax.scan(step, carry, xs), prevent_cse=False)
-    grouped = jax.tree.map(lambda a: a[: groups * group].reshape(groups, group, *a.shape[1:]), xs)
-    carry, ys = jax.lax.scan(several, carry, grouped)
-    ys = jax.tree.map(lambda a: a.reshape(groups * group, *a.shape[2:]), ys)
-    if rest:
-        carry, last = jax.lax.scan(step, carry, jax.tree.map(lambda a: a[groups * group :], xs))
-        ys = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ys, last)
-    return carry, ys
 
 
 def _mini_batch(current, accumulated, weights, norm, tokens, places, scale, eps, step=None):
