@@ -27,7 +27,7 @@ BAD = {
     "plain steps": lambda: Learner(optimizer=Optimizer(transform=Muon()), clocks=Clocks(writes_per_token=2)),
     "step_size": lambda: Learner(optimizer=Optimizer(step_size=True), clocks=Clocks(anchor=4, step=4)),
     "needs rate 'token'": lambda: Learner(optimizer=Optimizer(rate="value"), window=2),
-    "position_scale counts": lambda: Learner(optimizer=Optimizer(position_scale=True)),
+    "position_scale counts": lambda: Learner(optimizer=Optimizer(position_scale=True), clocks=Clocks(anchor=None)),
     "position_scale steps": lambda: Learner(
         optimizer=Optimizer(position_scale=True, decay=Gate()), clocks=Clocks(anchor=4)
     ),
