@@ -76,6 +76,9 @@ class Mixer(ABC, Generic[S]):
     has_inner_model: ClassVar[bool] = False
     """Whether the layer learns at test time: its calls take `inner_learning_rate_multiplier`, and its method
     `inner_statistics` measures what was learned."""
+    extends_on_boundary: ClassVar[bool] = False
+    """Whether the layer's `extend` takes `on_boundary`, a promise that every sequence has had a multiple of `alignment`
+    tokens, and is faster for it."""
     inner_warmup_start: ClassVar[float] = 1.0
     """What the inner learning rate is multiplied by at the first training step, where nothing else is asked for."""
     replaces_feed_forward: ClassVar[bool] = False

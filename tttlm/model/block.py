@@ -60,6 +60,7 @@ class Block(nnx.Module):
             else None
         )
         self.has_inner_model = mixer.has_inner_model
+        self.extends_on_boundary = mixer.extends_on_boundary
 
     def __call__(
         self,
@@ -67,9 +68,14 @@ class Block(nnx.Module):
         state: BlockState | None,
         segment_ids: SegmentIds,
         inner_learning_rate_multiplier: float | Float[Array, ""],
+        on_boundary: bool = False,
     ) -> tuple[Float[Array, "B T D"], BlockState | None]:
         """From `state`, or without one from the first token; returns the stream and the next state."""
-        options = {"inner_learning_rate_multiplier": inner_learning_rate_multiplier} if self.has_inner_model else {}
+        options: dict[str, Any] = {}
+        if self.has_inner_model:
+            options["inner_learning_rate_multiplier"] = inner_learning_rate_multiplier
+        if self.extends_on_boundary and state is not None:
+            options["on_boundary"] = on_boundary
         docs = documents(segment_ids, None if state is None else state.mixer.document)
         h, x, tail = self._mixer_input(h, None if state is None else state.tail, docs)
         if state is None:

@@ -32,10 +32,10 @@ class Pattern(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.blocks = nnx.List(Block(config, mixer, rngs=rngs) for mixer in config.pattern)
 
-    def __call__(self, h, states, segment_ids, multiplier):
+    def __call__(self, h, states, segment_ids, multiplier, on_boundary=False):
         after = []
         for i, block in enumerate(self.blocks):
-            h, state = block(h, None if states is None else states[i], segment_ids, multiplier)
+            h, state = block(h, None if states is None else states[i], segment_ids, multiplier, on_boundary)
             after.append(state)
         return h, None if states is None else tuple(after)
 
@@ -131,14 +131,20 @@ class LanguageModel(nnx.Module):
         *,
         lengths: Int[Array, "B"] | None = None,
         mask: Bool[Array, "B T"] | None = None,
+        on_boundary: bool = False,
+        inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
     ) -> tuple[Float[Array, "B T V"], State]:
         """Logits of tokens that go on from `state`, and the next state; arguments as for a call.
+
+        `on_boundary` is a promise that every sequence has had a multiple of `config.alignment` tokens, and saves mixers
+        with mini-batches what it costs to start within one.
 
         Raises:
             InputError: an attention cache has no room for them. Where this is compiled and offsets are not known, the
                 logits of tokens past its room are NaN instead.
         """
-        h, state = self._run(tokens, state, segment_ids, lengths, mask, 1.0)
+        multiplier = inner_learning_rate_multiplier
+        h, state = self._run(tokens, state, segment_ids, lengths, mask, multiplier, on_boundary=on_boundary)
         return self.head(h), state
 
     def extend_features(
@@ -147,13 +153,16 @@ class LanguageModel(nnx.Module):
         state: State,
         segment_ids: Int[Array, "B T"] | None = None,
         *,
+        lengths: Int[Array, "B"] | None = None,
+        on_boundary: bool = False,
         inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
     ) -> tuple[Float[Array, "B T D"], State]:
-        """What the head reads of tokens that go on from `state`, and the next state; for training with a carried state.
+        """What the head reads of tokens that go on from `state`, and the next state; arguments as for `extend`.
 
-        Arguments as for `features`. The backward pass computes again what `config.remat` says.
+        The backward pass computes again what `config.remat` says.
         """
-        return self._run(tokens, state, segment_ids, None, None, inner_learning_rate_multiplier, remat=True)
+        multiplier = inner_learning_rate_multiplier
+        return self._run(tokens, state, segment_ids, lengths, None, multiplier, remat=True, on_boundary=on_boundary)
 
     def check_room(self, state: State, tokens: int | Int[Array, "B"]) -> None:
         """Refuses more tokens than a state has room for.
@@ -195,7 +204,7 @@ class LanguageModel(nnx.Module):
         """The state before the first token of `batch` rows; leaves are `[repeats, batch, ...]`."""
         return nnx.vmap(lambda pattern: pattern.init_state(batch), in_axes=0, out_axes=0)(self.stack)
 
-    def _run(self, tokens, state, segment_ids, lengths, mask, multiplier, *, remat=False):
+    def _run(self, tokens, state, segment_ids, lengths, mask, multiplier, *, remat=False, on_boundary=False):
         given = padding(tokens.shape, lengths, mask)
         carried = None if state is None else state[0].mixer.document[0]  # that of all blocks
         if given is None:
@@ -210,7 +219,7 @@ class LanguageModel(nnx.Module):
 
         def step(h, xs):
             parameters, state = xs
-            return nnx.merge(graph, parameters)(h, state, docs, multiplier)
+            return nnx.merge(graph, parameters)(h, state, docs, multiplier, on_boundary)
 
         if self.config.remat != "none" and (state is None or remat):
             step = jax.checkpoint(step, policy=REMAT_POLICIES[self.config.remat], prevent_cse=False)

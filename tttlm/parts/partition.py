@@ -18,7 +18,7 @@ apart.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -87,7 +87,8 @@ def to_stream(x: Shaped[Array, "B T E"]) -> Shaped[Array, "B T E"]:
 def each_device(function: Callable[..., Any], ins: Sequence[Any], outs: Any) -> Callable[..., Any]:
     """`function`, run by every device on its own shards of the arguments, with no communication but its own.
 
-    Loops over time stay on the device, and so does what a kernel or a branch decides from its sequences.
+    Loops over time stay on the device, and so does what a kernel or a branch decides from its sequences. Sequences or
+    tokens that their mesh axes do not divide, as the one token of a decoding step, are computed by every device.
 
     Args:
         function: from arrays to arrays; an argument may be a tree of them, or None.
@@ -97,8 +98,10 @@ def each_device(function: Callable[..., Any], ins: Sequence[Any], outs: Any) -> 
         return function
 
     def run(*arguments: Any) -> Any:
-        specs = tuple(None if argument is None else _specs(dims) for argument, dims in zip(arguments, ins, strict=True))
-        return jax.shard_map(function, in_specs=specs, out_specs=_specs(outs), check_vma=False)(*arguments)
+        pairs = list(zip(arguments, ins, strict=True))
+        whole = set().union(*(_undivided(argument, dims) for argument, dims in pairs if argument is not None))
+        specs = tuple(None if argument is None else _specs(dims, whole) for argument, dims in pairs)
+        return jax.shard_map(function, in_specs=specs, out_specs=_specs(outs, whole), check_vma=False)(*arguments)
 
     return run
 
@@ -227,9 +230,22 @@ def _dividing(x: Array, dims: str) -> str:
     return "".join(d if size % num_shards(d) == 0 else "_" for d, size in zip(dims, x.shape, strict=False))
 
 
+def _undivided(tree: Any, dims: Any) -> set[str]:
+    """Which of `B` and `T` their mesh axes do not divide in some array of a tree."""
+    found: set[str] = set()
+
+    def note(dims: str, part: Any) -> None:
+        for x in jax.tree.leaves(part):
+            found.update(d for d, size in zip(dims, x.shape, strict=False) if d in "BT" and size % num_shards(d))
+
+    jax.tree.map(note, dims, tree)
+    return found
+
+
 def _spec(dims: str) -> PartitionSpec:
     return PartitionSpec(*(_AXES_OF[d] or None for d in dims))
 
 
-def _specs(dims: Any) -> Any:
-    return jax.tree.map(_spec, dims)
+def _specs(dims: Any, whole: Set[str]) -> Any:
+    """A spec for every array; the dimensions `whole` are not sharded."""
+    return jax.tree.map(lambda d: _spec("".join("_" if c in whole else c for c in d)), dims)

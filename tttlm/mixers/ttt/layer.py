@@ -228,13 +228,15 @@ class TTT(nnx.Module):
         *,
         lengths: Int[Array, "B"] | None = None,
         mask: Bool[Array, "B T"] | None = None,
+        on_boundary: bool = False,
         inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
     ) -> tuple[Float[Array, "B T D"], TTTState]:
         """Goes on from `state` and returns the next one; however a sequence is cut, the outputs are the same.
 
-        Arguments are as for a call.
+        Arguments are as for a call, and `on_boundary`, a promise that every sequence has had a multiple of
+        `mini_batch_size` tokens: the cost of starting within a mini-batch is left out.
         """
-        return self._forward(x, state, segment_ids, lengths, mask, inner_learning_rate_multiplier)
+        return self._forward(x, state, segment_ids, lengths, mask, inner_learning_rate_multiplier, on_boundary)
 
     def init_state(self, batch: int) -> TTTState:
         """The state before the first token, for `batch` rows."""
@@ -282,7 +284,7 @@ class TTT(nnx.Module):
         v = split_heads(to_heads(self.v_proj(x)))
         return (q, k, v, *self._rates(x, self.inner_learning_rate * multiplier / self.head_dim)), tail
 
-    def _forward(self, x, state, segment_ids, lengths, mask, multiplier):
+    def _forward(self, x, state, segment_ids, lengths, mask, multiplier, on_boundary=False):
         carried = None if state is None else state.document
         x, docs, finish = read_sequences(x, segment_ids, carried, lengths, mask)
         (q, k, v, rates, token_scale), tail = self._inner_inputs(x, state, docs, multiplier)
@@ -297,6 +299,7 @@ class TTT(nnx.Module):
                 position_scale=token_scale,
                 state=state,
                 segment_ids=docs,
+                on_boundary=on_boundary,
                 remat_chunks=self.remat_mini_batches,
                 implementation=self.implementation,
             )

@@ -45,6 +45,7 @@ class TTTMixer(Mixer[TTTConfig]):
     Settings: ClassVar[type] = TTTConfig
     section: ClassVar[str] = "ttt"
     has_inner_model: ClassVar[bool] = True
+    extends_on_boundary: ClassVar[bool] = True
     changes_no_result: ClassVar[tuple[str, ...]] = ("remat_mini_batches",)
     inner_learning_rate_default: ClassVar[float]
     """The base inner learning rate of the paper."""

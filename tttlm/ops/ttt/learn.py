@@ -39,6 +39,7 @@ def learn(
     state: LearnerState | None = None,
     segment_ids: SegmentIds = None,
     aligned: bool = False,
+    on_boundary: bool = False,
     remat_chunks: int = 1,
     implementation: str | None = None,
 ) -> tuple[Float[Array, "B T H V"], LearnerState]:
@@ -59,6 +60,8 @@ def learn(
             Clocks count from the start of the row whatever the documents are.
         aligned: promise that every document starts where all clocks stand at zero, on a multiple of
             `learner.clocks.period`; what other documents would cost is left out, and their outputs are undefined.
+        on_boundary: promise that every row stands where all clocks are at zero, as rows do without a state: what other
+            rows would cost is left out, and their outputs are undefined.
         remat_chunks: the backward pass keeps the state before every so many chunks, and computes those in between
             again.
         implementation: name of one of `IMPLEMENTATIONS`; None picks the fastest that computes this learner.
@@ -78,7 +81,7 @@ def learn(
     weights, slow, position_scale, state = varying_like(
         (cast(weights), cast(slow), cast(position_scale), state), inputs.queries
     )
-    at_start = state is None
+    at_start = state is None or on_boundary
     if state is None:
         state = varying_like(init_learner_state(learner, weights, batch, key_dim, value_dim), inputs.queries)
     docs = documents(segment_ids, state.document)
