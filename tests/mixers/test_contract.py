@@ -11,12 +11,14 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tttlm.layers import TTTMLP, Attention, Mamba, Mamba2, TTTLinear
+from tttlm.layers import GLA, KDA, TTTMLP, Attention, DeltaNet, GatedDeltaNet, Mamba, Mamba2, TTTLinear
 
 WIDTH, TIME, MINI_BATCH, WINDOW = 16, 24, 4, 5
 F64 = {"dtype": jnp.float64, "param_dtype": jnp.float64}
 # Larger inner weights and rates than at the start of training, so that what is learned shows in the output.
 TTT_OPTIONS = {"mini_batch_size": MINI_BATCH, "inner_learning_rate": 4.0, "kernel_init": nnx.initializers.normal(0.4)}
+
+LARGE = {"kernel_init": nnx.initializers.normal(0.4), **F64}
 
 LAYERS = {
     "ttt_linear": lambda rngs: TTTLinear(WIDTH, 2, share_qk=True, gate=True, rngs=rngs, **TTT_OPTIONS, **F64),
@@ -37,6 +39,14 @@ LAYERS = {
     "mamba": lambda rngs: Mamba(WIDTH, state_size=4, chunk_size=5, rngs=rngs, **F64),
     "mamba2": lambda rngs: Mamba2(WIDTH, state_size=4, head_dim=8, num_groups=2, chunk_size=5, rngs=rngs, **F64),
 }
+# They share their code with each other, and tests/mixers/test_learners.py is quicker.
+LEARNERS = {
+    "deltanet": lambda rngs: DeltaNet(WIDTH, 2, rngs=rngs, **LARGE),
+    "gated_deltanet": lambda rngs: GatedDeltaNet(WIDTH, 2, rngs=rngs, **LARGE),
+    "kda": lambda rngs: KDA(WIDTH, 2, rngs=rngs, **LARGE),
+    "gla": lambda rngs: GLA(WIDTH, 2, rngs=rngs, **LARGE),
+}
+LAYERS |= LEARNERS
 
 
 class Case:
@@ -68,7 +78,7 @@ class Case:
 CASES: dict[str, Case] = {}
 
 
-@pytest.fixture(params=LAYERS)
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow if name in LEARNERS else ()) for name in LAYERS])
 def case(request, x64):
     if request.param not in CASES:
         CASES[request.param] = Case(request.param)

@@ -5,6 +5,30 @@
 The layers themselves are in `tttlm.mixers`, each beside what a language model knows of it.
 """
 
-from tttlm.mixers import TTT, TTTMLP, Attention, Mamba, Mamba2, TTTLinear
+from tttlm.mixers import (
+    GLA,
+    KDA,
+    TTT,
+    TTTMLP,
+    Attention,
+    DeltaNet,
+    GatedDeltaNet,
+    Mamba,
+    Mamba2,
+    MiniBatchTTT,
+    TTTLinear,
+)
 
-__all__ = ["TTT", "TTTMLP", "Attention", "Mamba", "Mamba2", "TTTLinear"]
+__all__ = [
+    "GLA",
+    "KDA",
+    "TTT",
+    "TTTMLP",
+    "Attention",
+    "DeltaNet",
+    "GatedDeltaNet",
+    "Mamba",
+    "Mamba2",
+    "MiniBatchTTT",
+    "TTTLinear",
+]

@@ -5,20 +5,26 @@ outside the package (`register`); docs/adding-a-mixer.md says how.
 """
 
 from tttlm.mixers.attention import Attention, AttentionConfig
+from tttlm.mixers.learners import GLA, KDA, TTT, DeltaNet, GatedDeltaNet
 from tttlm.mixers.mamba import Mamba, MambaConfig
 from tttlm.mixers.mamba2 import Mamba2, Mamba2Config
 from tttlm.mixers.registry import Mixer, ModelShape, mixer_names, register, registered, section_of
-from tttlm.mixers.ttt import TTT, TTTMLP, TTTConfig, TTTLinear
+from tttlm.mixers.ttt import TTTMLP, MiniBatchTTT, TTTConfig, TTTLinear
 
 __all__ = [
+    "GLA",
+    "KDA",
     "TTT",
     "TTTMLP",
     "Attention",
     "AttentionConfig",
+    "DeltaNet",
+    "GatedDeltaNet",
     "Mamba",
     "Mamba2",
     "Mamba2Config",
     "MambaConfig",
+    "MiniBatchTTT",
     "Mixer",
     "ModelShape",
     "TTTConfig",

@@ -72,3 +72,23 @@ def num_positions(docs: Documents | None, time: int) -> int | Int[Array, "B"]:
 def document_in_progress(carried: Int[Array, "B"], docs: Documents | None) -> Int[Array, "B"]:
     """The id to carry on; without `segment_ids` every token belongs to the document in progress, or to document 1."""
     return jnp.where(carried == 0, 1, carried) if docs is None else docs.last
+
+
+def positions_in_document(
+    docs: Documents | None, time: int, carried: Int[Array, "B"]
+) -> tuple[Int[Array, "B T"], Int[Array, "B"]]:
+    """How many positions of its document are before every token, and before the token after the last.
+
+    Args:
+        docs: the documents; None where all is one.
+        time: tokens `T`.
+        carried: positions of the document in progress that were taken before the first token.
+    """
+    positions = carried[:, None] + jnp.arange(time, dtype=jnp.int32)
+    if docs is None:
+        return positions, carried + time
+    starts = jax.lax.cummax(jnp.where(docs.start, positions, 0), axis=1)
+    begun = docs.index > 0
+    after = carried + num_positions(docs, time)
+    after = after - jnp.where(begun[:, -1], starts[:, -1], 0)
+    return jnp.where(begun, positions - starts, positions), after

@@ -80,7 +80,7 @@ class InnerLayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((num_heads, head_dim), param_dtype))
 
 
-class TTT(nnx.Module):
+class MiniBatchTTT(nnx.Module):
     """A TTT layer with an inner MLP of any depth; `TTTLinear` and `TTTMLP` are its two published forms.
 
     Args:
@@ -354,14 +354,14 @@ class TTT(nnx.Module):
         )
 
 
-class TTTLinear(TTT):
+class TTTLinear(MiniBatchTTT):
     """TTT-Linear: the hidden state is a linear model `LN(x W + b)` for every head.
 
     >>> layer = TTTLinear(64, 4, rngs=nnx.Rngs(0))
     >>> layer(jnp.ones((2, 50, 64))).shape
     (2, 50, 64)
 
-    The arguments are those of `TTT`, whose inner model has no hidden layers here.
+    The arguments are those of `MiniBatchTTT`, whose inner model has no hidden layers here.
     """
 
     def __init__(
@@ -410,14 +410,14 @@ class TTTLinear(TTT):
         )
 
 
-class TTTMLP(TTT):
+class TTTMLP(MiniBatchTTT):
     """TTT-MLP: the hidden state is an MLP with one hidden layer four times as wide as the head.
 
     >>> layer = TTTMLP(64, 4, rngs=nnx.Rngs(0))
     >>> y, state = layer.extend(jnp.ones((2, 50, 64)), layer.init_state(2))
 
-    The arguments are those of `TTT`, whose inner model has that hidden layer here and learned initial weights. The base
-    inner learning rate is 0.1 as in the paper.
+    The arguments are those of `MiniBatchTTT`, whose inner model has that hidden layer here and learned initial weights.
+    The base inner learning rate is 0.1 as in the paper.
     """
 
     def __init__(

@@ -8,14 +8,14 @@ from flax import nnx
 
 from tttlm.errors import InputError
 from tttlm.mixers.registry import Mixer, register
-from tttlm.mixers.ttt.layer import TTT, TTTMLP, TTTLinear
+from tttlm.mixers.ttt.layer import TTTMLP, MiniBatchTTT, TTTLinear
 from tttlm.parts.partition import CONV_KERNEL, FEATURES, FROM_FEATURES, TO_FEATURES
 from tttlm.ranges import Count, PositiveFloat
 
 
 @dataclass(frozen=True)
 class TTTConfig:
-    """Configuration of the mixers `ttt_linear` and `ttt_mlp`; see `TTT`."""
+    """Configuration of the mixers `ttt_linear` and `ttt_mlp`; see `MiniBatchTTT`."""
 
     mini_batch_size: Count = 16
     """Tokens of one inner step."""
@@ -143,7 +143,7 @@ class TTTLinearMixer(TTTMixer):
     def inner_sizes(self) -> tuple[int, ...]:
         return (self.model.hidden_size // self.model.num_heads,) * 2
 
-    def build(self, *, rngs: nnx.Rngs) -> TTT:
+    def build(self, *, rngs: nnx.Rngs) -> MiniBatchTTT:
         return TTTLinear(
             self.model.hidden_size,
             self.model.num_heads,
@@ -171,5 +171,5 @@ class TTTMLPMixer(TTTMixer):
         if not self.settings.learned_start:
             raise InputError("an inner MLP cannot learn from zeros: ttt_mlp needs model.ttt.learned_start")
 
-    def build(self, *, rngs: nnx.Rngs) -> TTT:
+    def build(self, *, rngs: nnx.Rngs) -> MiniBatchTTT:
         return TTTMLP(self.model.hidden_size, self.model.num_heads, rngs=rngs, **self.arguments)

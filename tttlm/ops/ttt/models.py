@@ -5,6 +5,7 @@ pytree of fast weights, which the learner updates; `slow` is a pytree of paramet
 changes, or None. Both belong to one head here, and have an axis `[H, ...]` in front everywhere else. A model may have
 
 - `init(key, num_heads, inputs, outputs)`, which makes initial fast weights `[H, ...]`;
+- `init_slow(num_heads, outputs)`, which makes initial slow parameters `[H, V]`;
 - `predict(weights, slow, x)`, where what the loss compares with the target is not what a query reads.
 """
 
@@ -140,6 +141,10 @@ class Residual:
         """The weights of the model inside."""
         return self.inner.init(key, num_heads, inputs, outputs)
 
+    def init_slow(self, num_heads: int, outputs: int) -> Any:
+        """The slow parameters of the model inside."""
+        return self.inner.init_slow(num_heads, outputs) if hasattr(self.inner, "init_slow") else None
+
 
 @dataclass(frozen=True)
 class Normed:
@@ -169,6 +174,11 @@ class Normed:
         """The weights of the model inside, and `γ` of zero where it is fast."""
         inner = self.inner.init(key, num_heads, inputs, outputs)
         return NormedWeights(inner, jnp.zeros((num_heads, outputs))) if self.fast_scale else inner
+
+    def init_slow(self, num_heads: int, outputs: int) -> InnerNorm | None:
+        """Scale of one and bias of zero, where they are slow."""
+        shape = (num_heads, outputs)
+        return None if self.fast_scale else InnerNorm(jnp.ones(shape), jnp.zeros(shape))
 
 
 def prediction(model: Any) -> Callable:

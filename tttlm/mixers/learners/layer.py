@@ -1,0 +1,354 @@
+"""The general layer: any learner between projections, with what papers put around theirs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial, reduce
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.typing import Dtype, Initializer
+from jaxtyping import Array, Bool, Float, Int
+
+from tttlm.errors import InputError
+from tttlm.mixers.learners.memory import Gates, Memory, Tokens
+from tttlm.ops.documents import SegmentIds, documents, positions_in_document
+from tttlm.ops.projection import projection
+from tttlm.ops.rope import rotate_halves
+from tttlm.ops.ttt import InnerStatistics, Learner, LearnerState, learner_statistics
+from tttlm.ops.ttt.transforms import norm
+from tttlm.parts.conv import CausalConv
+from tttlm.parts.explicit_axes import any_mesh
+from tttlm.parts.padding import read_sequences
+from tttlm.parts.partition import to_heads, to_stream
+
+default_kernel_init = nnx.initializers.normal(0.02)
+
+
+def unit(x: Float[Array, "*S K"]) -> Float[Array, "*S K"]:
+    """`x / sqrt(|x|² + 1e-6)`, as flash-linear-attention normalises queries and keys; in float32 at least."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (wide * jax.lax.rsqrt(jnp.sum(wide * wide, -1, keepdims=True) + 1e-6)).astype(x.dtype)
+
+
+def unit_by_norm(x: Float[Array, "*S K"]) -> Float[Array, "*S K"]:
+    """`x / (|x| + 1e-5)`, as LaCT normalises queries and keys; in float32 at least."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (wide / (norm(wide, -1) + 1e-5)).astype(x.dtype)
+
+
+@dataclass(frozen=True)
+class OutputGate:
+    """What outputs are multiplied by, `activation(x W + b)`.
+
+    Attributes:
+        activation: the elementwise function.
+        rank: features between two projections; None for one projection.
+        use_bias: whether there is a bias.
+        per_head: whether all channels of a head share one number.
+    """
+
+    activation: Callable = jax.nn.silu
+    rank: int | None = None
+    use_bias: bool = False
+    per_head: bool = False
+
+
+@dataclass(frozen=True)
+class Conventions:
+    """What a layer has around its learner.
+
+    Attributes:
+        conv_kernel: taps of causal convolutions of queries, keys and values; 0 for none.
+        conv_values: whether values have one too.
+        activation: the elementwise function of queries and keys; None for none.
+        value_activation: that of values.
+        feature_map: function of every query and key `[..., K]`, which may change their size; None for none.
+        rope_theta: base of rotary embeddings by the position within the document; None for none.
+        gates: how rates and gates are made.
+        learned_start: whether the initial inner weights are parameters, or zero.
+        skip: whether values are added to the outputs, times a number for each channel.
+        output_norm: whether every head's output has an RMS norm, whose scale all heads share.
+        output_gate: what the outputs are multiplied by; None for nothing.
+    """
+
+    conv_kernel: int = 4
+    conv_values: bool = True
+    activation: Callable | None = jax.nn.silu
+    value_activation: Callable | None = jax.nn.silu
+    feature_map: Callable | None = unit
+    rope_theta: float | None = None
+    gates: Gates = field(default_factory=Gates)
+    learned_start: bool = False
+    skip: bool = False
+    output_norm: bool = True
+    output_gate: OutputGate | None = None
+
+
+class TTTState(NamedTuple):
+    """The state of a layer.
+
+    Attributes:
+        inner: the state of every learner (see `tttlm.ops.ttt.LearnerState`).
+        tails: the last inputs of the convolutions of queries, keys and values, `[B, W - 1, C]`; None without them.
+        position: tokens of the document in progress; None without rotary embeddings.
+    """
+
+    inner: tuple[LearnerState, ...]
+    tails: tuple[Float[Array, "B P C"] | None, ...]
+    position: Int[Array, "*R B"] | None
+
+    @property
+    def document(self) -> Int[Array, "*R B"]:
+        """The id of the document in progress; in a stack of layers that of each."""
+        return self.inner[0].document
+
+
+class TTT(nnx.Module):
+    """A sequence layer whose hidden state learns: any description of a learner, and what is around it.
+
+    >>> layer = TTT(64, 4, learner=Learner(clocks=Clocks(anchor=16)), rngs=nnx.Rngs(0))
+    >>> y, state = layer.extend(jnp.ones((2, 50, 64)), layer.init_state(2))
+
+    Args:
+        hidden_size: model width `D`.
+        num_heads: heads `H`, each with a learner of its own.
+        learner: what learns (see `tttlm.ops.ttt.Learner`); of several the outputs are summed.
+        conventions: what is around it.
+        head_dim: size `K` of a query and key; None for `D / H`.
+        value_dim: size `V` of a value and output; None for `head_dim`.
+        norm_eps: number inside the root of the norm of the outputs.
+        aligned: promise that every document starts where all clocks of the learner stand at zero.
+        dtype: dtype of projections, convolutions and norms; None promotes input and parameters. Learners compute in
+            float32 at least.
+        param_dtype: dtype of all parameters.
+        kernel_init: initialiser of all projections.
+        remat_chunks: chunks that the backward pass computes again at a time (see `tttlm.ops.ttt.learn`).
+        implementation: name of an implementation of `tttlm.ops.ttt.learn`; None picks.
+        rngs: random keys for the parameters.
+
+    Raises:
+        InputError: the heads do not divide the width, or the inner model cannot start.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        *,
+        learner: Learner | tuple[Learner, ...],
+        conventions: Conventions | None = None,
+        head_dim: int | None = None,
+        value_dim: int | None = None,
+        norm_eps: float = 1e-6,
+        aligned: bool = False,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        kernel_init: Initializer = default_kernel_init,
+        remat_chunks: int = 1,
+        implementation: str | None = None,
+        rngs: nnx.Rngs,
+    ):
+        if head_dim is None and hidden_size % num_heads:
+            raise InputError(
+                "num_heads must divide hidden_size, or head_dim be given; "
+                f"got hidden_size {hidden_size} and num_heads {num_heads}"
+            )
+        learners = (learner,) if isinstance(learner, Learner) else tuple(learner)
+        if len({one.clocks.writes_per_token for one in learners}) > 1 or len({one.error_keys for one in learners}) > 1:
+            raise InputError("learners of one layer must bring the same writes a token, and all or none error keys")
+        conventions = Conventions() if conventions is None else conventions
+        head_dim = hidden_size // num_heads if head_dim is None else head_dim
+        value_dim = head_dim if value_dim is None else value_dim
+        self.hidden_size, self.num_heads, self.head_dim, self.value_dim = hidden_size, num_heads, head_dim, value_dim
+        self.conventions, self.norm_eps, self.aligned = conventions, norm_eps, aligned
+        self.dtype, self.param_dtype = dtype, param_dtype
+        self.remat_chunks, self.implementation = remat_chunks, implementation
+        self.writes_per_token = writes = learners[0].clocks.writes_per_token
+        dtypes: Any = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+
+        def linear(inputs: int, outputs: int, use_bias: bool = False) -> nnx.Linear:
+            init: Any = {"kernel_init": kernel_init, "dot_general": projection}
+            return nnx.Linear(inputs, outputs, use_bias=use_bias, **init, **dtypes)
+
+        sizes = (num_heads * head_dim, num_heads * writes * head_dim, num_heads * writes * value_dim)
+        self.q_proj, self.k_proj, self.v_proj = (linear(hidden_size, size) for size in sizes)
+        convs = [conventions.conv_kernel > 0] * 2 + [conventions.conv_kernel > 0 and conventions.conv_values]
+        self.conv_q, self.conv_k, self.conv_v = (
+            CausalConv(size, conventions.conv_kernel, use_bias=False, **dtypes) if used else None
+            for size, used in zip(sizes, convs, strict=True)
+        )
+        features = self._features(jax.ShapeDtypeStruct((1, head_dim), jnp.float32))
+        self.memories = nnx.List(
+            Memory(
+                one,
+                hidden_size,
+                num_heads,
+                features,
+                value_dim,
+                gates=conventions.gates,
+                learned_start=conventions.learned_start,
+                kernel_init=kernel_init,
+                **dtypes,
+            )
+            for one in learners
+        )
+        outputs, gate = num_heads * value_dim, conventions.output_gate
+        self.skip = nnx.Param(jnp.ones((outputs,), param_dtype)) if conventions.skip else None
+        self.o_norm = nnx.Param(jnp.ones((value_dim,), param_dtype)) if conventions.output_norm else None
+        self.g_down = linear(hidden_size, gate.rank) if gate and gate.rank else None
+        self.g_proj = (
+            linear(gate.rank or hidden_size, num_heads if gate.per_head else outputs, gate.use_bias) if gate else None
+        )
+        self.o_proj = linear(outputs, hidden_size)
+
+    @any_mesh
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        segment_ids: SegmentIds = None,
+        *,
+        lengths: Int[Array, "B"] | None = None,
+        mask: Bool[Array, "B T"] | None = None,
+        inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
+    ) -> Float[Array, "B T D"]:
+        """The layer from its initial state.
+
+        Args:
+            x: The sequences.
+            segment_ids: Ids that tell documents in one sequence apart, 0 for padding that takes a position (see
+                `tttlm.ops.documents`). A document that starts where all clocks of the learner stand at zero gives what
+                it gives alone.
+            lengths: How many tokens each sequence has. What is behind them is neither read nor written and takes no
+                position: every sequence gives what it gives alone. Outputs there are 0.
+            mask: The same for padding anywhere, True at tokens.
+            inner_learning_rate_multiplier: Factor of the rates, to warm them up in training; a learner without rates
+                has nothing to multiply.
+        """
+        return self._forward(x, None, segment_ids, lengths, mask, inner_learning_rate_multiplier)[0]
+
+    @any_mesh
+    def extend(
+        self,
+        x: Float[Array, "B T D"],
+        state: TTTState,
+        segment_ids: SegmentIds = None,
+        *,
+        lengths: Int[Array, "B"] | None = None,
+        mask: Bool[Array, "B T"] | None = None,
+        on_boundary: bool = False,
+        inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
+    ) -> tuple[Float[Array, "B T D"], TTTState]:
+        """Goes on from `state` and returns the next one; however a sequence is cut, the outputs are the same.
+
+        Arguments are as for a call, and `on_boundary`, a promise that in every sequence all clocks of the learner stand
+        at zero: the cost of starting elsewhere is left out.
+        """
+        return self._forward(x, state, segment_ids, lengths, mask, inner_learning_rate_multiplier, on_boundary)
+
+    def init_state(self, batch: int) -> TTTState:
+        """The state before the first token, for `batch` rows."""
+        dtype = self.dtype or self.param_dtype
+        tails = tuple(None if conv is None else conv.init_tail(batch, dtype) for conv in self._convs)
+        position = None if self.conventions.rope_theta is None else jnp.zeros((batch,), jnp.int32)
+        return TTTState(tuple(memory.init_state(batch) for memory in self.memories), tails, position)
+
+    def inner_statistics(
+        self,
+        x: Float[Array, "B T D"],
+        segment_ids: Int[Array, "B T"] | None = None,
+        *,
+        inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
+    ) -> InnerStatistics:
+        """How well the inner model learns from `x`, and how far it moves; of several learners the mean."""
+        _, _, tokens, _ = self._tokens(x, None, documents(segment_ids))
+        found = [
+            learner_statistics(
+                memory.learner,
+                memory.inputs(x, tokens, inner_learning_rate_multiplier),
+                memory.weights(),
+                slow=memory.slow_parameters(),
+                position_scale=memory.scale_of_positions(),
+                segment_ids=segment_ids,
+            )
+            for memory in self.memories
+        ]
+        return jax.tree.map(lambda *a: sum(a) / len(a), *found)
+
+    @property
+    def _convs(self) -> tuple[CausalConv | None, ...]:
+        return self.conv_q, self.conv_k, self.conv_v
+
+    def _features(self, shape: jax.ShapeDtypeStruct) -> int:
+        """The size of a key as the learner gets it."""
+        feature_map = self.conventions.feature_map
+        return shape.shape[-1] if feature_map is None else jax.eval_shape(feature_map, shape).shape[-1]
+
+    def _keys(self, q: Float[Array, "B T H K"], k: Float[Array, "B Tn H K"]) -> tuple[Array, Array, Array | None]:
+        """Queries, keys and error keys as the learner gets them."""
+        feature_map = self.conventions.feature_map
+        return (q, k, None) if feature_map is None else (feature_map(q), feature_map(k), None)
+
+    def _tokens(self, x, state, docs):
+        """Values `[B, T, H V]` of the last write, next tails, what tokens bring to every learner, next position."""
+        batch, time, _ = x.shape
+        conventions, writes = self.conventions, self.writes_per_token
+        old = (None, None, None) if state is None else state.tails
+        projected, tails = [], []
+        for proj, conv, tail in zip((self.q_proj, self.k_proj, self.v_proj), self._convs, old, strict=True):
+            a = to_heads(proj(x))
+            a, tail = (a, None) if conv is None else conv(a, tail, docs)
+            projected.append(a)
+            tails.append(tail)
+        activations = (conventions.activation,) * 2 + (conventions.value_activation,)
+        q, k, v = (a if act is None else act(a) for a, act in zip(projected, activations, strict=True))
+
+        def by_write(a: Array) -> Array:  # [B, T, H n K] to [B, T n, H, K]
+            a = a.reshape(batch, time, self.num_heads, writes, -1)
+            return a.swapaxes(2, 3).reshape(batch, time * writes, self.num_heads, -1)
+
+        q, k, error_keys = self._keys(q.reshape(batch, time, self.num_heads, -1), by_write(k))
+        values, position = by_write(v), None
+        if conventions.rope_theta is not None:
+            position = jnp.zeros((batch,), jnp.int32) if state is None else state.position
+            positions, position = positions_in_document(docs, time, position)
+            turn = partial(rotate_halves, base=conventions.rope_theta)
+            q = turn(q, positions).astype(q.dtype)
+            k = turn(k, jnp.repeat(positions, writes, axis=1)).astype(k.dtype)
+        last = values[:, writes - 1 :: writes].reshape(batch, time, -1)
+        return last, tuple(tails), Tokens(q, k, values, error_keys), position
+
+    def _forward(self, x, state, segment_ids, lengths, mask, multiplier, on_boundary=False):
+        carried = None if state is None else state.document
+        x, docs, finish = read_sequences(x, segment_ids, carried, lengths, mask)
+        values, tails, tokens, position = self._tokens(x, state, docs)
+        results = [
+            memory.learn(
+                memory.inputs(x, tokens, multiplier),
+                None if state is None else state.inner[i],
+                docs,
+                aligned=self.aligned,
+                on_boundary=on_boundary,
+                remat_chunks=self.remat_chunks,
+                implementation=self.implementation,
+            )
+            for i, memory in enumerate(self.memories)
+        ]
+        y = reduce(jnp.add, (out for out, _ in results))  # [B, T, H, V]
+        if self.skip is not None:
+            y = y + (values * self.skip[...].astype(values.dtype)).reshape(y.shape)
+        y = self._normed(y)
+        if self.g_proj is not None and self.conventions.output_gate is not None:
+            gate = to_heads(self.g_proj(x if self.g_down is None else self.g_down(x)))
+            y = y * self.conventions.output_gate.activation(gate).reshape(*y.shape[:3], -1)
+        y = self.o_proj(to_stream(y.reshape(*x.shape[:2], -1)))
+        return finish(y), TTTState(tuple(after for _, after in results), tails, position)
+
+    def _normed(self, y: Float[Array, "B T H V"]) -> Float[Array, "B T H V"]:
+        """The RMS norm of every head's output, computed in float32 at least."""
+        if self.o_norm is None:
+            return y
+        wide = y.astype(jnp.promote_types(y.dtype, jnp.float32))
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + self.norm_eps)
+        return (wide * self.o_norm[...].astype(wide.dtype)).astype(y.dtype)

@@ -1,0 +1,195 @@
+"""What all layers of published learners share, and what a language model knows of them."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.typing import Dtype, Initializer
+
+from tttlm.errors import InputError
+from tttlm.mixers.learners.layer import TTT, Conventions, default_kernel_init
+from tttlm.mixers.registry import Mixer
+from tttlm.ops.ttt import IMPLEMENTATIONS, Learner, Shapes, supported
+from tttlm.ops.ttt.cost import flops_per_token
+from tttlm.parts.partition import CONV_KERNEL, FEATURES, FROM_FEATURES, TO_FEATURES
+from tttlm.ranges import Count, Size, SizeOrZero
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """What layers of all published learners can be configured in; each adds its own."""
+
+    head_dim: Size | None = None
+    """Size of a query and key; None: hidden_size / num_heads, times what the layer's paper has."""
+    value_dim: Size | None = None
+    """Size of a value; None: hidden_size / num_heads, times what the layer's paper has."""
+    conv_kernel: SizeOrZero = 4
+    """Taps of the convolutions of queries, keys and values; 0 for none."""
+    remat_chunks: Count = 1
+    """The backward pass keeps the state before every so many chunks and computes those in between again: more saves
+    memory and takes time. It changes no result."""
+    implementation: str | None = None
+    """Of `tttlm.ops.ttt.learn`; None: the fastest that is exact here."""
+
+
+@dataclass(frozen=True)
+class ChunkedConfig(LearnerConfig):
+    """Configuration of layers whose learner steps, or whose gradients are taken, once a chunk."""
+
+    chunk_size: Count = 16
+    """Tokens of a chunk."""
+
+
+C = TypeVar("C", bound=LearnerConfig)
+
+
+class PublishedLayer(TTT):
+    """A layer with the learner and the conventions of a paper; `recipe` is what a paper's class has of its own.
+
+    Args:
+        hidden_size: model width `D`.
+        num_heads: heads `H`, each with a learner of its own.
+        config: the layer's configuration, of its class `Config`; None for its defaults.
+        norm_eps: number inside the root of the norm of the outputs.
+        aligned: promise that every document starts where all clocks of the learner stand at zero.
+        dtype: dtype of projections, convolutions and norms; None promotes input and parameters. Learners compute in
+            float32 at least.
+        param_dtype: dtype of all parameters.
+        kernel_init: initialiser of all projections.
+        rngs: random keys for the parameters.
+
+    Raises:
+        InputError: the heads do not divide the width.
+    """
+
+    Config: ClassVar[type[LearnerConfig]] = LearnerConfig
+    """The class of the configuration."""
+    expand: ClassVar[tuple[float, float]] = (1.0, 1.0)
+    """Sizes of a key and of a value where the configuration leaves them open, in parts of hidden_size / num_heads."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        config: LearnerConfig | None = None,
+        *,
+        norm_eps: float = 1e-6,
+        aligned: bool = False,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        kernel_init: Initializer = default_kernel_init,
+        rngs: nnx.Rngs,
+    ):
+        config = self.Config() if config is None else config
+        head_dim, value_dim = self.head_sizes(hidden_size, num_heads, config)
+        learner, conventions = self.recipe(config, head_dim, value_dim)
+        super().__init__(
+            hidden_size,
+            num_heads,
+            learner=learner,
+            conventions=conventions,
+            head_dim=head_dim,
+            value_dim=value_dim,
+            norm_eps=norm_eps,
+            aligned=aligned,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            kernel_init=kernel_init,
+            remat_chunks=config.remat_chunks,
+            implementation=config.implementation,
+            rngs=rngs,
+        )
+
+    @classmethod
+    def head_sizes(cls, hidden_size: int, num_heads: int, config: LearnerConfig) -> tuple[int, int]:
+        """Sizes of a key and of a value."""
+        given, sizes = (config.head_dim, config.value_dim), []
+        for size, expand in zip(given, cls.expand, strict=True):
+            if size is None:
+                size = round(hidden_size * expand / num_heads)
+                if not size or abs(size * num_heads - hidden_size * expand) > 1e-6:
+                    raise InputError(
+                        f"num_heads must divide {expand:g} times hidden_size, or head_dim and value_dim be given; "
+                        f"got hidden_size {hidden_size} and num_heads {num_heads}"
+                    )
+            sizes.append(size)
+        return sizes[0], sizes[1]
+
+    @classmethod
+    def recipe(cls, config: Any, head_dim: int, value_dim: int) -> tuple[Learner | tuple[Learner, ...], Conventions]:
+        """The learner, and what is around it."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class LearnerMixer(Mixer[C]):
+    """A published learner in a language model: a subclass names its layer."""
+
+    layer: ClassVar[type[PublishedLayer]]
+    """The layer."""
+    has_inner_model: ClassVar[bool] = True
+    extends_on_boundary: ClassVar[bool] = True
+    changes_no_result: ClassVar[tuple[str, ...]] = ("remat_chunks",)
+    parameter_rules = (
+        (r"kernels/\d+$", ("tensor context", "fsdp", "")),  # H I O
+        (r"(vectors|slow)/\d+$", ("tensor context", "fsdp")),  # H O, H K
+        (r"(^|/)(bias|log_scale|skip)$", FEATURES),  # H N, H, H V
+        (r"conv_[qkv]/kernel$", CONV_KERNEL),
+        (r"o_proj/kernel$", FROM_FEATURES),
+        (r"(down_proj|g_down)/kernel$", ("fsdp context", "")),  # D R
+        (r"([qkvg]_proj|up_proj)/kernel$", TO_FEATURES),
+    )
+
+    def build(self, *, rngs: nnx.Rngs) -> PublishedLayer:
+        return self.layer(
+            self.model.hidden_size,
+            self.model.num_heads,
+            self.settings,
+            norm_eps=self.model.norm_eps,
+            kernel_init=self.kernel_init,
+            rngs=rngs,
+            **self.dtypes,
+        )
+
+    @property
+    def learners(self) -> tuple[Learner, ...]:
+        """What learns in a layer."""
+        learner, _ = self.layer.recipe(self.settings, *self._sizes)
+        return (learner,) if isinstance(learner, Learner) else learner
+
+    @property
+    def _sizes(self) -> tuple[int, int]:
+        return self.layer.head_sizes(self.model.hidden_size, self.model.num_heads, self.settings)
+
+    def check(self) -> None:
+        name = self.settings.implementation
+        shapes = Shapes(1, 2, self.model.num_heads, *self._sizes)
+        for learner in self.learners:
+            if name is None:
+                continue
+            if name not in IMPLEMENTATIONS:
+                raise InputError(f"{self.name}: implementation must be one of {list(IMPLEMENTATIONS)}, got {name!r}")
+            if reason := supported(learner, shapes)[name]:
+                raise InputError(f"{self.name}: implementation {name!r} cannot compute this learner: {reason}")
+
+    def flops_per_token(self, sequence_length: int) -> float:
+        layer = nnx.eval_shape(lambda: self.build(rngs=nnx.Rngs(0)))
+        parameters = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(layer, nnx.Param)))
+        # Projections and convolutions alike cost a multiply-add for every number of their kernel.
+        outer = sum(2 * a.size for path, a in parameters if jax.tree_util.keystr(path[-1:], simple=True) == "kernel")
+        inner = 0.0
+        for memory in layer.memories:
+            sizes = memory.key_dim, memory.value_dim
+            inner += flops_per_token(memory.learner, *sizes, sequence_length, self.settings.implementation)
+        return outer + self.model.num_heads * inner
+
+    @property
+    def alignment(self) -> int:
+        return math.lcm(*(learner.clocks.period for learner in self.learners))
+
+    @property
+    def hidden_size_unit(self) -> int:
+        return self.model.hidden_size // self.model.num_heads
