@@ -9,19 +9,23 @@ QUICK := tests/test_house.py tests/test_package.py tests/test_fields.py tests/te
 	tests/training/test_config.py tests/cli/test_hostile_values.py tests/cli/test_plot.py \
 	tests/ops/test_rope.py tests/ops/test_projection.py tests/ops/test_documents.py tests/model/test_language_model.py
 
-.PHONY: train test quick test-slow lint format wheel clean
+.PHONY: train test quick test-slow test-reference lint format wheel clean
 
 train: $(VENV)/ready
 	$(PY) train.py --config configs/quickstart.yaml
 
 test: $(VENV)/ready lint
-	$(PY) -m pytest -m "not slow" --numprocesses 2 --dist loadfile
+	$(PY) -m pytest -m "not slow and not reference" --numprocesses 2 --dist loadfile
 
 quick: $(VENV)/ready lint
-	$(PY) -m pytest -m "not slow" --numprocesses 2 --dist loadfile $(QUICK)
+	$(PY) -m pytest -m "not slow and not reference" --numprocesses 2 --dist loadfile $(QUICK)
 
 test-slow: $(VENV)/ready
-	$(PY) -m pytest -m slow
+	$(PY) -m pytest -m "slow and not reference"
+
+test-reference: $(VENV)/ready
+	$(PY) -m pip install --quiet -c constraints.txt -e '.[reference]'
+	$(PY) -m pytest -m reference
 
 lint: $(VENV)/ready
 	$(PY) -m ruff check .

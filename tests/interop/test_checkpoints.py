@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 import tttlm
 from tttlm.errors import InputError
-from tttlm.interop.pretrained import ARCHITECTURES
+from tttlm.interop.checkpoint import ARCHITECTURES
 from tttlm.model import AttentionConfig, Mamba2Config, MambaConfig, ModelConfig, TTTConfig
 
 FOLDERS = [
@@ -245,7 +245,7 @@ def test_what_a_configuration_adds_goes_out_and_comes_in_and_matters(tmp_path, f
 
 OTHER_COMPUTATIONS = {
     "llama": [
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rotary embeddings of type 'llama3'"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 8.0}}, "rotary embeddings of type 'linear'"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rotary embeddings of type 'yarn'"),
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor must be 1.0"),
         ({"hidden_act": "gelu"}, "hidden_act must be 'silu', got 'gelu'"),

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -36,20 +36,38 @@ def depthwise(name: str, path: str) -> Entry:
     return Entry(name, path, lambda a: a[:, 0].T, lambda a: a.T[:, None])
 
 
-class Architecture(Protocol):
-    """One family of checkpoints."""
+@dataclass(frozen=True)
+class Architecture:
+    """One family of checkpoints, in one layout.
 
-    model_type: str
-    """`model_type` in config.json."""
+    Attributes:
+        name: Its name in `ARCHITECTURES`; in the Hugging Face layout the `model_type`.
+        config: From what the configuration file says to our configuration.
+        values: What the file says of our configuration; raises InputError where this family has no such model.
+        table: All parameters.
+        holds: Whether models of this configuration are of this family.
+        layout: How such a checkpoint is stored; a key of `LAYOUTS`.
+    """
 
-    def config(self, values: dict[str, Any]) -> ModelConfig:
-        """Our configuration of what config.json says."""
+    name: str
+    config: Callable[[dict[str, Any]], ModelConfig]
+    values: Callable[[ModelConfig], dict[str, Any]]
+    table: Callable[[ModelConfig], list[Entry]]
+    holds: Callable[[ModelConfig], bool]
+    layout: str = "huggingface"
 
-    def values(self, config: ModelConfig) -> dict[str, Any]:
-        """What config.json says of our configuration; InputError when this family has no such model."""
 
-    def table(self, config: ModelConfig) -> list[Entry]:
-        """All parameters."""
+LAYOUTS = {
+    "huggingface": "config.json",
+    "mamba_ssm": "config.json",
+    "official_jax": "model_config.json",
+}
+"""The layouts of checkpoints, each with the name of its configuration file."""
+
+
+def only(config: ModelConfig, *mixers: str) -> bool:
+    """Whether all blocks of a model have the same mixer, one of these."""
+    return len(set(config.mixers)) == 1 and config.mixers[0] in mixers
 
 
 def integer(values: dict[str, Any], name: str, default: int | None = None) -> int:
@@ -71,7 +89,7 @@ def number(values: dict[str, Any], name: str, default: float) -> float:
     value = default if values.get(name) is None else values[name]
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
         raise InputError(f"config.json: {name} must be a positive number, got {value!r}")
-    return value
+    return float(value)
 
 
 def flag(values: dict[str, Any], name: str, default: bool) -> bool:

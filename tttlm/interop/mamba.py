@@ -1,16 +1,29 @@
-"""Mamba checkpoints (`MambaForCausalLM`): blocks of one mixer each, no feed-forward blocks."""
+"""Mamba checkpoints: blocks of one mixer each, no feed-forward blocks.
 
+They come in two layouts: that of Hugging Face (`MambaForCausalLM`), and that of the authors' code (the package
+`mamba_ssm`), whose config.json has `d_model`, `n_layer` and `ssm_cfg`.
+"""
+
+from dataclasses import replace
 from typing import Any
 
 from tttlm.errors import InputError
-from tttlm.interop.architecture import Entry, depthwise, expect, flag, integer, number, refuse, transposed
+from tttlm.interop.architecture import (
+    Architecture,
+    Entry,
+    depthwise,
+    expect,
+    flag,
+    integer,
+    number,
+    only,
+    refuse,
+    transposed,
+)
 from tttlm.model import MambaConfig, ModelConfig
 
-model_type = "mamba"
-MIXERS = {"mamba": "mamba"}
 
-
-def config(values: dict[str, Any]) -> ModelConfig:
+def _config(values: dict[str, Any]) -> ModelConfig:
     """Our configuration of what config.json says; what it leaves out has the defaults of `transformers`."""
     auto = values.get("time_step_rank") in (None, "auto")
     return ModelConfig(
@@ -26,9 +39,10 @@ def config(values: dict[str, Any]) -> ModelConfig:
     )
 
 
-def values(config: ModelConfig) -> dict[str, Any]:
+def _values(config: ModelConfig) -> dict[str, Any]:
     """What config.json says of our configuration."""
     return {
+        "model_type": "mamba",
         "architectures": ["MambaForCausalLM"],
         **common_values(config),
         "state_size": config.mamba.state_size,
@@ -40,7 +54,7 @@ def values(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def table(config: ModelConfig) -> list[Entry]:
+def _table(config: ModelConfig) -> list[Entry]:
     """All parameters of a Mamba model."""
     layer = "backbone.layers.{i}.mixer."
     return [
@@ -70,12 +84,17 @@ def common_config(
     }
 
 
-def common_values(config: ModelConfig) -> dict[str, Any]:
-    """The other way round."""
+def check_blocks(config: ModelConfig) -> None:
+    """Refuses a model with anything beside its mixers."""
     if config.intermediate_size or config.conv_before(config.pattern[0]):
         raise InputError(
             f"a Mamba checkpoint has no feed-forward blocks, got model.intermediate_size = {config.intermediate_size}"
         )
+
+
+def common_values(config: ModelConfig) -> dict[str, Any]:
+    """The other way round."""
+    check_blocks(config)
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
@@ -107,3 +126,114 @@ def common_table(config: ModelConfig, *, use_bias: bool, conv_bias: bool) -> lis
         transposed(f"{layer}out_proj.weight", "mixer.out_proj.kernel"),
         *others,
     ]
+
+
+def _authors_config(values: dict[str, Any]) -> ModelConfig:
+    """Our configuration of what the authors' config.json says; what it leaves out has the defaults of their code."""
+    ssm = ssm_values(values, layer="Mamba1", known=("d_state", "d_conv", "expand", "dt_rank", "conv_bias", "bias"))
+    auto = ssm.get("dt_rank") in (None, "auto")
+    return ModelConfig(
+        **authors_common_config(values, ssm, tied=True),
+        mixers=("mamba",),
+        mamba=MambaConfig(
+            state_size=integer(ssm, "d_state", 16),
+            expand=integer(ssm, "expand", 2),
+            dt_rank=None if auto else integer(ssm, "dt_rank"),
+            use_bias=flag(ssm, "bias", False),
+            conv_bias=flag(ssm, "conv_bias", True),
+        ),
+    )
+
+
+def _authors_values(config: ModelConfig) -> dict[str, Any]:
+    """What the authors' config.json says of our configuration."""
+    ssm = {
+        "layer": "Mamba1",
+        "d_state": config.mamba.state_size,
+        "d_conv": config.conv_kernel,
+        "expand": config.mamba.expand,
+        "dt_rank": config.mamba.dt_rank or "auto",
+        "bias": config.mamba.use_bias,
+        "conv_bias": config.mamba.conv_bias,
+    }
+    return authors_common_values(config, ssm)
+
+
+# What changes how a layer starts or is computed, and nothing of what is computed.
+_NO_MATTER = (
+    *("dt_min", "dt_max", "dt_init", "dt_scale", "dt_init_floor", "A_init_range", "chunk_size", "conv_init"),
+    *("use_fast_path", "use_mem_eff_path", "device", "dtype"),
+)
+
+
+def ssm_values(values: dict[str, Any], *, layer: str, known: tuple[str, ...]) -> dict[str, Any]:
+    """What the authors' `ssm_cfg` says of a layer.
+
+    Raises:
+        InputError: it is no object, or says something that is not known here.
+    """
+    ssm = values.get("ssm_cfg") or {}
+    if not isinstance(ssm, dict):
+        raise InputError(f"config.json: ssm_cfg must be an object, got {ssm!r}")
+    for name in ssm:
+        if name not in (*known, *_NO_MATTER, "layer"):
+            raise InputError(f"config.json: ssm_cfg.{name} is not known here for a {layer} layer, got {ssm[name]!r}")
+    return {"model_type": layer, **ssm}
+
+
+def authors_common_config(values: dict[str, Any], ssm: dict[str, Any], *, tied: bool) -> dict[str, Any]:
+    """What both Mambas have in common in the authors' configuration.
+
+    The embedding has as many rows as `vocab_size` rounded up to a multiple of `pad_vocab_size_multiple`.
+    """
+    expect(values, rms_norm=True)
+    refuse(values, "attn_layer_idx", "d_intermediate")
+    vocab_size, multiple = integer(values, "vocab_size", 50_277), integer(values, "pad_vocab_size_multiple", 8)
+    return {
+        "vocab_size": -(-vocab_size // multiple) * multiple,
+        "hidden_size": integer(values, "d_model", 2560),
+        "num_layers": integer(values, "n_layer", 64),
+        "intermediate_size": 0,
+        "conv_kernel": integer(ssm, "d_conv", 4),
+        "tie_embeddings": flag(values, "tie_embeddings", tied),
+        "norm_eps": 1e-5,
+        "initializer_range": 0.02,
+    }
+
+
+def authors_common_values(config: ModelConfig, ssm: dict[str, Any]) -> dict[str, Any]:
+    """The other way round."""
+    check_blocks(config)
+    if config.norm_eps != 1e-5:
+        raise InputError(f"the authors' layout of Mamba has norms of eps 1e-5, got model.norm_eps = {config.norm_eps}")
+    return {
+        "d_model": config.hidden_size,
+        "d_intermediate": 0,
+        "n_layer": config.num_layers,
+        "vocab_size": config.vocab_size,
+        "ssm_cfg": ssm,
+        "attn_layer_idx": [],
+        "attn_cfg": {},
+        "rms_norm": True,
+        "residual_in_fp32": True,
+        "fused_add_norm": True,
+        "pad_vocab_size_multiple": 1,
+        "tie_embeddings": config.tie_embeddings,
+    }
+
+
+def authors_names(table: list[Entry]) -> list[Entry]:
+    """The same parameters under the authors' names."""
+    there = {"backbone.embeddings.weight": "backbone.embedding.weight"}
+    return [replace(entry, name=there.get(entry.name, entry.name)) for entry in table]
+
+
+MAMBA = Architecture("mamba", _config, _values, _table, lambda config: only(config, "mamba"))
+MAMBA_SSM = Architecture(
+    "mamba_ssm",
+    _authors_config,
+    _authors_values,
+    lambda config: authors_names(_table(config)),
+    MAMBA.holds,
+    "mamba_ssm",
+)

@@ -1,13 +1,16 @@
 """Folders of safetensors, whole or sharded: reading one tensor at a time, writing shards with their index."""
 
+import contextlib
 import json
-from collections.abc import Callable, Iterable
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from tttlm.errors import InputError
 from tttlm.records import read_record
@@ -16,32 +19,42 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 LARGEST_HEADER = 10**8  # bytes, by the format's definition
 
 
-class Tensors:
-    """The tensors of a folder by name; every one that is read is ticked off.
+# Names of the format for dtypes, and numpy's; those that a parameter may have, and those that are refused with a shape.
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_OTHERS = {
+    **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
+    "BOOL": "bool",
+    "C64": "complex64",
+}
 
-    Raises:
-        InputError: naming the file or tensor, for anything missing, truncated or of another shape.
+
+class Tensor(NamedTuple):
+    """Where a tensor is in a file.
+
+    Attributes:
+        path: The file.
+        shape: Its shape.
+        dtype: The name of its dtype, of numpy where numpy has one.
+        pieces: Pairs of a byte offset and a number of bytes; together they are the values in row-major order.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        if (folder / INDEX).exists():
-            names = read_json(folder / INDEX).get("weight_map")
-            if not isinstance(names, dict):
-                raise InputError(f"{folder / INDEX}: it has no weight_map that says which file holds which tensor")
-            if wrong := [name for name, file in names.items() if not isinstance(file, str) or Path(file).name != file]:
-                raise InputError(
-                    f"{folder / INDEX}: no file of this folder is named for {wrong[0]!r}, but {names[wrong[0]]!r}"
-                )
-            self._where = {name: folder / file for name, file in names.items()}
-        elif (folder / SINGLE).exists():
-            self._where = dict.fromkeys(self._open(folder / SINGLE).keys(), folder / SINGLE)
-        else:
-            pickled = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt"))
-            hint = f" ({pickled[0]} is a pickle, which is never opened; convert it to safetensors)" if pickled else ""
-            raise InputError(f"{folder}: no {SINGLE} and no {INDEX} here{hint}")
-        self._files: dict[Path, Any] = {}
-        self.unread = set(self._where)
+    path: Path
+    shape: tuple[int, ...]
+    dtype: str
+    pieces: tuple[tuple[int, int], ...]
+
+
+class Tensors:
+    """The tensors of a folder by name, read one at a time; every one that is read is ticked off.
+
+    A tensor is read from the file into memory of its own, without a memory map whose pages would stay.
+    """
+
+    def __init__(self, folder: Path, where: dict[str, Tensor], source: str = "config.json") -> None:
+        self.folder, self.source = folder, source
+        self._where = where
+        self.unread = set(where)
 
     def __len__(self) -> int:
         return len(self._where)
@@ -49,48 +62,102 @@ class Tensors:
     def __contains__(self, name: str) -> bool:
         return name in self._where
 
+    def __getitem__(self, name: str) -> Tensor:
+        return self._where[name]
+
     def read_any(self, name: str) -> np.ndarray:
         """The tensor of that name, whatever its shape."""
-        path = self._where[name]
-        return self.read(name, tuple(self._opened(path).get_slice(name).get_shape()))
+        return self.read(name, self._where[name].shape)
 
     def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """The tensor of that name, which must have that shape."""
+        """The tensor of that name, which must have that shape.
+
+        Raises:
+            InputError: it is missing, of another shape, of no dtype for parameters, or cannot be read.
+        """
         if name not in self._where:
             raise InputError(f"{self.folder}: tensor {name!r} is missing; expected one of shape {list(shape)}")
-        path = self._where[name]
-        file = self._opened(path)
-        try:
-            tensor = file.get_tensor(name)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise InputError(f"{path}: tensor {name!r} cannot be read ({error}); fetch the file again") from None
-        except (AttributeError, KeyError, TypeError):  # of a dtype that numpy has no name for
-            kind = file.get_slice(name).get_dtype()
+        tensor = self._where[name]
+        if tensor.dtype not in (*DTYPES.values(), *_OTHERS.values()):
             raise InputError(
-                f"{path}: tensor {name!r} is of {kind}, which is not read here; convert it to float32 or bfloat16"
-            ) from None
-        if tensor.shape != shape or tensor.dtype.name not in ("float32", "bfloat16", "float16", "float64"):
-            raise InputError(
-                f"{path}: tensor {name!r} has shape {list(tensor.shape)} of {tensor.dtype}, but config.json asks for "
-                f"{list(shape)} of floating-point numbers"
+                f"{tensor.path}: tensor {name!r} is of {tensor.dtype}, which is not read here; convert it to "
+                "float32 or bfloat16"
             )
-        self.unread.discard(name)
-        return tensor
-
-    def _opened(self, path: Path) -> Any:
-        if path not in self._files:
-            self._files[path] = self._open(path)
-        return self._files[path]
-
-    @staticmethod
-    def _open(path: Path) -> Any:
-        if not path.exists():
-            raise InputError(f"{path}: this file is missing; the index names it")
+        if tensor.shape != shape or tensor.dtype not in DTYPES.values():
+            raise InputError(
+                f"{tensor.path}: tensor {name!r} has shape {list(tensor.shape)} of {tensor.dtype}, but {self.source} "
+                f"asks for {list(shape)} of floating-point numbers"
+            )
+        data = np.empty(math.prod(shape), jnp.dtype(tensor.dtype))
+        view, done = memoryview(data.view(np.uint8)), 0
         try:
-            return safe_open(path, framework="numpy")
-        except (SafetensorError, OSError) as error:
-            what = _what_is_cut(path) or f"no whole safetensors file ({error})"
-            raise InputError(f"{path}: {what}; fetch it again") from None
+            with open(tensor.path, "rb", buffering=0) as file:
+                for offset, size in tensor.pieces:
+                    file.seek(offset)
+                    end = done + size
+                    while done < end and (count := file.readinto(view[done:end])):
+                        done += count
+                    if done < end:
+                        raise OSError(0, "the file ends too early")
+        except OSError as error:
+            raise InputError(
+                f"{tensor.path}: tensor {name!r} cannot be read ({error.strerror}); fetch the file again"
+            ) from None
+        self.unread.discard(name)
+        return data.reshape(shape)
+
+
+def safetensors(folder: Path) -> Tensors:
+    """The tensors of a folder with `model.safetensors`, or `model-*.safetensors` and their index.
+
+    Raises:
+        InputError: names the file, for anything missing or truncated.
+    """
+    if (folder / INDEX).exists():
+        names = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(names, dict):
+            raise InputError(f"{folder / INDEX}: it has no weight_map that says which file holds which tensor")
+        if wrong := [name for name, file in names.items() if not isinstance(file, str) or Path(file).name != file]:
+            raise InputError(
+                f"{folder / INDEX}: no file of this folder is named for {wrong[0]!r}, but {names[wrong[0]]!r}"
+            )
+        files = {file: _header(folder / file) for file in dict.fromkeys(names.values())}
+        where = {}
+        for name, file in names.items():
+            if name not in files[file]:
+                raise InputError(f"{folder / file}: tensor {name!r} is not in it, where the index says it is")
+            where[name] = files[file][name]
+        return Tensors(folder, where)
+    if (folder / SINGLE).exists():
+        return Tensors(folder, _header(folder / SINGLE))
+    pickled = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt"))
+    hint = (
+        f" ({pickled[0]} is a pickle, which is never opened; convert it to safetensors: "
+        "safetensors.torch.save_file(state_dict, 'model.safetensors'))"
+    )
+    raise InputError(f"{folder}: no {SINGLE} and no {INDEX} here{hint if pickled else ''}")
+
+
+def _header(path: Path) -> dict[str, Tensor]:
+    """Where the tensors of a file are; the library has checked by then that they fill it."""
+    if not path.exists():
+        raise InputError(f"{path}: this file is missing; the index names it")
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+    except (SafetensorError, OSError) as error:
+        what = _what_is_cut(path) or f"no whole safetensors file ({error})"
+        raise InputError(f"{path}: {what}; fetch it again") from None
+    found = {}
+    for name, facts in header.items():
+        if name != "__metadata__":
+            begin, end = facts["data_offsets"]
+            dtype = (DTYPES | _OTHERS).get(facts["dtype"], facts["dtype"])
+            found[name] = Tensor(path, tuple(facts["shape"]), dtype, ((8 + length + begin, end - begin),))
+    return found
 
 
 def _what_is_cut(path: Path) -> str | None:
@@ -116,27 +183,84 @@ def _what_is_cut(path: Path) -> str | None:
         return None
 
 
-def write_tensors(folder: Path, tensors: Iterable[tuple[str, Callable[[], np.ndarray], int]], shard_bytes: int) -> None:
-    """Writes `(name, value, bytes)` in order; more than `shard_bytes` are cut into files with an index beside them."""
-    shards: list[list[tuple[str, Callable[[], np.ndarray]]]] = [[]]
+class Written(NamedTuple):
+    """A tensor that is to be written: its values are made when it is its turn."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    value: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def write_safetensors(folder: Path, tensors: Iterable[Written], shard_bytes: int) -> None:
+    """Writes tensors one at a time; more than `shard_bytes` are cut into files with an index beside them.
+
+    A file appears under its name when it is whole.
+    """
+    shards: list[list[Written]] = [[]]
     room, total = shard_bytes, 0
-    for name, value, size in tensors:
-        if shards[-1] and size > room:
+    for tensor in tensors:
+        if shards[-1] and tensor.nbytes > room:
             shards.append([])
             room = shard_bytes
-        shards[-1].append((name, value))
-        room, total = room - size, total + size
+        shards[-1].append(tensor)
+        room, total = room - tensor.nbytes, total + tensor.nbytes
     files = (
         [SINGLE]
         if len(shards) == 1
         else [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     )
     for file, shard in zip(files, shards, strict=True):
-        save_file({name: value() for name, value in shard}, folder / file, metadata={"format": "pt"})
+        _write_file(folder / file, shard)
     if len(shards) > 1:
-        where = {name: file for file, shard in zip(files, shards, strict=True) for name, _ in shard}
+        where = {tensor.name: file for file, shard in zip(files, shards, strict=True) for tensor in shard}
         index = {"metadata": {"total_size": total}, "weight_map": where}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _write_file(path: Path, tensors: list[Written]) -> None:
+    # As in the library's own files, tensors of wider dtypes come first, so that each begins at a multiple of its width.
+    tensors = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)
+    names = {numpy: name for name, numpy in DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for tensor in tensors:
+        begin, end = end, end + tensor.nbytes
+        facts = {"dtype": names[tensor.dtype.name], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        header[tensor.name] = facts
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with unfinished(path) as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for tensor in tensors:
+            write_array(file, tensor)
+
+
+@contextlib.contextmanager
+def unfinished(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which gets its name when it is whole."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_array(file: BinaryIO, tensor: Written) -> None:
+    """Writes the values of a tensor without a further copy of them."""
+    value = np.ascontiguousarray(tensor.value())
+    if value.shape != tensor.shape or value.dtype != tensor.dtype:
+        raise AssertionError(
+            f"{tensor.name}: {value.shape} of {value.dtype}, {tensor.shape} of {tensor.dtype} was said"
+        )
+    file.write(value.reshape(-1).view(np.uint8).data)
 
 
 def read_json(path: Path) -> dict[str, Any]:

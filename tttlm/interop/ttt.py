@@ -3,15 +3,25 @@
 from typing import Any
 
 from tttlm.errors import InputError
-from tttlm.interop.architecture import Entry, depthwise, expect, flag, integer, number, refuse, transposed
+from tttlm.interop.architecture import (
+    Architecture,
+    Entry,
+    depthwise,
+    expect,
+    flag,
+    integer,
+    number,
+    only,
+    refuse,
+    transposed,
+)
 from tttlm.mixers.ttt import TTTConfig, TTTMixer
 from tttlm.model import ModelConfig
 
-model_type = "ttt"
 MIXERS = {"linear": "ttt_linear", "mlp": "ttt_mlp"}
 
 
-def config(values: dict[str, Any]) -> ModelConfig:
+def _config(values: dict[str, Any]) -> ModelConfig:
     """Our configuration of what config.json says; what it leaves out has the released code's defaults."""
     kind = values.get("ttt_layer_type", "linear")
     if kind not in MIXERS:
@@ -42,14 +52,12 @@ def config(values: dict[str, Any]) -> ModelConfig:
     )
 
 
-def values(config: ModelConfig) -> dict[str, Any]:
+def _values(config: ModelConfig) -> dict[str, Any]:
     """What config.json says of our configuration."""
-    ttt = config.ttt
-    if not (ttt.inner_norm and ttt.inner_bias and ttt.learned_start and ttt.learned_rate):
-        raise InputError("a TTT checkpoint has an inner norm and biases, and learned initial weights and rates")
+    mixer = released_mixer(config)
     kinds = {ours: theirs for theirs, ours in MIXERS.items()}
-    mixer = _mixer(config)
     return {
+        "model_type": "ttt",
         "architectures": ["TTTForCausalLM"],
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
@@ -71,16 +79,24 @@ def values(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _mixer(config: ModelConfig) -> TTTMixer:
+def released_mixer(config: ModelConfig) -> TTTMixer:
+    """The mixer of a model, which has to be one that was released.
+
+    Raises:
+        InputError: no released TTT model has such a layer.
+    """
+    ttt = config.ttt
+    if not (ttt.inner_norm and ttt.inner_bias and ttt.learned_start and ttt.learned_rate):
+        raise InputError("a TTT checkpoint has an inner norm and biases, and learned initial weights and rates")
     (name,) = set(config.mixers)
     mixer = config.mixer(name)
     assert isinstance(mixer, TTTMixer)
     return mixer
 
 
-def table(config: ModelConfig) -> list[Entry]:
+def _table(config: ModelConfig) -> list[Entry]:
     """All parameters of a TTT model."""
-    mixer = _mixer(config)
+    mixer = released_mixer(config)
     block, layer = "model.layers.{i}.", "model.layers.{i}.seq_modeling_block."
     entries = [
         Entry("model.embed_tokens.weight", "embed.embedding"),
@@ -123,3 +139,5 @@ def table(config: ModelConfig) -> list[Entry]:
 
 
 FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
+
+TTT = Architecture("ttt", _config, _values, _table, lambda config: only(config, *MIXERS.values()))

@@ -1,9 +1,47 @@
 """Rotary position embedding (RoFormer, arXiv 2104.09864), in the two layouts that released weights use."""
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+
+from tttlm.ranges import Count, PositiveFloat
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How Llama 3 slows its rotary embedding down for more tokens than it was pretrained on (arXiv 2407.21783).
+
+    A pair that turns less than `low_freq_factor` times in `original_max_length` tokens turns `factor` times slower, one
+    that turns more than `high_freq_factor` times as before, and those between are interpolated.
+    """
+
+    factor: PositiveFloat = 1.0
+    """How much slower slow pairs turn; 1 leaves the embedding as it is."""
+    low_freq_factor: PositiveFloat = 1.0
+    """Turns in `original_max_length` tokens below which a pair is slow."""
+    high_freq_factor: PositiveFloat = 4.0
+    """Turns in `original_max_length` tokens above which a pair is left as it is."""
+    original_max_length: Count = 8192
+    """Tokens of the sequences that the model was pretrained on."""
+
+
+def rope_frequencies(
+    head_dim: int, base: float = 10_000.0, scaling: RopeScaling | None = None
+) -> Float[np.ndarray, "half"]:
+    """Radians by which each of the `head_dim / 2` pairs turns from one position to the next, in float64.
+
+    These are `base^(-2i/K)`, with `scaling` those of Llama 3.
+    """
+    half = head_dim // 2
+    frequencies = float(base) ** (-np.arange(half, dtype=np.float64) / half)
+    if scaling is None or scaling.factor == 1:
+        return frequencies
+    turns = scaling.original_max_length * frequencies / (2 * np.pi)
+    kept = np.clip((turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor), 0, 1)
+    return frequencies * (kept + (1 - kept) / scaling.factor)
 
 
 def rotate_pairs(
@@ -13,7 +51,7 @@ def rotate_pairs(
 
     `positions` is `[T]` or, per row, `[B, T]`. Computed in float32 at least; returns that dtype.
     """
-    cos, sin = _angles(x, positions, base)
+    cos, sin = _angles(x, positions, rope_frequencies(x.shape[-1], base))
     cos, sin = (jnp.stack(two, axis=-1).reshape(*cos.shape[:-1], -1) for two in ((cos, cos), (-sin, sin)))
     # Neighbours by shifting: strided slices are slow on CPU, and a TPU pads an axis of length 2 to many times its size.
     even = jnp.arange(x.shape[-1]) % 2 == 0
@@ -22,23 +60,24 @@ def rotate_pairs(
 
 
 def rotate_halves(
-    x: Float[Array, "B T H K"], positions: Int[Array, "*rows T"], base: float = 10_000.0
+    x: Float[Array, "B T H K"],
+    positions: Int[Array, "*rows T"],
+    base: float = 10_000.0,
+    scaling: RopeScaling | None = None,
 ) -> Float[Array, "B T H K"]:
-    """Turns the pairs `(i, i + K/2)` by `positions * base^(-2i/K)`: the layout of Llama weights.
+    """Turns the pairs `(i, i + K/2)` by `positions` times `rope_frequencies`: the layout of Llama weights.
 
     `positions` is `[T]` or, per row, `[B, T]`. Computed in float32 at least; returns that dtype.
     """
-    cos, sin = _angles(x, positions, base)
+    cos, sin = _angles(x, positions, rope_frequencies(x.shape[-1], base, scaling))
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
 def _angles(
-    x: Float[Array, "B T H K"], positions: Int[Array, "*rows T"], base: float
+    x: Float[Array, "B T H K"], positions: Int[Array, "*rows T"], frequencies: Float[np.ndarray, "half"]
 ) -> tuple[Float[Array, "*rows T 1 half"], Float[Array, "*rows T 1 half"]]:
-    half = x.shape[-1] // 2
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    frequencies = float(base) ** (-np.arange(half, dtype=np.float64) / half)
     positions = positions[..., None, None]  # [.., T, 1, 1]
     angles = positions * frequencies if dtype == jnp.float64 else _reduced(positions, frequencies).astype(dtype)
     return jnp.cos(angles), jnp.sin(angles)

@@ -12,7 +12,7 @@ from tttlm.errors import InputError
 from tttlm.ops.attention import attention
 from tttlm.ops.documents import Documents, SegmentIds, document_in_progress, num_positions
 from tttlm.ops.projection import projection
-from tttlm.ops.rope import rotate_halves
+from tttlm.ops.rope import RopeScaling, rotate_halves
 from tttlm.parts.explicit_axes import any_mesh
 from tttlm.parts.norm import RMSNorm
 from tttlm.parts.padding import read_sequences
@@ -57,8 +57,11 @@ class Attention(nnx.Module):
         max_length: tokens that the cache of a layer without a window has room for. Beyond it `extend` raises, or
             where it is compiled, and offsets are not known, gives NaN. Not needed to call the layer on a whole row.
         qk_norm: RMSNorm over every head's query and key before they are rotated (arXiv 2302.05442).
+        norm_eps: added to the mean square in those norms.
         rope_theta: base of the rotary embedding.
+        rope_scaling: how Llama 3 slows the embedding down for long sequences; None for not at all.
         use_bias: of the four projections.
+        out_bias: of the projection out; None for `use_bias`.
         dtype: what is computed in, and what the cache holds; None promotes input and parameters. Scores and softmax
             are float32 at least.
         param_dtype: of all parameters.
@@ -82,8 +85,11 @@ class Attention(nnx.Module):
         sliding_window: int | None = None,
         max_length: int | None = None,
         qk_norm: bool = False,
+        norm_eps: float = 1e-6,
         rope_theta: float = 10_000.0,
+        rope_scaling: RopeScaling | None = None,
         use_bias: bool = False,
+        out_bias: bool | None = None,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
         kernel_init: Initializer = default_kernel_init,
@@ -108,10 +114,11 @@ class Attention(nnx.Module):
             raise ValueError(f"a window holds at least 1 token; got {sliding_window}")
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         self.sliding_window, self.max_length, self.rope_theta = sliding_window, max_length, rope_theta
+        self.rope_scaling = rope_scaling
         self.dtype, self.param_dtype = dtype, param_dtype
         self.implementation = implementation
 
-        def linear(inputs: int, outputs: int) -> nnx.Linear:
+        def linear(inputs: int, outputs: int, use_bias: bool = use_bias) -> nnx.Linear:
             return nnx.Linear(
                 inputs,
                 outputs,
@@ -124,12 +131,14 @@ class Attention(nnx.Module):
             )
 
         def norm() -> RMSNorm | None:
-            return RMSNorm(head_dim, dtype=dtype, param_dtype=param_dtype, rngs=rngs) if qk_norm else None
+            if not qk_norm:
+                return None
+            return RMSNorm(head_dim, eps=norm_eps, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
         self.q_proj = linear(hidden_size, num_heads * head_dim)
         self.k_proj = linear(hidden_size, num_kv_heads * head_dim)
         self.v_proj = linear(hidden_size, num_kv_heads * head_dim)
-        self.o_proj = linear(num_heads * head_dim, hidden_size)
+        self.o_proj = linear(num_heads * head_dim, hidden_size, use_bias if out_bias is None else out_bias)
         self.q_norm, self.k_norm = norm(), norm()
 
     @any_mesh
@@ -269,7 +278,7 @@ class Attention(nnx.Module):
         )
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = (rotate_halves(a, positions, self.rope_theta).astype(v.dtype) for a in (q, k))
+        q, k = (rotate_halves(a, positions, self.rope_theta, self.rope_scaling).astype(v.dtype) for a in (q, k))
         return q, k, v
 
     def _places(self, offset: Int[Array, "B"], slots: int) -> Int[Array, "B S"]:

@@ -1,7 +1,7 @@
 """The mixers `attention` and `sliding_attention`: configuration, cost, sharding and needs."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import jax
@@ -10,6 +10,7 @@ from flax import nnx
 from tttlm.errors import InputError
 from tttlm.mixers.attention.layer import Attention, AttentionState, check_room
 from tttlm.mixers.registry import Mixer, register
+from tttlm.ops.rope import RopeScaling
 from tttlm.parts.partition import FEATURES, FROM_FEATURES, TO_FEATURES
 from tttlm.ranges import Count, Size
 
@@ -28,6 +29,10 @@ class AttentionConfig:
     """RMSNorm of every query and key."""
     use_bias: bool = False
     """Biases of the four projections."""
+    out_bias: bool | None = None
+    """Bias of the projection out; None: as use_bias."""
+    rope_scaling: RopeScaling = field(default_factory=RopeScaling)
+    """How Llama 3 slows its rotary embedding down for long sequences."""
     max_length: Count = 8192
     """Tokens that the cache of `attention` has room for; `sliding_attention` needs none."""
     implementation: str | None = None
@@ -56,6 +61,12 @@ class AttentionMixer(Mixer[AttentionConfig]):
             )
         if self.head_dim % 2:
             raise InputError("attention heads must have an even head_dim, which rotary embeddings rotate in pairs")
+        scaling = settings.rope_scaling
+        if scaling.low_freq_factor >= scaling.high_freq_factor:
+            raise InputError(
+                "model.attention.rope_scaling: low_freq_factor must be less than high_freq_factor, "
+                f"got {scaling.low_freq_factor} and {scaling.high_freq_factor}"
+            )
         if settings.num_kv_heads is not None and model.num_heads % settings.num_kv_heads:
             raise InputError(
                 f"model.attention.num_kv_heads must divide model.num_heads ({model.num_heads}), "
@@ -75,8 +86,11 @@ class AttentionMixer(Mixer[AttentionConfig]):
             sliding_window=sliding_window,
             max_length=max_length,
             qk_norm=settings.qk_norm,
+            norm_eps=self.model.norm_eps,
             use_bias=settings.use_bias,
+            out_bias=settings.out_bias,
             rope_theta=self.model.rope_theta,
+            rope_scaling=settings.rope_scaling,
             implementation=settings.implementation,
             kernel_init=self.kernel_init,
             rngs=rngs,
