@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.errors import JaxRuntimeError
 from jax.sharding import Mesh
 
+from tttlm.data import Batch
 from tttlm.model import parameter_count
 from tttlm.ops.target import traced_for
 from tttlm.planning.collectives import Collective, collectives
@@ -114,17 +115,17 @@ def compiled_plan(config: TrainConfig, mesh: Mesh, topology: str, device: Device
     )
 
 
-def _batch(config: TrainConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+def _batch(config: TrainConfig, mesh: Mesh) -> Batch[jax.ShapeDtypeStruct]:
     """What the loader of the configured layout gives, as shapes."""
-    kinds = {"inputs": jnp.int32, "targets": jnp.int32}
-    if config.data.layout != "windows":
-        kinds |= {"segment_ids": jnp.int32, "weights": jnp.float32}
     shape, sharding = (config.batch_size, config.sequence_length), batch_sharding(mesh)
-    batch = {name: jax.ShapeDtypeStruct(shape, kind, sharding=sharding) for name, kind in kinds.items()}
-    if config.data.layout == "documents":
-        per_example = jax.NamedSharding(mesh, jax.P(sharding.spec[0]))
-        batch["continues"] = jax.ShapeDtypeStruct(shape[:1], jnp.bool_, sharding=per_example)
-    return batch
+    ids = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
+    if config.data.layout == "windows":
+        return Batch(ids, ids)
+    batch = Batch(ids, ids, ids, jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding))
+    if config.data.layout != "documents":
+        return batch
+    per_example = jax.NamedSharding(mesh, jax.P(sharding.spec[0]))
+    return batch._replace(continues=jax.ShapeDtypeStruct(shape[:1], jnp.bool_, sharding=per_example))
 
 
 def _asked_and_there(message: str, device: Device) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from tttlm.data import Batch
 from tttlm.errors import InputError
 from tttlm.model import ModelConfig
 from tttlm.model.sharding import STACKED, parameter_axes
@@ -130,7 +131,7 @@ def tree_shardings(model: ModelConfig, tree: Any, mesh: Mesh | AbstractMesh) -> 
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of `[B, T]`: rows over data and fsdp, tokens over context."""
+    """The sharding of `[B, T]`: examples over data and fsdp, tokens over context."""
     return NamedSharding(mesh, P(BATCH, "context"))
 
 
@@ -139,45 +140,46 @@ def path_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def row_share(mesh: Mesh) -> tuple[int, int]:
-    """(index, count): batches are read in `count` equal shares of their rows, share `index` by this process.
+def batch_shard(mesh: Mesh) -> tuple[int, int]:
+    """(index, count): a batch is read in `count` shards of equally many examples, shard `index` by this process.
 
-    Processes whose devices hold the same rows, each a part of the model or of the sequence, read the same share.
+    Processes whose devices hold the same examples, each a part of the model or of the sequence, read the same shard.
 
     Raises:
-        InputError: the rows that two processes hold are the same in part only.
+        InputError: the examples that two processes hold are the same in part only.
     """
-    held = _row_blocks(mesh)
-    shares = sorted(set(held.values()))
-    if len({len(share) for share in shares}) > 1 or sum(map(len, shares)) != len(set().union(*shares)):
+    held = _batch_blocks(mesh)
+    shards = sorted(set(held.values()))
+    if len({len(shard) for shard in shards}) > 1 or sum(map(len, shards)) != len(set().union(*shards)):
         raise InputError(
-            f"mesh.tensor x mesh.context = {mesh.shape['tensor'] * mesh.shape['context']} devices that share a row "
-            f"lie across the processes unevenly: let it divide, or be a multiple of, the devices of a process"
+            f"mesh.tensor x mesh.context = {mesh.shape['tensor'] * mesh.shape['context']} devices hold the same "
+            "examples but are split unevenly over the processes: let it divide, or be a multiple of, the devices of a "
+            "process"
         )
-    return shares.index(held[jax.process_index()]), len(shares)
+    return shards.index(held[jax.process_index()]), len(shards)
 
 
-def _row_blocks(mesh: Mesh) -> dict[int, tuple[int, ...]]:
-    """Which of the blocks that data and fsdp cut the rows of a batch into each process holds."""
+def _batch_blocks(mesh: Mesh) -> dict[int, tuple[int, ...]]:
+    """The blocks of examples (data and fsdp divide a batch into them) that each process holds."""
     blocks: dict[int, set[int]] = {}
-    for place, device in np.ndenumerate(mesh.devices):
-        blocks.setdefault(device.process_index, set()).add(place[0] * mesh.shape["fsdp"] + place[1])
+    for index, device in np.ndenumerate(mesh.devices):
+        blocks.setdefault(device.process_index, set()).add(index[0] * mesh.shape["fsdp"] + index[1])
     return {process: tuple(sorted(held)) for process, held in blocks.items()}
 
 
-def place_batch(mesh: Mesh) -> Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]:
-    """A function that puts this process's share of a batch (see `row_share`) in its place on the mesh."""
+def place_batch(mesh: Mesh) -> Callable[[Batch[np.ndarray]], Batch[jax.Array]]:
+    """A function that puts this process's shard of a batch (see `batch_shard`) onto its devices of the mesh."""
     sharding = batch_sharding(mesh)
-    mine, blocks = _row_blocks(mesh)[jax.process_index()], mesh.shape["data"] * mesh.shape["fsdp"]
+    mine, blocks = _batch_blocks(mesh)[jax.process_index()], mesh.shape["data"] * mesh.shape["fsdp"]
 
-    def place(rows: np.ndarray) -> jax.Array:
-        size = len(rows) // len(mine)
+    def place(array: np.ndarray) -> jax.Array:
+        size = len(array) // len(mine)
 
         def part(index: Any) -> np.ndarray:
             start = mine.index((index[0].start or 0) // size) * size
-            return rows[start : start + size, *index[1:]]
+            return array[start : start + size, *index[1:]]
 
-        by_rank = NamedSharding(mesh, P(*sharding.spec[: rows.ndim]))  # what is said per example has no tokens
-        return jax.make_array_from_callback((blocks * size, *rows.shape[1:]), by_rank, part)
+        by_rank = NamedSharding(mesh, P(*sharding.spec[: array.ndim]))  # `continues` has no tokens
+        return jax.make_array_from_callback((blocks * size, *array.shape[1:]), by_rank, part)
 
-    return lambda batch: {name: place(np.asarray(rows)) for name, rows in batch.items()}
+    return lambda batch: jax.tree.map(place, batch)
