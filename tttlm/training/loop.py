@@ -68,7 +68,7 @@ class Fault(Exception):
     def __init__(self, step: int, values: dict[str, float], batch: Batch[jax.Array]) -> None:
         self.step, self.values, self.batch = step, values, batch
         self.what = (
-            f"the gradient norm leapt to {values['gradient_norm']:.3g}"
+            f"the gradient norm spiked to {values['gradient_norm']:.3g}"
             if np.isfinite(values["loss"]) and np.isfinite(values["gradient_norm"])
             else f"loss {values['loss']:.4g}, gradient norm {values['gradient_norm']:.4g}"
         )
@@ -312,7 +312,7 @@ class _Experiment:
 
     @contextmanager
     def written(self) -> Iterator[None]:
-        """Around writing what the run can do without, if it is told to."""
+        """Writes inside fail the run, or are reported and passed over where `checkpoint.on_failure` is "continue"."""
         try:
             yield
         except CannotWrite as failure:

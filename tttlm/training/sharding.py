@@ -53,15 +53,15 @@ def check_mesh(mesh: Mesh | AbstractMesh, config: TrainConfig) -> None:
     """Refuses a run that cannot be sharded evenly over the mesh.
 
     Raises:
-        InputError: rows, tokens, heads or channels are not divisible by the number of devices they are sharded over.
+        InputError: the number of devices does not divide the examples, tokens, heads or channels sharded over them.
     """
     model, size = config.model, mesh.shape
-    shares = size["data"] * size["fsdp"]
-    rows = config.batch_size // config.accumulate
-    if rows % shares:
+    shards = size["data"] * size["fsdp"]
+    examples = config.batch_size // config.accumulate
+    if examples % shards:
         raise InputError(
-            f"batch_size / accumulate = {rows} rows is not divisible by the {shares} devices of mesh.data x mesh.fsdp: "
-            "mesh.context and mesh.tensor shard what is in a sequence"
+            f"batch_size / accumulate = {examples} examples is not divisible by the {shards} devices of mesh.data x "
+            "mesh.fsdp: mesh.context and mesh.tensor shard what is in a sequence"
         )
     tokens, rest = divmod(config.sequence_length, size["context"])
     if rest:
@@ -70,18 +70,18 @@ def check_mesh(mesh: Mesh | AbstractMesh, config: TrainConfig) -> None:
         )
     if config.loss_chunk and tokens % min(tokens, config.loss_chunk):
         raise InputError(
-            f"loss_chunk = {config.loss_chunk} does not divide the {tokens} tokens of a row that a device holds "
+            f"loss_chunk = {config.loss_chunk} does not divide the {tokens} tokens of a sequence that a device holds "
             f"under mesh.context = {size['context']}"
         )
     if tokens < model.conv_kernel - 1 and any(model.conv_before(mixer) for mixer in model.pattern):
         raise InputError(
-            f"a device holds {tokens} tokens of a row under mesh.context = {size['context']}, "
+            f"a device holds {tokens} tokens of a sequence under mesh.context = {size['context']}, "
             f"fewer than the {model.conv_kernel - 1} that a convolution of model.conv_kernel looks back: lower it"
         )
-    shares = size["tensor"] * size["context"]
+    shards = size["tensor"] * size["context"]
     for mixer in model.pattern:
         what, count = mixer.sharded
-        if count % shares:
+        if count % shards:
             raise InputError(
                 f"the {count} {what} of {mixer.name} are not divisible by mesh.tensor x mesh.context = "
                 f"{size['tensor']} x {size['context']}: change `mesh`"
@@ -99,29 +99,29 @@ def parameter_spec(model: ModelConfig, path: str, shape: Sequence[int], mesh: Me
     """
     first = 1 if STACKED.search(path) else 0
     rule = parameter_axes(model, path, len(shape) - first)
-    sizes = list(shape)  # of the share of a device
+    sizes = list(shape)  # of the shard of a device
     spec: list[tuple[str, ...]] = [()] * len(shape)
 
-    def share(place: int, axis: str) -> bool:
-        if sizes[place] % mesh.shape[axis]:
+    def shard(dimension: int, axis: str) -> bool:
+        if sizes[dimension] % mesh.shape[axis]:
             return False
-        sizes[place] //= mesh.shape[axis]
-        spec[place] += (axis,)
+        sizes[dimension] //= mesh.shape[axis]
+        spec[dimension] += (axis,)
         return True
 
-    for place, axes in zip(range(first, len(shape)), rule, strict=False):
+    for dimension, axes in zip(range(first, len(shape)), rule, strict=False):
         for axis in axes.split():
             if mesh.shape[axis] == 1 or (axis in STORAGE and len(shape) - first == 1):
                 continue
-            if not share(place, axis) and axis in STORAGE:
-                any(share(other, axis) for other in sorted(range(first, len(shape)), key=lambda n: -sizes[n]))
+            if not shard(dimension, axis) and axis in STORAGE:
+                any(shard(other, axis) for other in sorted(range(first, len(shape)), key=lambda n: -sizes[n]))
     return P(*(axes[0] if len(axes) == 1 else axes or None for axes in spec))
 
 
 def tree_shardings(model: ModelConfig, tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     """A sharding for every array of a training state; the optimiser state is sharded as its parameter is.
 
-    The moments of Adam have the parameter's path as the end of their own, so the same rules find them.
+    The optimiser state of Adam has the parameter's path as the end of its own, so the same rules find them.
     """
 
     def of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:

@@ -28,7 +28,7 @@ class TrainState(NamedTuple):
         step: updates tried so far, faulty ones included.
         batch: the number of the next batch; more than `step` after a rollback went past some.
         params: nested dicts of arrays.
-        moments: the optimiser's state.
+        opt_state: the optimiser's state.
         norm_mean: the running mean of the gradient norm, 0 before the first step.
         halted: a fault stopped the run; steps change nothing from there on.
         carried: the state that examples go on from, see `tttlm.training.carried`; () where none is carried.
@@ -93,7 +93,7 @@ def abstract_state(config: TrainConfig, model: Model, mesh: Mesh | AbstractMesh)
 
 
 def make_init(config: TrainConfig, model: Model, mesh: Mesh) -> Callable[[], TrainState]:
-    """Compiles the initial state so that every array is made where it will live."""
+    """Compiles the initial state so that every array is made where it is stored."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, model, mesh))
     # It runs once: on CPU, compiling it well takes four times as long as compiling it quickly.
     quickly = {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None
@@ -105,7 +105,7 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch[Array]], tuple[TrainState, dict[str, Array]]]:
     """The compiled step: (state, batch) to (state, metrics). The state that goes in is used up.
 
-    An update whose loss or gradient is not finite, or whose gradient norm leaps, is not applied; under any policy
+    An update whose loss or gradient is not finite, or whose gradient norm spikes, is not applied; under any policy
     but `skip` no later one is either, so that the state from before it is still there for the report.
     """
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, model, mesh))
