@@ -97,7 +97,7 @@ def test_the_cache_is_of_the_dtype_that_is_computed_in():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"num_kv_heads": 3}, "num_kv_heads"), ({"head_dim": 5}, "even"), ({"sliding_window": 0}, "a window")],
+    [({"num_kv_heads": 3}, "num_kv_heads"), ({"head_dim": 5}, "even"), ({"sliding_window": 0}, "sliding_window")],
 )
 def test_what_does_not_fit_is_refused(options, message):
     with pytest.raises(ValueError, match=message):

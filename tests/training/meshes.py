@@ -19,7 +19,6 @@ import jax
 import numpy as np
 
 from tests.training.small import small_config
-from tttlm.data import Batch
 from tttlm.planning.collectives import KINDS
 from tttlm.training.config import MeshConfig, TrainConfig
 from tttlm.training.diagnosis import diagnose
@@ -54,7 +53,7 @@ def batches(config: TrainConfig):
         segments = (1 + (rng.random((rows, length)) < 0.1).cumsum(axis=1)).astype(np.int32)
         segments[:2, -5:] = 0
         weights = (segments > 0).astype(np.float32)
-        yield Batch(tokens[:, :-1], tokens[:, 1:], segments, weights)
+        yield {"inputs": tokens[:, :-1], "targets": tokens[:, 1:], "segment_ids": segments, "weights": weights}
 
 
 def configured(changes: dict, axes: str) -> TrainConfig:

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from tttlm.errors import InputError
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -49,9 +51,15 @@ def documents(
     """Reads `segment_ids`, going on from the ids `carried` in progress (0, or None, before the first token).
 
     With `lengths`, so many tokens of each sequence take a position; behind them `segment_ids` are 0.
+
+    Raises:
+        InputError: the ids are no integers.
     """
     if segment_ids is None or isinstance(segment_ids, Documents):
         return segment_ids
+    if not jnp.issubdtype(segment_ids.dtype, jnp.integer):
+        raise InputError(f"segment_ids must be integers, 0 for padding; got {segment_ids.dtype} {segment_ids.shape}")
+    segment_ids = segment_ids.astype(jnp.int32)  # that of a state
     if carried is None:
         carried = jnp.zeros(segment_ids.shape[:1], jnp.int32)
     real = segment_ids != 0

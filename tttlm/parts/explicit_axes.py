@@ -17,24 +17,26 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def any_mesh(method: F) -> F:
-    """Decorates `__call__(self, x, ...)` or `extend(self, x, state, ...)` of a layer, so that any mesh will do."""
+    """Decorates a method from `(x, state, ...)` to outputs like `x` and a state like `state`, so that any mesh will do.
+
+    Either may be None.
+    """
 
     @functools.wraps(method)
-    def run(self: nnx.Module, x: jax.Array, *arguments: Any, **options: Any) -> Any:
+    def run(self: nnx.Module, x: jax.Array, state: Any, *arguments: Any) -> Any:
         if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
-            return method(self, x, *arguments, **options)
+            return method(self, x, state, *arguments)
         graph, parameters = nnx.split(self)
-        leaves, structure = jax.tree.flatten((x, arguments, options))
+        leaves, structure = jax.tree.flatten((x, state, arguments))
         arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
 
         def inside(parameters: Any, arrays: list[jax.Array]) -> Any:
             given = iter(arrays)
             filled = [next(given) if isinstance(leaf, jax.Array) else leaf for leaf in leaves]
-            x, arguments, options = jax.tree.unflatten(structure, filled)
-            return method(nnx.merge(graph, parameters), x, *arguments, **options)
+            x, state, arguments = jax.tree.unflatten(structure, filled)
+            return method(nnx.merge(graph, parameters), x, state, *arguments)
 
-        outputs = (x, arguments[0]) if method.__name__ == "extend" else x
-        shardings = jax.tree.map(lambda a: jax.typeof(a).sharding, outputs)
+        shardings = jax.tree.map(lambda a: jax.typeof(a).sharding, (x, state))
         return jax.sharding.auto_axes(inside, out_sharding=shardings)(parameters, arrays)
 
     return run  # type: ignore[return-value]

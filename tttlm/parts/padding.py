@@ -78,8 +78,8 @@ def read_sequences(
     carried: Int[Array, "B"] | None,
     lengths: Array | None,
     mask: Array | None,
-) -> tuple[Float[Array, "B T D"], Documents | None, Callable[[Array], Array]]:
-    """What a layer does first: tokens go to the front, documents are numbered, padding is set to zero.
+) -> tuple[Float[Array, "B T D"], Documents | None, Callable[[Array], Array], Callable[[Array], Array]]:
+    """What a layer does first: tokens go to the front, documents are told apart, padding is emptied.
 
     Args:
         x: The input of the layer.
@@ -89,7 +89,8 @@ def read_sequences(
         mask: As `padding` takes it.
 
     Returns:
-        the input; its documents, None where all is one; and what the layer does to its output last.
+        the input; its documents, None where all is one; what moves other arrays `[B, T, ...]` like the input; and what
+        the layer does to its output last.
 
     Raises:
         InputError: lengths or mask do not fit.
@@ -99,7 +100,7 @@ def read_sequences(
         docs = documents(segment_ids, carried)
         if docs is not None and docs is not segment_ids:  # whoever read the documents has emptied the padding
             x = jnp.where(docs.real[..., None], x, 0)
-        return x, docs, lambda y: y
+        return x, docs, lambda a: a, lambda y: y
     if isinstance(segment_ids, Documents):
         raise InputError("documents that were read already know their padding: lengths and mask must be None")
-    return given.to_front(x), given.documents(segment_ids, carried), given.back
+    return given.to_front(x), given.documents(segment_ids, carried), given.to_front, given.back

@@ -9,14 +9,13 @@ from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Bool, Float, Int
 
 from tttlm.errors import InputError
-from tttlm.ops.attention import attention
-from tttlm.ops.documents import Documents, SegmentIds, document_in_progress, num_positions
+from tttlm.ops.attention import IMPLEMENTATIONS, attention
+from tttlm.ops.documents import Documents, document_in_progress, num_positions
 from tttlm.ops.projection import projection
 from tttlm.ops.rope import RopeScaling, rotate_halves
-from tttlm.parts.explicit_axes import any_mesh
 from tttlm.parts.norm import RMSNorm
-from tttlm.parts.padding import read_sequences
 from tttlm.parts.partition import each_device, repeat_groups, to_stream, with_sharding
+from tttlm.parts.sequence_layer import SequenceLayer, at_least_one, check_implementation
 
 default_kernel_init = nnx.initializers.normal(0.02)  # of the released Llama models
 
@@ -41,7 +40,7 @@ class AttentionState(NamedTuple):
     document: Int[Array, "B"]
 
 
-class Attention(nnx.Module):
+class Attention(SequenceLayer[AttentionState]):
     """Causal attention with rotary positions in the layout of Llama checkpoints (arXiv 2302.13971).
 
     >>> layer = Attention(64, 4, num_kv_heads=2, sliding_window=16, rngs=nnx.Rngs(0))
@@ -70,7 +69,7 @@ class Attention(nnx.Module):
         rngs: for the parameters.
 
     Raises:
-        ValueError: when heads, widths or window do not fit together.
+        InputError: when heads, sizes or window do not fit together, a size is below 1 or the implementation is unknown.
 
     A token costs projections of `D x K (2 H + 2 G)`, and `2 x K H` for every token that it sees.
     """
@@ -97,21 +96,23 @@ class Attention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        if num_kv_heads < 1 or num_heads % num_kv_heads:
-            raise ValueError(
+        at_least_one(hidden_size=hidden_size, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim)
+        at_least_one(sliding_window=sliding_window, max_length=max_length)
+        check_implementation(implementation, IMPLEMENTATIONS)
+        if num_heads % num_kv_heads:
+            raise InputError(
                 f"num_kv_heads must divide the heads; got {num_heads} heads and {num_kv_heads} num_kv_heads"
             )
         if head_dim is None:
             if hidden_size % num_heads:
-                raise ValueError(
+                raise InputError(
                     "num_heads must divide hidden_size or head_dim be given; "
                     f"got hidden_size {hidden_size} and num_heads {num_heads}"
                 )
             head_dim = hidden_size // num_heads
         if head_dim % 2:
-            raise ValueError(f"head_dim must be even, which rotary embeddings turn in pairs; got {head_dim}")
-        if sliding_window is not None and sliding_window < 1:
-            raise ValueError(f"a window holds at least 1 token; got {sliding_window}")
+            raise InputError(f"head_dim must be even, which rotary embeddings turn in pairs; got {head_dim}")
+        self.hidden_size = hidden_size
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         self.sliding_window, self.max_length, self.rope_theta = sliding_window, max_length, rope_theta
         self.rope_scaling = rope_scaling
@@ -141,27 +142,8 @@ class Attention(nnx.Module):
         self.o_proj = linear(num_heads * head_dim, hidden_size, use_bias if out_bias is None else out_bias)
         self.q_norm, self.k_norm = norm(), norm()
 
-    @any_mesh
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        segment_ids: SegmentIds = None,
-        *,
-        lengths: Int[Array, "B"] | None = None,
-        mask: Bool[Array, "B T"] | None = None,
-    ) -> Float[Array, "B T D"]:
-        """The layer on whole sequences.
-
-        Args:
-            x: The sequences.
-            segment_ids: Ids that tell documents in one sequence apart, 0 for padding that takes a position (see
-                `tttlm.ops.documents`).
-            lengths: How many tokens each sequence has. What is behind them is neither read nor written and takes no
-                position: every sequence gives what it gives alone. Outputs there are 0.
-            mask: The same for padding anywhere, True at tokens.
-        """
+    def _whole(self, x: Float[Array, "B T D"], docs: Documents | None) -> Float[Array, "B T D"]:
         batch, time = x.shape[:2]
-        x, docs, finish = read_sequences(x, segment_ids, None, lengths, mask)
         q, k, v = self._project(x, jnp.arange(time, dtype=jnp.int32))
         segments = None if docs is None else _segments(docs, (batch, time))
 
@@ -179,27 +161,39 @@ class Attention(nnx.Module):
         k, v = repeat_groups(k, self.num_heads), repeat_groups(v, self.num_heads)
         q, k, v = (with_sharding(a, "B_H") for a in (q, k, v))
         y = each_device(attend, ("B_H", "B_H", "B_H", "B"), "B_H")(q, k, v, segments)
-        return finish(self.o_proj(to_stream(y.reshape(batch, time, -1))))
+        return self.o_proj(to_stream(y.reshape(batch, time, -1)))
 
-    @any_mesh
     def extend(
         self,
-        x: Float[Array, "B T D"],
+        x: Float[Array, "*B T D"],
         state: AttentionState,
-        segment_ids: SegmentIds = None,
+        segment_ids: Int[Array, "*B T"] | Documents | None = None,
         *,
-        lengths: Int[Array, "B"] | None = None,
-        mask: Bool[Array, "B T"] | None = None,
-    ) -> tuple[Float[Array, "B T D"], AttentionState]:
+        lengths: Int[Array, "*B"] | None = None,
+        mask: Bool[Array, "*B T"] | None = None,
+    ) -> tuple[Float[Array, "*B T D"], AttentionState]:
         """Goes on from `state` and returns the next one; however a sequence is cut, the outputs are the same.
 
         Arguments are as for a call.
 
         Raises:
-            ValueError: when the cache has no room for `T` more tokens, and the offsets are known.
+            InputError: An argument has another shape or dtype, or the state is of another batch; or the cache has no
+                room for `T` more tokens, and the offsets are known.
         """
+        return super().extend(x, state, segment_ids, lengths=lengths, mask=mask)
+
+    def init_state(self, batch: int | tuple[int, ...]) -> AttentionState:
+        """The state before the first token, for `batch` sequences or for leading dimensions of that shape.
+
+        Raises:
+            InputError: The layer has neither a window nor a `max_length`.
+        """
+        return super().init_state(batch)
+
+    def _extend(
+        self, x: Float[Array, "B T D"], state: AttentionState, docs: Documents | None
+    ) -> tuple[Float[Array, "B T D"], AttentionState]:
         (batch, time), slots = x.shape[:2], state.keys.shape[1]
-        x, docs, finish = read_sequences(x, segment_ids, state.document, lengths, mask)
         taken = num_positions(docs, time)
         if self.sliding_window is None:
             check_room(state, taken)
@@ -251,22 +245,17 @@ class Attention(nnx.Module):
         y = self.o_proj(y.reshape(batch, time, -1))
         if self.sliding_window is None:
             y = jnp.where(beyond[..., None], jnp.nan, y)  # rather than silently wrong
-        return finish(y), after
+        return y, after
 
-    def init_state(self, batch: int) -> AttentionState:
-        """The state before the first token, for `batch` rows.
-
-        Raises:
-            ValueError: when the layer has neither a window nor a `max_length`.
-        """
+    def _init_state(self, batch: int) -> AttentionState:
         slots = self.max_length if self.sliding_window is None else self.sliding_window
         if slots is None:
-            raise ValueError("attention without a window needs max_length, the tokens its cache has room for; got None")
+            raise InputError("attention without a window needs max_length, the tokens its cache has room for; got None")
         shape = (batch, slots, self.num_kv_heads, self.head_dim)
         dtype = self.dtype or self.param_dtype
-        count = jnp.zeros((batch,), jnp.int32)
+        count = lambda: jnp.zeros((batch,), jnp.int32)  # leaves of their own, so that a state can be donated
         return AttentionState(
-            jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(shape[:2], bool), count, count
+            jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(shape[:2], bool), count(), count()
         )
 
     def _project(

@@ -9,19 +9,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from tttlm.errors import InputError
 from tttlm.mixers.learners.memory import Gates, Memory, Tokens
-from tttlm.ops.documents import SegmentIds, documents, positions_in_document
+from tttlm.ops.documents import Documents, documents, positions_in_document
 from tttlm.ops.projection import projection
 from tttlm.ops.rope import rotate_halves
-from tttlm.ops.ttt import InnerStatistics, Learner, LearnerState, learner_statistics
+from tttlm.ops.ttt import IMPLEMENTATIONS, InnerStatistics, Learner, LearnerState, learner_statistics
 from tttlm.ops.ttt.transforms import norm
 from tttlm.parts.conv import CausalConv
-from tttlm.parts.explicit_axes import any_mesh
-from tttlm.parts.padding import read_sequences
 from tttlm.parts.partition import to_heads, to_stream
+from tttlm.parts.sequence_layer import LearningLayer, at_least_one, check_implementation
 
 default_kernel_init = nnx.initializers.normal(0.02)
 
@@ -105,7 +104,7 @@ class TTTState(NamedTuple):
         return self.inner[0].document
 
 
-class TTT(nnx.Module):
+class TTT(LearningLayer[TTTState]):
     """A sequence layer whose hidden state learns: any description of a learner, and what is around it.
 
     >>> layer = TTT(64, 4, learner=Learner(clocks=Clocks(anchor=16)), rngs=nnx.Rngs(0))
@@ -150,6 +149,9 @@ class TTT(nnx.Module):
         implementation: str | None = None,
         rngs: nnx.Rngs,
     ):
+        at_least_one(hidden_size=hidden_size, num_heads=num_heads, head_dim=head_dim, value_dim=value_dim)
+        at_least_one(remat_chunks=remat_chunks)
+        check_implementation(implementation, IMPLEMENTATIONS)
         if head_dim is None and hidden_size % num_heads:
             raise InputError(
                 "num_heads must divide hidden_size, or head_dim be given; "
@@ -203,52 +205,7 @@ class TTT(nnx.Module):
         )
         self.o_proj = linear(outputs, hidden_size)
 
-    @any_mesh
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        segment_ids: SegmentIds = None,
-        *,
-        lengths: Int[Array, "B"] | None = None,
-        mask: Bool[Array, "B T"] | None = None,
-        inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
-    ) -> Float[Array, "B T D"]:
-        """The layer from its initial state.
-
-        Args:
-            x: The sequences.
-            segment_ids: Ids that tell documents in one sequence apart, 0 for padding that takes a position (see
-                `tttlm.ops.documents`). A document that starts where all clocks of the learner stand at zero gives what
-                it gives alone.
-            lengths: How many tokens each sequence has. What is behind them is neither read nor written and takes no
-                position: every sequence gives what it gives alone. Outputs there are 0.
-            mask: The same for padding anywhere, True at tokens.
-            inner_learning_rate_multiplier: Factor of the rates, to warm them up in training; a learner without rates
-                has nothing to multiply.
-        """
-        return self._forward(x, None, segment_ids, lengths, mask, inner_learning_rate_multiplier)[0]
-
-    @any_mesh
-    def extend(
-        self,
-        x: Float[Array, "B T D"],
-        state: TTTState,
-        segment_ids: SegmentIds = None,
-        *,
-        lengths: Int[Array, "B"] | None = None,
-        mask: Bool[Array, "B T"] | None = None,
-        on_boundary: bool = False,
-        inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
-    ) -> tuple[Float[Array, "B T D"], TTTState]:
-        """Goes on from `state` and returns the next one; however a sequence is cut, the outputs are the same.
-
-        Arguments are as for a call, and `on_boundary`, a promise that in every sequence all clocks of the learner stand
-        at zero: the cost of starting elsewhere is left out.
-        """
-        return self._forward(x, state, segment_ids, lengths, mask, inner_learning_rate_multiplier, on_boundary)
-
-    def init_state(self, batch: int) -> TTTState:
-        """The state before the first token, for `batch` rows."""
+    def _init_state(self, batch: int) -> TTTState:
         dtype = self.dtype or self.param_dtype
         tails = tuple(None if conv is None else conv.init_tail(batch, dtype) for conv in self._convs)
         position = None if self.conventions.rope_theta is None else jnp.zeros((batch,), jnp.int32)
@@ -319,9 +276,18 @@ class TTT(nnx.Module):
         last = values[:, writes - 1 :: writes].reshape(batch, time, -1)
         return last, tuple(tails), Tokens(q, k, values, error_keys), position
 
-    def _forward(self, x, state, segment_ids, lengths, mask, multiplier, on_boundary=False):
-        carried = None if state is None else state.document
-        x, docs, finish = read_sequences(x, segment_ids, carried, lengths, mask)
+    def _whole(self, x: Float[Array, "B T D"], docs: Documents | None, **options: Any) -> Float[Array, "B T D"]:
+        return self._extend(x, None, docs, **options)[0]
+
+    def _extend(
+        self,
+        x: Float[Array, "B T D"],
+        state: TTTState | None,
+        docs: Documents | None,
+        *,
+        multiplier: Any,
+        on_boundary: bool = False,
+    ) -> tuple[Float[Array, "B T D"], TTTState]:
         values, tails, tokens, position = self._tokens(x, state, docs)
         results = [
             memory.learn(
@@ -343,7 +309,7 @@ class TTT(nnx.Module):
             gate = to_heads(self.g_proj(x if self.g_down is None else self.g_down(x)))
             y = y * self.conventions.output_gate.activation(gate).reshape(*y.shape[:3], -1)
         y = self.o_proj(to_stream(y.reshape(*x.shape[:2], -1)))
-        return finish(y), TTTState(tuple(after for _, after in results), tails, position)
+        return y, TTTState(tuple(after for _, after in results), tails, position)
 
     def _normed(self, y: Float[Array, "B T H V"]) -> Float[Array, "B T H V"]:
         """The RMS norm of every head's output, computed in float32 at least."""

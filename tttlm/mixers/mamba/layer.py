@@ -8,15 +8,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from tttlm.ops.documents import SegmentIds, document_in_progress
+from tttlm.ops.documents import Documents, document_in_progress
 from tttlm.ops.projection import projection
-from tttlm.ops.ssm import selective_scan
+from tttlm.ops.ssm import IMPLEMENTATIONS, selective_scan
 from tttlm.parts.conv import CausalConv
-from tttlm.parts.explicit_axes import any_mesh
-from tttlm.parts.padding import read_sequences
 from tttlm.parts.partition import each_device, project, project_heads, to_heads, to_stream, with_sharding
+from tttlm.parts.sequence_layer import SequenceLayer, at_least_one, check_implementation
 
 # Uniform in +-1/sqrt(inputs), as PyTorch's Linear and so the released models begin.
 default_kernel_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -50,7 +49,7 @@ class MambaState(NamedTuple):
     document: Int[Array, "B"]
 
 
-class Mamba(nnx.Module):
+class Mamba(SequenceLayer[MambaState]):
     """Mamba (arXiv 2312.00752, section 3.4), in the layout and with the initial weights of its released models.
 
     >>> layer = Mamba(64, rngs=nnx.Rngs(0))
@@ -75,6 +74,9 @@ class Mamba(nnx.Module):
         implementation: of `tttlm.ops.ssm.selective_scan`.
         rngs: for the parameters.
 
+    Raises:
+        InputError: when a size is below 1 or the implementation is unknown.
+
     A token costs projections of `D x 2E`, `E x (R + 2N)`, `R x E` and `E x D`, and `3 E N` multiply-adds for decay,
     input and output of the states.
     """
@@ -97,7 +99,11 @@ class Mamba(nnx.Module):
         implementation: str | None = None,
         rngs: nnx.Rngs,
     ):
+        at_least_one(hidden_size=hidden_size, state_size=state_size, expand=expand, conv_kernel=conv_kernel)
+        at_least_one(dt_rank=dt_rank, chunk_size=chunk_size)
+        check_implementation(implementation, IMPLEMENTATIONS)
         inner = expand * hidden_size
+        self.hidden_size = hidden_size
         self.state_size = state_size
         self.dt_rank = math.ceil(hidden_size / 16) if dt_rank is None else dt_rank
         self.chunk_size, self.implementation = chunk_size, implementation
@@ -115,42 +121,9 @@ class Mamba(nnx.Module):
         self.D = nnx.Param(jnp.ones((inner,), param_dtype))
         self.out_proj = linear(inner, hidden_size, use_bias=use_bias, kernel_init=out_kernel_init or kernel_init)
 
-    @any_mesh
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        segment_ids: SegmentIds = None,
-        *,
-        lengths: Int[Array, "B"] | None = None,
-        mask: Bool[Array, "B T"] | None = None,
-    ) -> Float[Array, "B T D"]:
-        """The layer on whole sequences.
-
-        Args:
-            x: The sequences.
-            segment_ids: Ids that tell documents in one sequence apart, 0 for padding that takes a position (see
-                `tttlm.ops.documents`).
-            lengths: How many tokens each sequence has. What is behind them is neither read nor written and takes no
-                position: every sequence gives what it gives alone. Outputs there are 0.
-            mask: The same for padding anywhere, True at tokens.
-        """
-        return self.extend(x, self.init_state(x.shape[0]), segment_ids, lengths=lengths, mask=mask)[0]
-
-    @any_mesh
-    def extend(
-        self,
-        x: Float[Array, "B T D"],
-        state: MambaState,
-        segment_ids: SegmentIds = None,
-        *,
-        lengths: Int[Array, "B"] | None = None,
-        mask: Bool[Array, "B T"] | None = None,
+    def _extend(
+        self, x: Float[Array, "B T D"], state: MambaState, docs: Documents | None
     ) -> tuple[Float[Array, "B T D"], MambaState]:
-        """Goes on from `state` and returns the next one; however a sequence is cut, the outputs are the same.
-
-        Arguments are as for a call.
-        """
-        x, docs, finish = read_sequences(x, segment_ids, state.document, lengths, mask)
         x, gate = project(self.in_proj, x, (self.D.shape[0],) * 2)
         x, tail = self.conv(to_heads(x), state.tail, docs)
         x = jax.nn.silu(x)
@@ -177,10 +150,9 @@ class Mamba(nnx.Module):
         )
         y = to_stream((y + self.D[...].astype(dtype) * x).astype(x.dtype))
         y = self.out_proj(y * jax.nn.silu(gate))
-        return finish(y), MambaState(ssm, tail, document_in_progress(state.document, docs))
+        return y, MambaState(ssm, tail, document_in_progress(state.document, docs))
 
-    def init_state(self, batch: int) -> MambaState:
-        """The state before the first token, for `batch` rows."""
+    def _init_state(self, batch: int) -> MambaState:
         dtype = self.dtype or self.param_dtype
         return MambaState(
             jnp.zeros((batch, self.state_size, self.D.shape[0]), jnp.promote_types(dtype, jnp.float32)),

@@ -7,16 +7,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from tttlm.errors import InputError
 from tttlm.mixers.mamba.layer import default_kernel_init, step_bias_init
-from tttlm.ops.documents import SegmentIds, document_in_progress
+from tttlm.ops.documents import Documents, document_in_progress
 from tttlm.ops.projection import projection
-from tttlm.ops.ssm import ssd
+from tttlm.ops.ssm import IMPLEMENTATIONS, ssd
 from tttlm.parts.conv import CausalConv
-from tttlm.parts.explicit_axes import any_mesh
-from tttlm.parts.padding import read_sequences
 from tttlm.parts.partition import each_device, project, repeat_groups, to_heads, to_stream, with_sharding
+from tttlm.parts.sequence_layer import SequenceLayer, at_least_one, check_implementation
 
 
 class Mamba2State(NamedTuple):
@@ -48,7 +48,7 @@ class GatedRMSNorm(nnx.Module):
         return (parts.reshape(y.shape) * self.scale[...].astype(dtype)).astype(gate.dtype)
 
 
-class Mamba2(nnx.Module):
+class Mamba2(SequenceLayer[Mamba2State]):
     """Mamba-2 (arXiv 2405.21060, section 7), in the layout and with the initial weights of its released models.
 
     >>> layer = Mamba2(64, head_dim=16, state_size=32, rngs=nnx.Rngs(0))
@@ -79,7 +79,8 @@ class Mamba2(nnx.Module):
         rngs: for the parameters.
 
     Raises:
-        ValueError: when head width, groups and channels do not fit together.
+        InputError: when head dimension, groups and channels do not fit together, a size is below 1 or the
+            implementation is unknown.
 
     With chunks of `L` tokens, a token costs projections of `D x (2E + 2GN + H)` and `E x D`, and products of `L x GN`,
     `L x E` and twice `E x N`.
@@ -107,14 +108,23 @@ class Mamba2(nnx.Module):
         implementation: str | None = None,
         rngs: nnx.Rngs,
     ):
+        at_least_one(hidden_size=hidden_size, state_size=state_size, head_dim=head_dim, expand=expand)
+        at_least_one(num_groups=num_groups, norm_groups=norm_groups, conv_kernel=conv_kernel, chunk_size=chunk_size)
+        check_implementation(implementation, IMPLEMENTATIONS)
         inner = expand * hidden_size
         num_heads = inner // head_dim
         if inner % head_dim or num_heads % num_groups or inner % norm_groups:
-            raise ValueError(
+            raise InputError(
                 f"head_dim and norm_groups must divide the {inner} channels, and num_groups the heads; "
                 f"got head_dim {head_dim}, norm_groups {norm_groups}, num_groups {num_groups}"
             )
-        self.inner, self.num_heads, self.num_groups, self.state_size = inner, num_heads, num_groups, state_size
+        self.hidden_size, self.inner, self.num_heads, self.num_groups, self.state_size = (
+            hidden_size,
+            inner,
+            num_heads,
+            num_groups,
+            state_size,
+        )
         self.dt_limit = dt_limit
         self.chunk_size, self.implementation = chunk_size, implementation
         self.dtype, self.param_dtype = dtype, param_dtype
@@ -134,43 +144,10 @@ class Mamba2(nnx.Module):
         self.norm = GatedRMSNorm(inner, num_groups=norm_groups, eps=norm_eps, param_dtype=param_dtype)
         self.out_proj = linear(inner, hidden_size, kernel_init=out_kernel_init or kernel_init)
 
-    @any_mesh
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        segment_ids: SegmentIds = None,
-        *,
-        lengths: Int[Array, "B"] | None = None,
-        mask: Bool[Array, "B T"] | None = None,
-    ) -> Float[Array, "B T D"]:
-        """The layer on whole sequences.
-
-        Args:
-            x: The sequences.
-            segment_ids: Ids that tell documents in one sequence apart, 0 for padding that takes a position (see
-                `tttlm.ops.documents`).
-            lengths: How many tokens each sequence has. What is behind them is neither read nor written and takes no
-                position: every sequence gives what it gives alone. Outputs there are 0.
-            mask: The same for padding anywhere, True at tokens.
-        """
-        return self.extend(x, self.init_state(x.shape[0]), segment_ids, lengths=lengths, mask=mask)[0]
-
-    @any_mesh
-    def extend(
-        self,
-        x: Float[Array, "B T D"],
-        state: Mamba2State,
-        segment_ids: SegmentIds = None,
-        *,
-        lengths: Int[Array, "B"] | None = None,
-        mask: Bool[Array, "B T"] | None = None,
+    def _extend(
+        self, x: Float[Array, "B T D"], state: Mamba2State, docs: Documents | None
     ) -> tuple[Float[Array, "B T D"], Mamba2State]:
-        """Goes on from `state` and returns the next one; however a sequence is cut, the outputs are the same.
-
-        Arguments are as for a call.
-        """
         batch, time = x.shape[:2]
-        x, docs, finish = read_sequences(x, segment_ids, state.document, lengths, mask)
         inner, of_groups = self.inner, 2 * self.num_groups * self.state_size
         gate, x, BC, dt = project(self.in_proj, x, (inner, inner, of_groups, self.num_heads))
         x, tail_x = self.conv(to_heads(x), state.tail[..., :inner], docs, slice(inner))
@@ -205,10 +182,9 @@ class Mamba2(nnx.Module):
         y = y + self.D[...].astype(dtype)[:, None] * x
         y = self.out_proj(self.norm(to_stream(y.reshape(batch, time, inner)), gate))
         tail = jnp.concatenate([tail_x, tail_BC], axis=-1)
-        return finish(y), Mamba2State(ssm, tail, document_in_progress(state.document, docs))
+        return y, Mamba2State(ssm, tail, document_in_progress(state.document, docs))
 
-    def init_state(self, batch: int) -> Mamba2State:
-        """The state before the first token, for `batch` rows."""
+    def _init_state(self, batch: int) -> Mamba2State:
         dtype = self.dtype or self.param_dtype
         shape = (batch, self.num_heads, self.inner // self.num_heads, self.state_size)
         return Mamba2State(

@@ -11,12 +11,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from tttlm.ops.documents import SegmentIds, documents
+from tttlm.errors import InputError
+from tttlm.ops.documents import Documents, documents
 from tttlm.ops.projection import projection
 from tttlm.ops.rope import rotate_pairs
 from tttlm.ops.ttt import (
+    IMPLEMENTATIONS,
     InnerLayer,
     InnerNorm,
     InnerStatistics,
@@ -30,9 +32,8 @@ from tttlm.ops.ttt import (
 )
 from tttlm.ops.ttt.learner_state import Pending
 from tttlm.parts.conv import CausalConv, ConvInit
-from tttlm.parts.explicit_axes import any_mesh
-from tttlm.parts.padding import read_sequences
 from tttlm.parts.partition import each_device, to_heads, to_stream
+from tttlm.parts.sequence_layer import LearningLayer, at_least_one, check_implementation
 
 default_kernel_init = nnx.initializers.normal(0.02)  # of the released models
 
@@ -80,7 +81,7 @@ class InnerLayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((num_heads, head_dim), param_dtype))
 
 
-class MiniBatchTTT(nnx.Module):
+class MiniBatchTTT(LearningLayer[TTTState]):
     """A TTT layer with an inner MLP of any depth; `TTTLinear` and `TTTMLP` are its two published forms.
 
     Args:
@@ -95,7 +96,7 @@ class MiniBatchTTT(nnx.Module):
             linear inner model can learn.
         learned_rate: the gate of every token and a scale of every place are learned; without, every token's rate is
             `inner_learning_rate / K` at every place.
-        share_qk: one projection for queries and keys, each with its own causal convolution (Mamba backbone).
+        share_qk: one projection for queries and keys, told apart by a causal convolution each (Mamba backbone).
         gate: multiply the output by `gelu(g_proj(x))` (Mamba backbone).
         conv_kernel: taps of those convolutions.
         conv_init: how they start, see `tttlm.parts.conv.CausalConv`.
@@ -109,8 +110,8 @@ class MiniBatchTTT(nnx.Module):
         rngs: for the parameters.
 
     Raises:
-        ValueError: when the heads do not divide the width or leave an odd head width, or an inner model with hidden
-            layers would start from zeros.
+        InputError: when the heads do not divide the width or leave an odd head dimension, an inner model with hidden
+            layers would start from zeros, a size is below 1 or the implementation is unknown.
 
     Linear attention without a normaliser is a linear inner model with none of the four and all of a sequence in one
     mini-batch (theorem 1); each of them is a step of the paper's table 1 from there to TTT-Linear.
@@ -143,13 +144,16 @@ class MiniBatchTTT(nnx.Module):
         implementation: str | None = None,
         rngs: nnx.Rngs,
     ):
+        at_least_one(hidden_size=hidden_size, num_heads=num_heads, mini_batch_size=mini_batch_size)
+        at_least_one(conv_kernel=conv_kernel, remat_mini_batches=remat_mini_batches)
+        check_implementation(implementation, IMPLEMENTATIONS)
         if hidden_size % num_heads or (hidden_size // num_heads) % 2:
-            raise ValueError(
+            raise InputError(
                 "num_heads must divide hidden_size into even head dimensions, "
                 f"got hidden_size {hidden_size} and num_heads {num_heads}"
             )
         if inner_hidden and not learned_start:
-            raise ValueError("an inner model with hidden layers cannot learn from zeros: it needs learned_start")
+            raise InputError("an inner model with hidden layers cannot learn from zeros: it needs learned_start")
         head_dim = hidden_size // num_heads
         self.hidden_size, self.num_heads, self.head_dim = hidden_size, num_heads, head_dim
         self.mini_batch_size = mini_batch_size
@@ -196,50 +200,7 @@ class MiniBatchTTT(nnx.Module):
             hidden_size, epsilon=1e-6, dtype=dtype, param_dtype=param_dtype, use_fast_variance=False, rngs=rngs
         )
 
-    @any_mesh
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        segment_ids: SegmentIds = None,
-        *,
-        lengths: Int[Array, "B"] | None = None,
-        mask: Bool[Array, "B T"] | None = None,
-        inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
-    ) -> Float[Array, "B T D"]:
-        """The layer from its initial state.
-
-        Args:
-            x: the sequence.
-            segment_ids: documents of a row, 0 for padding that takes a position (see `tttlm.ops.documents`). A
-                document that starts on a multiple of `mini_batch_size` gives what it gives alone.
-            lengths: how many tokens each sequence has. What is behind them is neither read nor written and takes no
-                position: every sequence gives what it gives alone. Outputs there are 0.
-            mask: the same for padding anywhere, True at tokens.
-            inner_learning_rate_multiplier: of `inner_learning_rate`, to warm it up in training.
-        """
-        return self._forward(x, None, segment_ids, lengths, mask, inner_learning_rate_multiplier)[0]
-
-    @any_mesh
-    def extend(
-        self,
-        x: Float[Array, "B T D"],
-        state: TTTState,
-        segment_ids: SegmentIds = None,
-        *,
-        lengths: Int[Array, "B"] | None = None,
-        mask: Bool[Array, "B T"] | None = None,
-        on_boundary: bool = False,
-        inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
-    ) -> tuple[Float[Array, "B T D"], TTTState]:
-        """Goes on from `state` and returns the next one; however a sequence is cut, the outputs are the same.
-
-        Arguments are as for a call, and `on_boundary`, a promise that every sequence has had a multiple of
-        `mini_batch_size` tokens: the cost of starting within a mini-batch is left out.
-        """
-        return self._forward(x, state, segment_ids, lengths, mask, inner_learning_rate_multiplier, on_boundary)
-
-    def init_state(self, batch: int) -> TTTState:
-        """The state before the first token, for `batch` rows."""
+    def _init_state(self, batch: int) -> TTTState:
         tail = None
         if self.conv_q is not None:
             tail = self.conv_q.init_tail(batch, self.dtype or self.param_dtype)
@@ -284,9 +245,18 @@ class MiniBatchTTT(nnx.Module):
         v = split_heads(to_heads(self.v_proj(x)))
         return (q, k, v, *self._rates(x, self.inner_learning_rate * multiplier / self.head_dim)), tail
 
-    def _forward(self, x, state, segment_ids, lengths, mask, multiplier, on_boundary=False):
-        carried = None if state is None else state.document
-        x, docs, finish = read_sequences(x, segment_ids, carried, lengths, mask)
+    def _whole(self, x: Float[Array, "B T D"], docs: Documents | None, **options: Any) -> Float[Array, "B T D"]:
+        return self._extend(x, None, docs, **options)[0]
+
+    def _extend(
+        self,
+        x: Float[Array, "B T D"],
+        state: TTTState | None,
+        docs: Documents | None,
+        *,
+        multiplier: Any,
+        on_boundary: bool = False,
+    ) -> tuple[Float[Array, "B T D"], TTTState]:
         (q, k, v, rates, token_scale), tail = self._inner_inputs(x, state, docs, multiplier)
         inner = None if state is None else state.inner
 
@@ -313,7 +283,7 @@ class MiniBatchTTT(nnx.Module):
         y = self.post_norm(to_stream(y.reshape(x.shape)))
         if self.g_proj is not None:
             y = jax.nn.gelu(self.g_proj(x)) * y
-        return finish(self.o_proj(y)), TTTState(inner, tail)
+        return self.o_proj(y), TTTState(inner, tail)
 
     @property
     def learner(self) -> Learner:

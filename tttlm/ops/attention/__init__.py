@@ -4,6 +4,6 @@
 runs on CPU, `cudnn` and `splash` the kernels of NVIDIA GPUs and TPUs, `mask` the rule of who sees whom.
 """
 
-from tttlm.ops.attention.dot_product import attention
+from tttlm.ops.attention.dot_product import IMPLEMENTATIONS, attention
 
-__all__ = ["attention"]
+__all__ = ["IMPLEMENTATIONS", "attention"]

@@ -3,7 +3,8 @@
 `selective_scan` is that of Mamba, `ssd` that of Mamba-2; `reference` holds the definition of each, token by token.
 """
 
+from tttlm.ops.ssm.reference import IMPLEMENTATIONS
 from tttlm.ops.ssm.selective_scan import selective_scan
 from tttlm.ops.ssm.ssd import ssd, ssd_chunk
 
-__all__ = ["selective_scan", "ssd", "ssd_chunk"]
+__all__ = ["IMPLEMENTATIONS", "selective_scan", "ssd", "ssd_chunk"]

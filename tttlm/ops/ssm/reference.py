@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+IMPLEMENTATIONS = ("chunked", "reference")  # of `selective_scan` and `ssd`
+
 
 def selective_scan_reference(
     u: Float[Array, "B T E"],

@@ -1,0 +1,216 @@
+"""The contract of sequence layers, and what all of them do around their own work.
+
+A layer sees sequences `[B, T, D]` with their tokens in front, the documents in them, and a state; everything that a
+caller may hand in besides is read here: leading dimensions, padding, ids, empty sequences, other dtypes, any mesh.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any, Generic, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.typing import Dtype
+from jaxtyping import Array, Bool, Float, Int
+
+from tttlm.errors import InputError
+from tttlm.ops.documents import Documents
+from tttlm.parts.explicit_axes import any_mesh
+from tttlm.parts.padding import read_sequences
+
+S = TypeVar("S")
+
+
+class SequenceLayer(nnx.Module, Generic[S]):
+    """A layer from `[..., T, D]` to `[..., T, D]` that carries a state `S` from token to token.
+
+    A subclass sets `hidden_size`, `dtype` and `param_dtype`, and writes `_extend` and `_init_state`; also `_whole`
+    where whole sequences are computed in another way. A state has an attribute `document`, and the batch in front.
+    """
+
+    hidden_size: int
+    dtype: Dtype | None
+    param_dtype: Dtype
+
+    def __call__(
+        self,
+        x: Float[Array, "*B T D"],
+        segment_ids: Int[Array, "*B T"] | Documents | None = None,
+        *,
+        lengths: Int[Array, "*B"] | None = None,
+        mask: Bool[Array, "*B T"] | None = None,
+    ) -> Float[Array, "*B T D"]:
+        """The layer on whole sequences.
+
+        Args:
+            x: The sequences, under any leading dimensions.
+            segment_ids: Ids that tell documents in one sequence apart, 0 for padding that takes a position (see
+                `tttlm.ops.documents`).
+            lengths: How many tokens each sequence has. What is behind them is neither read nor written and takes no
+                position: every sequence gives what it gives alone. Outputs there are 0.
+            mask: The same for padding anywhere, True at tokens.
+
+        Raises:
+            InputError: An argument has another shape or dtype.
+        """
+        return self._read(x, None, segment_ids, lengths, mask)[0]
+
+    def extend(
+        self,
+        x: Float[Array, "*B T D"],
+        state: S,
+        segment_ids: Int[Array, "*B T"] | Documents | None = None,
+        *,
+        lengths: Int[Array, "*B"] | None = None,
+        mask: Bool[Array, "*B T"] | None = None,
+    ) -> tuple[Float[Array, "*B T D"], S]:
+        """Goes on from `state` and returns the next one; however a sequence is cut, the outputs are the same.
+
+        Arguments are as for a call. Shapes and dtypes of a state never change.
+
+        Raises:
+            InputError: An argument has another shape or dtype, or the state is of another batch.
+        """
+        return self._read(x, state, segment_ids, lengths, mask)
+
+    def init_state(self, batch: int | tuple[int, ...]) -> S:
+        """The state before the first token, for `batch` sequences or for leading dimensions of that shape."""
+        if not isinstance(batch, tuple):
+            return self._init_state(batch)
+        return jax.tree.map(lambda a: a.reshape(*batch, *a.shape[1:]), self._init_state(math.prod(batch)))
+
+    def _init_state(self, batch: int) -> S:
+        raise NotImplementedError
+
+    def _extend(self, *arguments: Any, **options: Any) -> tuple[Array, S]:
+        """`(x, state, docs, **options)`: the outputs of `[B, T, D]`, tokens in front, and the next state."""
+        raise NotImplementedError
+
+    def _whole(self, *arguments: Any, **options: Any) -> Array:
+        """`(x, docs, **options)`: the outputs of whole sequences."""
+        x, docs = arguments
+        return self._extend(x, self._init_state(x.shape[0]), docs, **options)[0]
+
+    def _read(
+        self, x: Any, state: Any, segment_ids: Any, lengths: Any, mask: Any, per_token: Any = None, **options: Any
+    ) -> tuple[Array, Any]:
+        """The outputs and the next state, or None without a state.
+
+        Options are handed on to `_extend` and `_whole`, those in `per_token` with the tokens moved to the front.
+        """
+        x = jnp.asarray(x)
+        if x.ndim < 2 or x.shape[-1] != self.hidden_size or not jnp.issubdtype(x.dtype, jnp.floating):
+            raise InputError(f"x must be floats [..., T, {self.hidden_size}], got {x.dtype} {x.shape}")
+        leading, shape = x.shape[:-2], x.shape[:-1]
+        if state is not None and state.document.shape != leading:
+            came = state.document.shape
+            raise InputError(f"state must be of leading dimensions {leading} to go with x {x.shape}, got {came}")
+
+        def checked(name: str, a: Any, needed: tuple[int, ...]) -> Any:
+            if a is None:
+                return None
+            a = a if isinstance(a, Documents) else jnp.asarray(a)
+            came = a.index.shape if isinstance(a, Documents) else a.shape
+            if came != needed:
+                raise InputError(f"{name} must have shape {needed} to go with x {x.shape}, got {came}")
+            return a
+
+        per_token = {name: checked(name, a, shape) for name, a in (per_token or {}).items()}
+        segment_ids, mask = checked("segment_ids", segment_ids, shape), checked("mask", mask, shape)
+        lengths = checked("lengths", lengths, leading)
+        given = (segment_ids, lengths, mask, per_token)
+        dtype = self.dtype or jnp.result_type(x.dtype, self.param_dtype)
+        if 0 in shape:  # nothing to read
+            return jnp.zeros(x.shape, dtype), state
+        return self._flat(x.astype(dtype), state, given, options)
+
+    @any_mesh
+    def _flat(self, x: Array, state: Any, given: Any, options: dict[str, Any]) -> tuple[Array, Any]:
+        leading = x.shape[:-2]
+        flatten = lambda a: a if len(leading) == 1 else a.reshape(-1, *a.shape[len(leading) :])
+        whole = flatten(x)
+        segment_ids, lengths, mask, per_token = jax.tree.map(flatten, given)
+        before = jax.tree.map(flatten, state)
+        if x.dtype == jnp.float64:  # computed in it, and stored in the dtype of the state
+            before = jax.tree.map(lambda a: a.astype(x.dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, before)
+        carried = None if state is None else before.document
+        whole, docs, front, finish = read_sequences(whole, segment_ids, carried, lengths, mask)
+        options = options | {name: None if a is None else front(a) for name, a in per_token.items()}
+        if state is None:
+            return finish(self._whole(whole, docs, **options)).reshape(x.shape), None
+        y, after = self._extend(whole, before, docs, **options)
+        after = jax.tree.map(lambda new, old: new.reshape(old.shape).astype(old.dtype), after, state)
+        return finish(y).reshape(x.shape), after
+
+
+class LearningLayer(SequenceLayer[S]):
+    """A sequence layer with an inner model that learns at test time."""
+
+    def __call__(
+        self,
+        x: Float[Array, "*B T D"],
+        segment_ids: Int[Array, "*B T"] | Documents | None = None,
+        *,
+        lengths: Int[Array, "*B"] | None = None,
+        mask: Bool[Array, "*B T"] | None = None,
+        inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
+    ) -> Float[Array, "*B T D"]:
+        """The layer from its initial state.
+
+        Args:
+            x: The sequences, under any leading dimensions.
+            segment_ids: Ids that tell documents in one sequence apart, 0 for padding that takes a position (see
+                `tttlm.ops.documents`). A document that starts where a mini-batch does gives what it gives alone.
+            lengths: How many tokens each sequence has. What is behind them is neither read nor written and takes no
+                position: every sequence gives what it gives alone. Outputs there are 0.
+            mask: The same for padding anywhere, True at tokens.
+            inner_learning_rate_multiplier: Of `inner_learning_rate`, to warm it up in training.
+
+        Raises:
+            InputError: An argument has another shape or dtype.
+        """
+        return self._read(x, None, segment_ids, lengths, mask, multiplier=inner_learning_rate_multiplier)[0]
+
+    def extend(
+        self,
+        x: Float[Array, "*B T D"],
+        state: S,
+        segment_ids: Int[Array, "*B T"] | Documents | None = None,
+        *,
+        lengths: Int[Array, "*B"] | None = None,
+        mask: Bool[Array, "*B T"] | None = None,
+        on_boundary: bool = False,
+        inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
+    ) -> tuple[Float[Array, "*B T D"], S]:
+        """Goes on from `state` and returns the next one; however a sequence is cut, the outputs are the same.
+
+        Arguments are as for a call, and `on_boundary`, a promise that every sequence stands where a mini-batch starts:
+        the cost of starting within one is left out. Shapes and dtypes of a state never change.
+
+        Raises:
+            InputError: An argument has another shape or dtype, or the state is of another batch.
+        """
+        options = {"multiplier": inner_learning_rate_multiplier, "on_boundary": on_boundary}
+        return self._read(x, state, segment_ids, lengths, mask, **options)
+
+
+def at_least_one(**counts: int | None) -> None:
+    """Refuses counts below 1, by the names of the arguments they came in; None stands for a default.
+
+    Raises:
+        InputError: One of them is.
+    """
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise InputError(f"{name} must be at least 1, got {count}")
+
+
+def check_implementation(name: str | None, names: Iterable[str]) -> None:
+    """Refuses the name of an implementation that does not exist; None picks one.
+
+    Raises:
+        InputError: There is none of that name.
+    """
+    if name is not None and name not in (names := tuple(names)):
+        raise InputError(f"implementation must be None or one of {', '.join(names)}; got {name!r}")
