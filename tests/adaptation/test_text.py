@@ -1,12 +1,13 @@
 """Models read each other's text: what is reported is what was measured, and the command refuses what it cannot use."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from flax import nnx
 
-from tttlm.adaptation.language_model import DynamicConfig
+from tttlm.adaptation.language_model import DynamicConfig, DynamicEvaluation
 from tttlm.adaptation.text import Reader, TextConfig, measure_shifts, read_all, write_text_report
 from tttlm.cli.adapt import main
 from tttlm.errors import InputError
@@ -25,9 +26,9 @@ def readers():
     return [Reader(name, make(i), encode, texts[i]) for i, name in enumerate(("first", "second"))]
 
 
-def test_every_model_reads_every_text_and_the_report_says_what_it_made_of_it(readers, tmp_path):
+def test_every_model_reads_every_text_and_the_report_says_what_it_made_of_it(readers, tmp_path, monkeypatch):
     adapt = DynamicConfig(learning_rate=0.2, stretch=16)
-    readings = read_all(readers, adapt)
+    readings = read_all(readers, adapt, tmp_path)
     assert [(r.model, r.text) for r in readings] == [
         ("first", "first"),
         ("first", "second"),
@@ -43,6 +44,11 @@ def test_every_model_reads_every_text_and_the_report_says_what_it_made_of_it(rea
         assert reading.dynamic < reading.static - 0.5
         assert reading.dynamic_curve[-1] < reading.dynamic_curve[0]
         assert np.average(reading.static_curve) == pytest.approx(reading.static * np.log(2), rel=0.02)
+
+    monkeypatch.setattr(DynamicEvaluation, "__call__", None)  # nothing is read twice
+    assert read_all(readers, adapt, tmp_path) == readings
+    with pytest.raises(TypeError):
+        read_all(readers, replace(adapt, steps=2), tmp_path)
 
     shifts = measure_shifts(readers, 16)
     assert set(shifts) == {"first to second", "second to first"}

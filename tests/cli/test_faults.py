@@ -56,6 +56,19 @@ def test_an_error_of_the_system_names_the_file_the_reason_and_what_was_kept(name
         assert ("all is kept" in line) == (name in MACHINES)
 
 
+@pytest.mark.parametrize("name", ["ENOENT", "EACCES", "ENOSPC", "EDQUOT", "EMFILE", "EIO"])
+def test_the_status_is_that_of_the_cause_where_a_room_has_its_own_words_for_it(name):
+    def write() -> None:
+        try:
+            raise OSError(getattr(errno, name), "refused", "out")
+        except OSError:
+            raise InputError("out cannot be written") from None
+
+    with pytest.raises(InputError) as caught:
+        write()
+    assert describe(caught.value, "kept") == ("error: out cannot be written", BAD_INPUT if name in THEIRS else FAULT)
+
+
 def chained(error: OSError) -> RuntimeError:
     """As a library passes on what the system raised."""
     wrapped = RuntimeError("it did not work")

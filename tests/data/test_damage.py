@@ -248,6 +248,6 @@ def test_a_batch_of_fewer_examples_than_sources_is_refused(prepared: Path, tmp_p
     with pytest.raises(InputError, match=r"batch of 1 .* 2 sources"):
         open_data(config, split="train", batch_size=1, sequence_length=16)
     batch = open_data(config, split="train", batch_size=2, sequence_length=16)[0]
-    assert batch["inputs"].shape == (2, 16)
-    assert batch["continues"].dtype == np.bool_
+    assert batch.inputs.shape == (2, 16)
+    assert batch.continues.dtype == np.bool_
     assert store.read_manifest(prepared).parts

@@ -4,15 +4,17 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import hypothesis.strategies as st
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 
 from tests.data.small import small_config
-from tttlm.data import DataConfig, encode_file, held_out_documents, load_tokenizer, open_data, prepare, store
+from tttlm.data import Batch, DataConfig, encode_file, held_out_documents, load_tokenizer, open_data, prepare, store
 from tttlm.data.order import Order, proportional_counts, shuffled
 from tttlm.data.packing import best_fit
 from tttlm.data.prefetch import DevicePrefetch
@@ -35,14 +37,19 @@ def documents(folder: Path, split: str = "train") -> list[list[int]]:
     return [document.tokens.tolist() for document in held_out_documents(folder, split)]
 
 
-def epoch_rows(loader) -> dict[str, np.ndarray]:
+def epoch_rows(loader) -> Batch[np.ndarray]:
     """Every row of the first epoch (of layouts whose rows may come in any order)."""
     source = loader.batches._sources[0]
     return source.take(range(len(source)))
 
 
-def same(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+def joined(parts: Iterable[Batch[np.ndarray]]) -> Batch[np.ndarray]:
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+
+def same(a: Batch[np.ndarray], b: Batch[np.ndarray]) -> bool:
+    there = [one is not None for one in a] == [one is not None for one in b]
+    return there and all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
 
 
 # What stands in a batch
@@ -52,8 +59,8 @@ def test_windows_are_the_joined_documents_cut_without_gaps(prepared):
     rows = epoch_rows(opened(prepared))
     tokens = stream(prepared)
     count = (len(tokens) - 1) // 32
-    np.testing.assert_array_equal(rows["inputs"].ravel(), tokens[: 32 * count])
-    np.testing.assert_array_equal(rows["targets"].ravel(), tokens[1 : 32 * count + 1])
+    np.testing.assert_array_equal(rows.inputs.ravel(), tokens[: 32 * count])
+    np.testing.assert_array_equal(rows.targets.ravel(), tokens[1 : 32 * count + 1])
     assert count > 100
     assert len(store.read_manifest(prepared).parts) > 3  # so that windows reach across shards
 
@@ -61,22 +68,19 @@ def test_windows_are_the_joined_documents_cut_without_gaps(prepared):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_batches_are_int32_and_weights_float32(prepared, layout):
     batch = opened(prepared, layout)[3]
-    names = {"inputs", "targets"} if layout == "windows" else {"inputs", "targets", "segment_ids", "weights"}
-    if layout == "documents":
-        continues = batch.pop("continues")
-        assert (continues.shape, continues.dtype) == ((4,), np.bool_)
-    assert batch.keys() == names
-    for name, array in batch.items():
-        assert array.shape == (4, 32)
-        assert array.dtype == (np.float32 if name == "weights" else np.int32)
-        assert array.flags.c_contiguous
+    assert (batch.segment_ids is None) == (batch.weights is None) == (layout == "windows")
+    assert (batch.continues is None) == (layout != "documents")
+    for name, array in batch._asdict().items():
+        if array is not None:
+            assert array.shape == ((4,) if name == "continues" else (4, 32))
+            assert array.dtype == {"weights": np.float32, "continues": np.bool_}.get(name, np.int32)
+            assert array.flags.c_contiguous
 
 
-def pieces_of(rows: dict[str, np.ndarray]) -> list[tuple[int, list[int], list[int]]]:
+def pieces_of(rows: Batch[np.ndarray]) -> list[tuple[int, list[int], list[int]]]:
     """(where it starts in the row, inputs, targets) of everything that has a segment of its own."""
     found = []
-    arrays = [rows[name] for name in ("inputs", "targets", "segment_ids", "weights")]
-    for inputs, targets, segments, weights in zip(*arrays, strict=True):
+    for inputs, targets, segments, weights in zip(*rows[:4], strict=True):
         np.testing.assert_array_equal(weights, segments > 0)
         assert not inputs[segments == 0].any()
         assert not targets[segments == 0].any()
@@ -141,19 +145,19 @@ def test_documents_are_read_in_order_one_after_another_in_each_row(prepared):
     for row in range(3):
         last = 0
         for step in range(loader.steps_per_epoch):
-            batch = {name: array[row] for name, array in loader[step].items()}
-            (real,) = np.nonzero(batch["weights"])
+            batch = jax.tree.map(lambda array, row=row: array[row], loader[step])
+            (real,) = np.nonzero(batch.weights)
             if not len(real):
                 continue
-            (segment,) = set(batch["segment_ids"][real].tolist())
-            assert batch["continues"] == (segment == last)
+            (segment,) = set(batch.segment_ids[real].tolist())
+            assert batch.continues == (segment == last)
             if segment != last:
                 assert segment > last
                 last = segment
-                read.append([int(batch["inputs"][0])])
-            assert read[-1][-1] == batch["inputs"][0]  # goes on where the step before ended
-            np.testing.assert_array_equal(batch["inputs"][real][1:], batch["targets"][real][:-1])
-            read[-1] += batch["targets"][real].tolist()
+                read.append([int(batch.inputs[0])])
+            assert read[-1][-1] == batch.inputs[0]  # goes on where the step before ended
+            np.testing.assert_array_equal(batch.inputs[real][1:], batch.targets[real][:-1])
+            read[-1] += batch.targets[real].tolist()
     assert sorted(read) == sorted(documents(prepared, "validation"))
 
 
@@ -162,7 +166,7 @@ def test_a_row_of_documents_begins_anew_each_epoch(prepared):
     loader = opened(prepared, "documents", batch_size=40)
     steps = loader.steps_per_epoch
     for row in range(40):
-        before, after = loader[0]["segment_ids"][row], loader[steps]["segment_ids"][row]
+        before, after = loader[0].segment_ids[row], loader[steps].segment_ids[row]
         assert set(before[before > 0]).isdisjoint(after[after > 0])
 
 
@@ -175,8 +179,7 @@ def test_any_number_of_processes_gives_the_same_batch(prepared, layout, processe
     whole = opened(prepared, layout, seed=3)
     parts = [opened(prepared, layout, seed=3, process_index=i, process_count=processes) for i in range(processes)]
     for step in (0, 7, 1_000):
-        together = {name: np.concatenate([part[step][name] for part in parts]) for name in whole[step]}
-        assert same(together, whole[step])
+        assert same(joined(part[step] for part in parts), whole[step])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -263,11 +266,11 @@ def test_mixtures_have_every_layout(prepared, second, layout):
     halves = [open_data(config, batch_size=8, process_index=i, process_count=2, **arguments) for i in range(2)]
     for step in (0, 5):
         batch = loader[step]
-        assert batch["inputs"].shape == (8, 32)
-        assert same({n: np.concatenate([h[step][n] for h in halves]) for n in batch}, batch)
-    own = {row.tobytes() for row in epoch_rows(opened(prepared))["inputs"]}
+        assert batch.inputs.shape == (8, 32)
+        assert same(joined(half[step] for half in halves), batch)
+    own = {row.tobytes() for row in epoch_rows(opened(prepared)).inputs}
     if layout == "windows":
-        rows = [row.tobytes() in own for step in range(20) for row in loader[step]["inputs"]]
+        rows = [row.tobytes() in own for step in range(20) for row in loader[step].inputs]
         assert 0.7 < np.mean(rows) < 1.0
 
 
@@ -412,7 +415,7 @@ def test_data_that_is_not_there_is_prepared_where_the_configuration_says_from_wh
 def test_processes_that_start_together_prepare_once(tmp_path, text_folder, sentencepiece_file):
     config = DataConfig(path=str(tmp_path / "data"), prepare=small_config(text_folder, sentencepiece_file))
     code = f"""
-from tttlm.data import DataConfig, DatasetConfig, PrepareConfig, open_data
+from tttlm.data import Batch, DataConfig, DatasetConfig, PrepareConfig, open_data
 print(open_data({config!r}, split="train", batch_size=2, sequence_length=32).fingerprint)
 """
     command = [sys.executable, "-c", code]

@@ -23,6 +23,29 @@ PAIRS = [
 ]
 FAST = {name: next(how for n, how in PAIRS if n == name) for name in LEARNERS}
 
+# These have every part and every implementation among them; the others are slow tests.
+ALWAYS = {
+    ("ttt_mlp", "dual"),
+    ("titans_linear", "dual"),
+    ("gla", "delta"),
+    ("longhorn_diagonal", "linear_scan"),
+    ("gated_deltaproduct", "delta"),
+    ("comba", "delta"),
+    ("mesanet", "linear_scan"),
+    ("lact_prenorm", "chunked"),
+    ("tnt_local", "dual"),
+    ("atlas", "chunked"),
+    ("clipped_swiglu", "chunked"),
+}
+assert set(PAIRS) >= ALWAYS
+
+
+def slow_unless(always, all_of_them):
+    return [pytest.param(each, marks=() if each in always else pytest.mark.slow) for each in all_of_them]
+
+
+NAMES = slow_unless({name for name, _ in ALWAYS}, LEARNERS)
+
 # Documents that start anywhere, some within one chunk, with padding before, within, between and behind them.
 ANYWHERE = np.array(
     [
@@ -70,7 +93,7 @@ def everything(learner, how, cuts, args, with_gradients):
 
 
 @pytest.mark.parametrize("with_gradients", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("pair", [p for p in PAIRS if p[1] != "reference"], ids="-".join)
+@pytest.mark.parametrize("pair", slow_unless(ALWAYS, [p for p in PAIRS if p[1] != "reference"]), ids="-".join)
 def test_cut_anywhere_with_documents_anywhere_it_is_the_definition(pair, with_gradients):
     name, how = pair
     learner, args = LEARNERS[name], make(LEARNERS[name])
@@ -78,7 +101,7 @@ def test_cut_anywhere_with_documents_anywhere_it_is_the_definition(pair, with_gr
     close(found, everything(learner, "reference", (T,), args, with_gradients))
 
 
-@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_token_by_token_is_whole(name):
     learner = LEARNERS[name]
     inputs, weights, options = make(learner)
@@ -95,7 +118,7 @@ def test_token_by_token_is_whole(name):
     close(*both(inputs, weights, options))
 
 
-@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_document_gives_packed_what_it_gives_alone(name):
     """Documents that start where all clocks are at zero, with the promise that they do."""
     learner = LEARNERS[name]

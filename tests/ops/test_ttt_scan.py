@@ -107,16 +107,16 @@ def everything(implementation, args, state, segment_ids, **options):
 
 @given(
     seed=st.integers(0, 2**16),
-    time=st.integers(1, 70),
-    head_dim=st.integers(8, 96),
+    time=st.integers(1, 40),
+    head_dim=st.integers(4, 32),
     mini_batch=st.sampled_from([1, 4, 16, 64]),
-    depth=st.integers(1, 3),
+    depth=st.integers(1, 2),
     carried=st.booleans(),
     packed=st.booleans(),
     bare=st.booleans(),
     remat=st.integers(1, 3),
 )
-@settings(max_examples=6)
+@settings(max_examples=4)
 def test_dual_is_the_definition(seed, time, head_dim, mini_batch, depth, carried, packed, bare, remat):
     args = inputs(seed, 2, time, 2, head_dim, mini_batch, depth, bare)
     state = state_within(seed, args, mini_batch) if carried else None
@@ -142,7 +142,9 @@ def test_remat_of_several_mini_batches_keeps_fewer_inner_weights(carried):
     assert kept(4) == each * (count // 4 + count % 4)
 
 
-@pytest.mark.parametrize(("head_dim", "mini_batch", "depth", "time"), [(96, 16, 1, 48), (96, 64, 2, 70)])
+@pytest.mark.parametrize(
+    ("head_dim", "mini_batch", "depth", "time"), [(96, 16, 1, 48), pytest.param(96, 64, 2, 70, marks=pytest.mark.slow)]
+)
 def test_dual_is_the_definition_at_published_head_widths(head_dim, mini_batch, depth, time):
     args = inputs(0, 1, time, 2, head_dim, mini_batch, depth)
     close(everything("dual", args, None, None), everything("reference", args, None, None))

@@ -55,7 +55,7 @@ def test_collectives_are_counted_as_often_as_their_loops_turn(compiled):
     }
 
 
-def test_copies_of_a_model_exchange_gradients_and_shares_of_one_exchange_parameters(compiled):
+def test_replicas_communicate_gradients_and_shards_communicate_parameters(compiled):
     parameters = parameter_count(small_config().model)
     data, fsdp = ({one["kind"]: one["bytes"] for one in compiled[name]["collectives"]} for name in ("data", "fsdp"))
     assert data.keys() == {"all-reduce"}
@@ -64,7 +64,7 @@ def test_copies_of_a_model_exchange_gradients_and_shares_of_one_exchange_paramet
     assert fsdp["all-gather"] > 0
 
 
-def test_shares_of_a_model_hold_an_eighth_of_it_and_the_peak_holds_more_than_the_state(compiled):
+def test_shards_of_a_model_hold_an_eighth_of_it_and_the_peak_holds_more_than_the_state(compiled):
     data, fsdp = compiled["data"], compiled["fsdp"]
     assert data["state"] >= 3 * 4 * data["parameters"]  # parameters and two moments in float32
     assert fsdp["state"] < 0.2 * data["state"]

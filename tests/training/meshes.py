@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from tests.training.small import small_config
+from tttlm.data import Batch
 from tttlm.planning.collectives import KINDS
 from tttlm.training.config import MeshConfig, TrainConfig
 from tttlm.training.diagnosis import diagnose
@@ -53,7 +54,7 @@ def batches(config: TrainConfig):
         segments = (1 + (rng.random((rows, length)) < 0.1).cumsum(axis=1)).astype(np.int32)
         segments[:2, -5:] = 0
         weights = (segments > 0).astype(np.float32)
-        yield {"inputs": tokens[:, :-1], "targets": tokens[:, 1:], "segment_ids": segments, "weights": weights}
+        yield Batch(tokens[:, :-1], tokens[:, 1:], segments, weights)
 
 
 def configured(changes: dict, axes: str) -> TrainConfig:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.training.small import prepare_config, small_config, write_texts
 from tests.training.test_loop import numbers, on_batch, params
-from tttlm.data import prepare
+from tttlm.data import Batch, prepare
 from tttlm.errors import InputError
 from tttlm.training import loop
 from tttlm.training.sharding import make_mesh
@@ -27,7 +27,7 @@ def config_of(mixer: str, **changes):
     return small_config(**{**sizes, **shape, "model.mixers": (mixer,), **changes})
 
 
-def steps_of(documents: list[list[np.ndarray]]) -> list[dict[str, np.ndarray]]:
+def steps_of(documents: list[list[np.ndarray]]) -> list[Batch[np.ndarray]]:
     """Batches that read a list of documents at each position, as the loader gives them."""
     lanes = []
     for at_position in documents:
@@ -41,9 +41,8 @@ def steps_of(documents: list[list[np.ndarray]]) -> list[dict[str, np.ndarray]]:
         lanes.append(lane)
     empty = (*np.zeros((3, LENGTH), np.int32), np.zeros(LENGTH, "f"), False)
     count = max(map(len, lanes))
-    names = ("inputs", "targets", "segment_ids", "weights", "continues")
     steps = [[lane[i] if i < len(lane) else empty for lane in lanes] for i in range(count)]
-    return [dict(zip(names, map(np.stack, zip(*step, strict=True)), strict=True)) for step in steps]
+    return [Batch(*map(np.stack, zip(*step, strict=True))) for step in steps]
 
 
 def some_documents(seed: int = 0) -> list[list[np.ndarray]]:
@@ -67,7 +66,7 @@ def test_the_losses_of_all_steps_are_those_of_the_whole_documents(x64, mixer):
     rows = [tokens for at_position in documents for tokens in at_position]
     padded = np.stack([np.pad(tokens, (0, 53 - len(tokens))) for tokens in rows]).astype(np.int32)
     real = np.arange(52) < np.array([[len(tokens) - 1] for tokens in rows])
-    batch = {"inputs": padded[:, :-1], "targets": padded[:, 1:], "weights": real.astype("f")}
+    batch = Batch(padded[:, :-1], padded[:, 1:], weights=real.astype("f"))
     whole = jax.jit(lambda batch: batch_loss(alone, model, state.params, batch, 1.0)[0])(batch)
     assert total == pytest.approx(float(whole), rel=1e-9)
 
@@ -81,7 +80,7 @@ def test_the_gradient_reaches_the_initial_state_and_ends_at_the_beginning_of_a_s
     _, _, grads, carried = gradient(state.params, first, carried=state.carried)
     inner = grads["stack"]["blocks"][0]["mixer"]["inner"][0]["kernel"]
     assert float(jnp.abs(inner).max()) > 0  # documents begin: the learned initial weights are learned
-    continued = {**second, "continues": np.array([True, True, True])}
+    continued = second._replace(continues=np.array([True, True, True]))
     _, _, grads, _ = gradient(state.params, continued, carried=carried)
     inner = grads["stack"]["blocks"][0]["mixer"]["inner"][0]["kernel"]
     assert float(jnp.abs(inner).max()) == 0
@@ -109,14 +108,14 @@ def test_after_a_step_that_is_skipped_no_document_goes_on_from_another(x64):
     steps = steps_of([[np.arange(17), np.arange(100, 140)]] * EXAMPLES)
     step = make_train_step(config, model, make_mesh(config.mesh))
 
-    def third_loss(first: dict[str, np.ndarray]) -> float:
+    def third_loss(first: Batch[np.ndarray]) -> float:
         state, _ = step(init_state(config, model), first)
-        bad = {**steps[1], "weights": np.full_like(steps[1]["weights"], np.nan)}
+        bad = steps[1]._replace(weights=np.full_like(steps[1].weights, np.nan))
         state, values = step(state, bad)
         assert not values["good"]
         return float(step(state, steps[2])[1]["loss"])
 
-    other = {**steps[0], "inputs": steps[0]["inputs"] + 200}
+    other = steps[0]._replace(inputs=steps[0].inputs + 200)
     assert third_loss(steps[0]) == third_loss(other)
 
 

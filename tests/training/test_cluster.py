@@ -19,7 +19,7 @@ from tests.training.test_loop import numbers, params
 from tttlm.errors import InputError
 from tttlm.training.checkpoint_files import saved_steps
 from tttlm.training.config import TrainConfig
-from tttlm.training.sharding import row_share
+from tttlm.training.sharding import batch_shard
 
 STEPS = 16
 
@@ -165,7 +165,7 @@ def shares_of(processes: list[int], fsdp: int, tensor: int, monkeypatch: pytest.
     shares = []
     for process in range(max(processes) + 1):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        shares.append(row_share(mesh))
+        shares.append(batch_shard(mesh))
     return shares
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.training.small import small_config
+from tttlm.data import Batch
 from tttlm.training.diagnosis import diagnose
 from tttlm.training.step import Model, init_state
 
@@ -17,7 +18,7 @@ CONFIG = small_config(**MODEL)
 def healthy():
     model = Model(CONFIG.model)
     tokens = np.random.default_rng(0).integers(0, 300, (2, 33)).astype(np.int32)
-    batch = {"inputs": jnp.asarray(tokens[:, :-1]), "targets": jnp.asarray(tokens[:, 1:])}
+    batch = Batch(jnp.asarray(tokens[:, :-1]), jnp.asarray(tokens[:, 1:]))
     return model, init_state(CONFIG, model).params, batch
 
 

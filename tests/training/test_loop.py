@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from tests.training.small import small_config
-from tttlm.data import open_data
+from tttlm.data import Batch, open_data
 from tttlm.errors import InputError
 from tttlm.training import checkpoint_files, loop
 from tttlm.training.checkpoint_files import load_params, saved_steps
@@ -41,7 +41,7 @@ def params(config: TrainConfig) -> Any:
 
 
 def on_batch(monkeypatch: pytest.MonkeyPatch, action: Any) -> None:
-    """Lets `action(number, batch)` have each training batch before the loop has it; it may change it in place."""
+    """Lets `action(number, batch)` see each training batch before the loop does; what it returns replaces the batch."""
 
     def opened(config, *, split, **options):
         loader = open_data(config, split=split, **options)
@@ -54,10 +54,9 @@ def on_batch(monkeypatch: pytest.MonkeyPatch, action: Any) -> None:
     monkeypatch.setattr(loop, "open_data", opened)
 
 
-def _acted(action: Any, number: int, loader: Any) -> dict[str, np.ndarray]:
-    batch = dict(loader[number])
-    action(number, batch)
-    return batch
+def _acted(action: Any, number: int, loader: Any) -> Batch[np.ndarray]:
+    batch = loader[number]
+    return action(number, batch) or batch
 
 
 @pytest.fixture(scope="module")
@@ -211,9 +210,9 @@ def _newest(config: TrainConfig) -> Any:
     return load_params(Path(config.run) / "checkpoints", Model(config.model).shapes)[1]
 
 
-def spoil(number: int, batch: dict[str, np.ndarray]) -> None:
+def spoil(number: int, batch: Batch[np.ndarray]) -> Batch[np.ndarray]:
     """Batch 6 has a loss that is not finite."""
-    batch["weights"] = np.full(batch["targets"].shape, np.inf if number == 6 else 1.0, np.float32)
+    return batch._replace(weights=np.full(batch.targets.shape, np.inf if number == 6 else 1.0, np.float32))
 
 
 def test_a_faulty_step_is_skipped_when_asked_and_changes_nothing(data, tmp_path, monkeypatch):
@@ -256,7 +255,7 @@ def test_rolling_back_goes_on_from_the_checkpoint_with_the_batches_after_the_fau
 
     def watch(number, batch):
         seen.append(number)
-        spoil(number, batch)
+        return spoil(number, batch)
 
     on_batch(monkeypatch, watch)
     assert loop.train(config).reason == "finished"
@@ -286,7 +285,7 @@ def fill_disk(checkpoint: Path, first: int, last: int, limit: int) -> Any:
     """From batch `first` to `last`, once `checkpoint` is there, no file can grow beyond `limit` bytes."""
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 
-    def act(number: int, batch: dict[str, np.ndarray]) -> None:
+    def act(number: int, batch: Batch[np.ndarray]) -> None:
         full = first <= number < last
         while full and not checkpoint.exists():
             time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Every layer trains the same on every mesh of eight devices, and its compiled program shares what it should."""
+"""Every layer trains the same on every mesh of eight devices, and its compiled program shards what it should."""
 
 import json
 import math
@@ -55,11 +55,11 @@ def check(runs: dict[str, dict], tolerance: float = 1e-5) -> None:
         assert found["fault"] == runs[ONE]["fault"], axes
         size = {"data": 1, "fsdp": 1, "tensor": 1, "context": 1, "accumulate": 1}
         size |= {name: int(value) for name, value in (axis.split("=") for axis in axes.split(","))}
-        check_shares(found, size["fsdp"] * size["context"], size["tensor"])
+        check_shards(found, size["fsdp"] * size["context"], size["tensor"])
         check_exchanges(found, size)
 
 
-def check_shares(found: dict, storage: int, tensor: int) -> None:
+def check_shards(found: dict, storage: int, tensor: int) -> None:
     """Matrices are whole nowhere; of vectors those of heads and channels are shared, and the scales of norms whole."""
     assert found["donated"]
     assert found["in"] == found["out"]
@@ -123,7 +123,7 @@ def test_bfloat16_with_float32_weights_trains_on_a_mesh_as_on_one_device(mixer):
         ({"model.num_heads": 4}, {"tensor": 2, "context": 4}, "the 4 heads of attention .* 2 x 4"),
         ({"model.mixers": ("mamba",), "model.hidden_size": 6}, {"tensor": 8}, "the 12 channels of mamba .* 8 x 1"),
         ({"sequence_length": 36}, {"context": 8}, "sequence_length = 36 is not divisible by mesh.context = 8"),
-        ({"batch_size": 6}, {"fsdp": 4}, "6 rows is not divisible by the 4 devices"),
+        ({"batch_size": 6}, {"fsdp": 4}, "6 examples is not divisible by the 4 devices"),
         ({"model.num_heads": 8, "loss_chunk": 12, "sequence_length": 48}, {"context": 2, "tensor": 2}, None),
         (
             {"model.num_heads": 8, "loss_chunk": 16, "sequence_length": 48},

@@ -7,15 +7,16 @@ import optax
 import pytest
 
 from tests.training.small import small_config
+from tttlm.data import Batch
 from tttlm.training.sharding import make_mesh
 from tttlm.training.step import Model, batch_gradient, init_state, make_train_step, total_weight
 
 ROWS, LENGTH = 4, 32
 
 
-def batch(seed: int = 0, **more: np.ndarray) -> dict[str, np.ndarray]:
+def batch(seed: int = 0, **more: np.ndarray) -> Batch[np.ndarray]:
     tokens = np.random.default_rng(seed).integers(0, 300, (ROWS, LENGTH + 1)).astype(np.int32)
-    return {"inputs": tokens[:, :-1], "targets": tokens[:, 1:], **more}
+    return Batch(tokens[:, :-1], tokens[:, 1:], **more)
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,7 @@ IMAGENET_C = (
 
 @dataclass(frozen=True)
 class MethodsConfig:
-    """How each method adapts. Learning rates are of plain SGD, as in the papers, unless it is said otherwise."""
+    """How each method adapts. Learning rates are of plain SGD, as in the papers, unless stated otherwise."""
 
     ttt_steps: Count = 10
     ttt_learning_rate: PositiveFloat = 1e-3

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -16,7 +18,7 @@ from tttlm.errors import InputError
 from tttlm.model import LanguageModel
 from tttlm.progress import progress_bar
 from tttlm.ranges import OutputPath, Range
-from tttlm.records import write_file, write_json
+from tttlm.records import read_record, write_file, write_json, write_sealed
 from tttlm.shift import Measurement, compare_counts, compare_samples
 
 POINTS = 24  # of a curve
@@ -76,20 +78,46 @@ class Reading:
     dynamic_curve: list[float]
 
 
-def read_all(readers: Sequence[Reader], config: DynamicConfig) -> list[Reading]:
-    """Every model on every text."""
+def read_all(readers: Sequence[Reader], config: DynamicConfig, kept: Path | None = None) -> list[Reading]:
+    """Scores every text with every model.
+
+    Args:
+        readers: the models and their texts.
+        config: how the models learn as they read.
+        kept: a folder that keeps each reading as it is done; one of the same model, text and configuration that is
+            there already is not done again.
+
+    Raises:
+        InputError: the folder cannot be written, or a reading in it was altered.
+    """
     found = []
     for reader in readers:
         static, dynamic = (
             DynamicEvaluation(reader.model, settings) for settings in (DynamicConfig(stretch=config.stretch), config)
         )
         for other in readers:
+            file = kept / f"{_key(reader, other, config)}.json" if kept else None
+            if file and file.exists():
+                found.append(read_record(file, Reading, advice="delete it, and it is read again", sealed=True))
+                continue
             documents = [reader.encode(text) for text in other.texts]
             total = 2 * sum(max(len(document) - 1, 0) for document in documents)
             with progress_bar(total, f"{reader.name} reads {other.name}", unit="token") as bar:
                 losses = [evaluation(documents, on_tokens=bar.update) for evaluation in (static, dynamic)]
             found.append(_reading(reader.name, other, *losses))
+            if file:
+                write_sealed(file, found[-1])
     return found
+
+
+def _key(reader: Reader, other: Reader, config: DynamicConfig) -> str:
+    """A name that no two readings have in common: of the model's parameters, the text and the configuration."""
+    parts = [reader.name, other.name, repr(reader.model.config), repr(config), *other.texts]
+    digest = sha256("\0".join(parts).encode())
+    for path, parameter in jax.tree.leaves_with_path(nnx.to_pure_dict(nnx.state(reader.model))):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(parameter).tobytes())
+    return digest.hexdigest()[:32]
 
 
 def measure_shifts(readers: Sequence[Reader], stretch: int) -> dict[str, list[Measurement]]:

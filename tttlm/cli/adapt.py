@@ -63,7 +63,9 @@ def _text(flags: list[str], command: str) -> int:
     if len(config.runs) < 2:
         raise InputError("name at least two runs: --runs FOLDER FOLDER")
     readers = [_reader(folder, config.text_bytes, config.adapt.stretch) for folder in config.runs]
-    readings = read_all(readers, config.adapt)
+    kept = Path(config.output) / "readings"
+    kept.mkdir(parents=True, exist_ok=True)
+    readings = read_all(readers, config.adapt, kept)
     shifts = measure_shifts(readers, config.adapt.stretch)
     report = write_text_report(readings, shifts, config, command, Path(config.output))
     print("\n".join(reading_table(readings)), report, sep="\n\n")

@@ -207,7 +207,7 @@ def _one_line_errors(begin: str) -> Iterator[None]:
         if leaving.code in (0, None):
             raise
         text = _sentence(caught.getvalue())
-        # "Error parsing model: ..." is said of what a dataclass itself refuses, and names the field again.
+        # "Error parsing model: ..." is what tyro adds where a dataclass itself refuses, and names the field again.
         text = (
             re.sub(r"^Error parsing (?:(?!--)\S+: )?", "", text)
             .partition("; use sys.")[0]

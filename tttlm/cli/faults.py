@@ -91,7 +91,9 @@ def run_command(command: Callable[[], int | None], *, kept: str = "the same comm
 def describe(error: BaseException, kept: str) -> tuple[str, int]:
     """One line for a person (empty where there is nothing to say), and the exit status."""
     if isinstance(error, InputError):
-        return f"error: {one_line(str(error))}", BAD_INPUT
+        # What was named may be fine, and the machine at fault: a full disk is one wherever it is met.
+        by_machine = isinstance(error.__context__, OSError) and error.__context__.errno in _MACHINES
+        return f"error: {one_line(str(error))}", FAULT if by_machine else BAD_INPUT
     if isinstance(error, KeyboardInterrupt):
         return f"stopped; {kept}", INTERRUPTED
     if isinstance(error, Terminated):

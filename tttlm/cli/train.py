@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
         return 0
     if topology:
         return plan(config, topology)
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # what matters of a checkpoint's trouble is said in a line
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # one line reports what matters of a failed checkpoint
     warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
     from tttlm.training.cluster import is_first, join, say
 

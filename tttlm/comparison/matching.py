@@ -24,7 +24,7 @@ class MatchConfig:
     vary: tuple[Literal["hidden_size", "num_layers", "intermediate_size"], ...] = ("hidden_size",)
     """What may be changed. hidden_size keeps head_dim; intermediate_size stays in proportion where it is not named."""
     tolerance: NonNegativeFloat = 0.02
-    """Largest miss, as a share of the target."""
+    """Largest relative difference from the target."""
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,8 @@ def width_unit(config: ModelConfig) -> int:
 
 def with_width(config: ModelConfig, hidden_size: int) -> ModelConfig:
     """The same model wider or narrower: heads as wide as before, feed-forward blocks in proportion."""
-    share = hidden_size / config.hidden_size
-    intermediate_size = max(1, round(config.intermediate_size * share / FEED_FORWARD_STEP)) * FEED_FORWARD_STEP
+    ratio = hidden_size / config.hidden_size
+    intermediate_size = max(1, round(config.intermediate_size * ratio / FEED_FORWARD_STEP)) * FEED_FORWARD_STEP
     num_heads, rest = divmod(hidden_size * config.num_heads, config.hidden_size)
     if rest or any(mixer.keeps_num_heads for mixer in config.pattern):
         num_heads = config.num_heads

@@ -59,8 +59,8 @@ def _lines(comparison: Comparison, results: Results, command: str) -> Iterator[s
         f"± is the standard error over {documents}, each counted once, of the mean over seeds; the difference is taken "
         "document by document, so its error is not that of two losses. *seeds*: standard deviation over seeds of the "
         "mean loss. *tokens/s*: of training, the median over steps. *step*: what the compiled training step needs at "
-        "once, as its compiler plans it (parameters, moments, activations). *process*: peak resident memory of the "
-        "process that trained, as the operating system counts it: Python, libraries and compiling included."
+        "once, as its compiler plans it (parameters, optimiser state, activations). *process*: peak resident memory of "
+        "the process that trained, as the operating system counts it: Python, libraries and compiling included."
     )
     yield ""
     yield "## Models"

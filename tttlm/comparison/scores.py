@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from tttlm.comparison.experiment import Comparison
-from tttlm.data import held_out_documents
+from tttlm.data import Batch, held_out_documents
 from tttlm.data.store import read_manifest
 from tttlm.errors import InputError
 from tttlm.evaluation.positions import PositionsConfig, edges, losses_by_position, some, stretches
@@ -171,7 +171,7 @@ def step_memory(config: TrainConfig) -> int | None:
     model = Model(config.model)
     ids = jax.ShapeDtypeStruct((config.batch_size, config.sequence_length), jnp.int32)
     step: Any = make_train_step(config, model, mesh)
-    lowered = step.lower(abstract_state(config, model, mesh), {"inputs": ids, "targets": ids})
+    lowered = step.lower(abstract_state(config, model, mesh), Batch(ids, ids))
     plan = lowered.compile().memory_analysis()
     if plan is None:
         return None

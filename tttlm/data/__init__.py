@@ -4,6 +4,7 @@
 function of the seed and the step alone. Importing this package imports neither JAX nor grain.
 """
 
+from tttlm.data.batch import Batch
 from tttlm.data.config import DataConfig, DatasetConfig, PrepareConfig
 from tttlm.data.held_out import Document, encode_file, held_out_documents
 from tttlm.data.loader import Loader, open_data
@@ -12,6 +13,7 @@ from tttlm.data.tokenizer import Tokenizer
 from tttlm.data.tokenizer_files import load_tokenizer, save_tokenizer
 
 __all__ = [
+    "Batch",
     "DataConfig",
     "DatasetConfig",
     "Document",

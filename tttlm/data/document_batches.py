@@ -13,6 +13,7 @@ from heapq import heapify, heapreplace
 
 import numpy as np
 
+from tttlm.data.batch import Batch
 from tttlm.data.order import proportional_counts
 from tttlm.data.store import Documents
 
@@ -49,8 +50,8 @@ class Streams:
             documents = np.random.default_rng((self._seed, stream, epoch)).permutation(documents)
         return documents, np.cumsum(self._steps[documents])
 
-    def fill(self, stream: int, step: int, example: dict[str, np.ndarray]) -> None:
-        """Writes what a stream reads at a step into zeroed arrays, [T] and for `continues` []."""
+    def fill(self, stream: int, step: int, batch: Batch[np.ndarray], i: int) -> None:
+        """Writes what a stream reads at a step into example i of a batch of zeros."""
         epoch, step = divmod(step, self.steps_per_epoch)
         documents, ends = self._epoch(stream, epoch)
         index = int(np.searchsorted(ends, step, side="right"))
@@ -60,10 +61,13 @@ class Streams:
         begin = (step - (int(ends[index - 1]) if index else 0)) * self._length
         stop = min(begin + self._length, int(self._documents.positions[document]))
         here = slice(0, stop - begin)
-        example["inputs"][here], example["targets"][here] = self._documents.pairs(document, begin, stop)
-        example["continues"][...] = begin > 0
-        example["segment_ids"][here] = epoch * len(documents) + index + 1  # never that of the document before
-        example["weights"][here] = 1.0
+        assert batch.segment_ids is not None
+        assert batch.weights is not None
+        assert batch.continues is not None
+        batch.inputs[i, here], batch.targets[i, here] = self._documents.pairs(document, begin, stop)
+        batch.segment_ids[i, here] = epoch * len(documents) + index + 1  # never that of the document before
+        batch.weights[i, here] = 1.0
+        batch.continues[i] = begin > 0
 
 
 class DocumentBatches:
@@ -94,14 +98,13 @@ class DocumentBatches:
         self.steps_per_epoch = max(of.steps_per_epoch for of in streams)
         self.longest = max(int(source.positions.max()) for source in sources)
 
-    def batch(self, step: int, examples: range) -> dict[str, np.ndarray]:
-        """Reads the examples at some positions of the batch of a step; see `Loader`."""
+    def batch(self, step: int, examples: range) -> Batch[np.ndarray]:
+        """Reads the examples at some positions of the batch of a step."""
         shape = (len(examples), self._length)
-        names = ("inputs", "targets", "segment_ids")
-        batch: dict[str, np.ndarray] = {name: np.zeros(shape, np.int32) for name in names}
-        batch["weights"] = np.zeros(shape, np.float32)
-        batch["continues"] = np.zeros(len(examples), np.bool_)
+        inputs, targets, segment_ids = (np.zeros(shape, np.int32) for _ in range(3))
+        weights, continues = np.zeros(shape, np.float32), np.zeros(len(examples), np.bool_)
+        batch = Batch(inputs, targets, segment_ids, weights, continues)
         for i, position in enumerate(examples):
             streams, stream = self._positions[position]
-            streams.fill(stream, step, {name: array[i, ...] for name, array in batch.items()})
+            streams.fill(stream, step, batch, i)
         return batch

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from tttlm.data.batch import Batch
 from tttlm.data.config import DataConfig
 from tttlm.data.document_batches import DocumentBatches
 from tttlm.data.integrity import verify
@@ -20,15 +21,13 @@ from tttlm.data.tokenizer_files import load_tokenizer
 from tttlm.data.windows import Windows
 from tttlm.errors import InputError
 
-Batch = dict[str, np.ndarray]
-
 
 class Examples(Protocol):
     """One epoch of examples that may come in any order."""
 
     def __len__(self) -> int: ...
 
-    def take(self, indices: Sequence[int]) -> Batch:
+    def take(self, indices: Sequence[int]) -> Batch[np.ndarray]:
         """The examples of these numbers as a batch."""
         ...
 
@@ -42,7 +41,7 @@ class Batches(Protocol):
 
     steps_per_epoch: int
 
-    def batch(self, step: int, examples: range) -> Batch:
+    def batch(self, step: int, examples: range) -> Batch[np.ndarray]:
         """The examples at some positions of the batch of a step."""
         ...
 
@@ -68,18 +67,20 @@ class Loader:
     batches: Batches
     examples: range
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> Batch[np.ndarray]:
         """Gives this process's part of the batch of a step.
 
-        `inputs` and `targets` are int32 [B, T]. The layouts that pad also have `segment_ids` int32 [B, T] (0 is
-        padding) and `weights` float32 [B, T] (0 where there is no target). The layout "documents" also has `continues`
-        bool [B]: whether an example goes on with the document of the same position of the previous step.
+        The layout "windows" gives inputs and targets alone; "packed" adds segment_ids and weights, "documents" also
+        continues.
+
+        Raises:
+            IndexError: the step is negative.
         """
         if step < 0:
             raise IndexError(f"steps are counted from 0, there is no step {step}")
         return self.batches.batch(step, self.examples)
 
-    def iterate(self, start_step: int = 0, *, threads: int = 1, ahead: int = 4) -> Iterator[Batch]:
+    def iterate(self, start_step: int = 0, *, threads: int = 1, ahead: int = 4) -> Iterator[Batch[np.ndarray]]:
         """Batches from `start_step` on, without end, made `ahead` of time by background threads."""
         import grain
 
@@ -98,7 +99,7 @@ class _Steps:
     def __len__(self) -> int:
         return sys.maxsize - self.start
 
-    def __getitem__(self, index: Any) -> Batch:
+    def __getitem__(self, index: Any) -> Batch[np.ndarray]:
         return self.loader[self.start + int(index)]
 
 
@@ -186,17 +187,19 @@ class ShuffledExamples:
         self._sources, self._order, self._batch_size = sources, order, batch_size
         self.steps_per_epoch = max(1, sum(map(len, sources)) // batch_size)
 
-    def batch(self, step: int, examples: range) -> Batch:
+    def batch(self, step: int, examples: range) -> Batch[np.ndarray]:
         picked = [self._order[step * self._batch_size + position] for position in examples]
         if len(self._sources) == 1:
             return self._sources[0].take([index for _, index in picked])
-        whole: Batch = {}
-        for number, source in enumerate(self._sources):
-            positions = [i for i, (of, _) in enumerate(picked) if of == number]
-            if positions:
-                for name, array in source.take([picked[i][1] for i in positions]).items():
-                    whole.setdefault(name, np.empty((len(examples), *array.shape[1:]), array.dtype))[positions] = array
-        return whole
+        positions = [[i for i, (of, _) in enumerate(picked) if of == number] for number in range(len(self._sources))]
+        taken = [
+            source.take([picked[i][1] for i in of_source])
+            for source, of_source in zip(self._sources, positions, strict=True)
+            if of_source
+        ]
+        by_position = np.argsort(np.concatenate([np.array(of_source, np.int64) for of_source in positions]))
+        joined: Any = [a[0] if a[0] is None else np.concatenate(a)[by_position] for a in zip(*taken, strict=True)]
+        return Batch(*joined)
 
 
 def _batches(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tttlm.data.batch import Batch
 from tttlm.data.store import Documents
 
 
@@ -47,17 +48,17 @@ class Packed:
         """Fraction of positions that hold a token."""
         return float(self._documents.positions.sum()) / (len(self) * self._length)
 
-    def take(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
-        """Gives `inputs`, `targets`, `segment_ids` int32 and `weights` float32, [B, T]; 0 where there is no token."""
+    def take(self, indices: Sequence[int]) -> Batch[np.ndarray]:
+        """Gives examples as a batch without `continues`; every array is 0 where there is no token."""
         shape = (len(indices), self._length)
-        batch = {name: np.zeros(shape, np.int32) for name in ("inputs", "targets", "segment_ids")}
+        inputs, targets, segment_ids = (np.zeros(shape, np.int32) for _ in range(3))
         for i, index in enumerate(indices):
             for segment, (document, begin, start) in enumerate(self._pieces(index), start=1):
                 stop = min(begin + self._length, int(self._documents.positions[document]))
                 here = slice(start, start + stop - begin)
-                batch["inputs"][i, here], batch["targets"][i, here] = self._documents.pairs(document, begin, stop)
-                batch["segment_ids"][i, here] = segment
-        return {**batch, "weights": (batch["segment_ids"] > 0).astype(np.float32)}
+                inputs[i, here], targets[i, here] = self._documents.pairs(document, begin, stop)
+                segment_ids[i, here] = segment
+        return Batch(inputs, targets, segment_ids, (segment_ids > 0).astype(np.float32))
 
     def _pieces(self, example: int) -> list[tuple[int, int, int]]:
         """(document, where in it, where in the example) of what an example holds."""

@@ -72,8 +72,8 @@ def draw_lengths(folder: str | Path, picture: str | Path) -> None:
         if not len(values):
             continue
         label = f"{name}: {len(values):,} documents, {values.sum():,.0f} tokens"
-        share = np.full(len(values), 100 / len(values))
-        above.stairs(np.histogram(values, edges, weights=share)[0], edges, linewidth=1.5, label=label)
+        percent = np.full(len(values), 100 / len(values))
+        above.stairs(np.histogram(values, edges, weights=percent)[0], edges, linewidth=1.5, label=label)
         below.stairs(np.histogram(values, edges, weights=100 * values / values.sum())[0], edges, linewidth=1.5)
     above.set(xscale="log", ylabel="% of documents", title=f"Lengths of documents in {Path(folder).name}")
     above.legend(loc="upper left", fontsize="small", frameon=False)

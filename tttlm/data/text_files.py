@@ -269,5 +269,7 @@ def _refuse_endless(path: Path, unpacked: int, size: int) -> None:
 def _damaged(path: Path, error: BaseException) -> InputError:
     if isinstance(error, OSError) and error.errno and error.strerror:
         return InputError(f"{path} cannot be read: {error.strerror}")
-    said = str(error).strip().splitlines()
-    return InputError(f"{path} cannot be read to its end ({said[0] if said else type(error).__name__}); fetch it again")
+    lines = str(error).strip().splitlines()
+    return InputError(
+        f"{path} cannot be read to its end ({lines[0] if lines else type(error).__name__}); fetch it again"
+    )

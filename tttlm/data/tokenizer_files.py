@@ -158,13 +158,13 @@ def _control_tokens(folder: Path) -> dict[str, str]:
             continue
         text = read_text(folder / name, advice=advice)
         try:
-            said = parse_json(text)
-            if not isinstance(said, dict):
+            parsed = parse_json(text)
+            if not isinstance(parsed, dict):
                 raise ValueError("holds no object")
         except ValueError as error:
             raise InputError(f"{folder / name}: {error}; {advice}") from None
         for key in ("bos_token", "eos_token"):
-            value = said.get(key)
+            value = parsed.get(key)
             value = value.get("content") if isinstance(value, dict) else value
             if isinstance(value, str):
                 tokens[key] = value

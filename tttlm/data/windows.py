@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tttlm.data.batch import Batch
 from tttlm.data.store import Split
 from tttlm.errors import InputError
 
@@ -30,10 +31,10 @@ class Windows:
     def __len__(self) -> int:
         return (len(self._split) - 1) // self._length
 
-    def take(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
-        """Gives `inputs` and `targets`, int32 [B, T]."""
+    def take(self, indices: Sequence[int]) -> Batch[np.ndarray]:
+        """Gives examples as a batch of inputs and targets alone."""
         tokens = np.empty((len(indices), self._length + 1), np.int32)
         for example, index in zip(tokens, indices, strict=True):
             start = index * self._length
             example[:] = self._split.read(start, start + self._length + 1)
-        return {"inputs": tokens[:, :-1].copy(), "targets": tokens[:, 1:].copy()}
+        return Batch(tokens[:, :-1].copy(), tokens[:, 1:].copy())

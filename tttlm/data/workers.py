@@ -53,8 +53,8 @@ def encode_task(tokenizer: Tokenizer, dtype: str, task: Task) -> list[Encoded]:
     try:
         encoded = tokenizer.encode_blocks(texts)
     except Exception as error:  # the packages raise bare Exception
-        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InputError(f"the tokenizer cannot encode a text ({said[:200]}); choose another tokenizer") from error
+        message = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise InputError(f"the tokenizer cannot encode a text ({message[:200]}); choose another tokenizer") from error
     return [Encoded(tokens.astype(dtype), ok) for tokens, ok in zip(encoded, valid, strict=True)]
 
 

@@ -128,7 +128,7 @@ def draw_curves(
 
 
 def _draw_panel(axes: Axes, runs: Sequence[RunMetrics], names: Sequence[str], against: str) -> None:
-    """Runs are told apart by colour, or by style where the colours are needed for the names."""
+    """Runs are distinguished by colour, or by style where the colours are needed for the names."""
     several = len(names) > 1
     count = len(names) if several else len(runs)
     colours = mpl.colormaps["viridis"](np.linspace(0, 0.92, count)) if several else mpl.colormaps["tab10"](range(10))

@@ -67,7 +67,7 @@ def stream_score(
         rows: documents read side by side.
         chunk: tokens of a row in one call of `extend`; rounded up to a multiple of `align`.
         align: documents start at multiples of this many tokens: the inner mini-batch of a TTT model.
-        on_progress: told the bytes that were read since the last call.
+        on_progress: called with the number of bytes read since the last call.
 
     Raises:
         InputError: a document is longer than an attention cache has room for.

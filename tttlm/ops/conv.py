@@ -66,7 +66,7 @@ def _shifted_sum(
 ) -> Float[Array, "B T C"]:
     """`sum_w kernel[w] padded[t + w]` over the taps of the same document.
 
-    The gradient is written out: derived from the slices, it is a sum of padded arrays that XLA computes anew for
+    The gradient is written out: derived from the slices, it is a sum of padded arrays that XLA computes again for
     every product that reads it, at about twice the cost.
     """
     time = padded.shape[1] - kernel.shape[0] + 1

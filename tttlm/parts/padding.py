@@ -79,7 +79,7 @@ def read_sequences(
     lengths: Array | None,
     mask: Array | None,
 ) -> tuple[Float[Array, "B T D"], Documents | None, Callable[[Array], Array], Callable[[Array], Array]]:
-    """What a layer does first: tokens go to the front, documents are told apart, padding is emptied.
+    """What a layer does first: tokens go to the front, documents are numbered, padding is set to zero.
 
     Args:
         x: The input of the layer.

@@ -58,8 +58,8 @@ def collectives(hlo: str) -> tuple[list[Collective], bool]:
     """The collectives of one run of a program, from its compiled text; those of every branch are counted.
 
     Returns:
-        one entry for each kind that occurs, and whether every loop around a collective said how often it turns: a loop
-        that does not is counted as turning once.
+        one entry for each kind that occurs, and whether the trip count of every loop around a collective is known: a
+        loop whose count is not known counts as one iteration.
     """
     computations, entry = _read(hlo)
     counts: Counter[str] = Counter()

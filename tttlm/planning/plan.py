@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.errors import JaxRuntimeError
 from jax.sharding import Mesh
 
+from tttlm.data import Batch
 from tttlm.model import parameter_count
 from tttlm.ops.target import traced_for
 from tttlm.planning.collectives import Collective, collectives
@@ -34,11 +35,12 @@ class Plan:
         flops_per_token: of a training step, three times the forward pass by the model's own formula.
         tokens_per_step: of the batch, over all devices.
         memory: bytes that a device has.
-        peak: bytes that the step needs of it at the most. Where the compiler gave up because they are too many, those
-            that it was asked for at that point.
-        state: bytes a device holds between steps: its share of parameters and moments. None where nothing compiled.
+        peak: the step's peak memory in bytes. Where the compiler gave up because it is too much, what it had asked
+            for at that point.
+        state: bytes a device holds between steps: its shard of parameters and optimiser state. None where nothing
+            compiled.
         collectives: of one step; None where nothing compiled.
-        loops_known: whether every loop around a collective said how often it turns.
+        loops_known: whether the trip count of every loop around a collective is known.
         seconds: of tracing and compiling.
     """
 
@@ -114,17 +116,17 @@ def compiled_plan(config: TrainConfig, mesh: Mesh, topology: str, device: Device
     )
 
 
-def _batch(config: TrainConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+def _batch(config: TrainConfig, mesh: Mesh) -> Batch[jax.ShapeDtypeStruct]:
     """What the loader of the configured layout gives, as shapes."""
-    kinds = {"inputs": jnp.int32, "targets": jnp.int32}
-    if config.data.layout != "windows":
-        kinds |= {"segment_ids": jnp.int32, "weights": jnp.float32}
     shape, sharding = (config.batch_size, config.sequence_length), batch_sharding(mesh)
-    batch = {name: jax.ShapeDtypeStruct(shape, kind, sharding=sharding) for name, kind in kinds.items()}
-    if config.data.layout == "documents":
-        per_example = jax.NamedSharding(mesh, jax.P(sharding.spec[0]))
-        batch["continues"] = jax.ShapeDtypeStruct(shape[:1], jnp.bool_, sharding=per_example)
-    return batch
+    ids = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
+    if config.data.layout == "windows":
+        return Batch(ids, ids)
+    batch = Batch(ids, ids, ids, jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding))
+    if config.data.layout != "documents":
+        return batch
+    per_example = jax.NamedSharding(mesh, jax.P(sharding.spec[0]))
+    return batch._replace(continues=jax.ShapeDtypeStruct(shape[:1], jnp.bool_, sharding=per_example))
 
 
 def _asked_and_there(message: str, device: Device) -> tuple[int, int]:
@@ -144,7 +146,7 @@ def describe(plan: Plan) -> list[str]:
         f"{'compiled in':20}{plan.seconds:.0f} s",
     ]
     if plan.state is not None and plan.collectives is not None:
-        lines += [f"{'state':20}{plan.state / GIB:.2f} GiB a device: parameters and moments, between steps"]
+        lines += [f"{'state':20}{plan.state / GIB:.2f} GiB a device: parameters and optimiser state, between steps"]
         lines += [f"{'peak memory':20}{plan.peak / GIB:.2f} GiB a device, of {plan.memory / GIB:.2f} GiB"]
         often = "in one step" if plan.loops_known else "in one step, where loops of unknown length turn once"
         lines += [f"collectives {often}, and the bytes that a device gives or receives:"]

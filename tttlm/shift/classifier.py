@@ -23,8 +23,8 @@ class ClassifierTest:
     """What a classifier that was trained to tell A from B does on samples that were held out.
 
     Attributes:
-        accuracy: share of held-out samples that it places right, 0.5 by chance, with the Clopper-Pearson interval and
-            the binomial p-value.
+        accuracy: fraction of held-out samples that it places right, 0.5 by chance, with the Clopper-Pearson interval
+            and the binomial p-value.
         auc: probability that it scores a sample of B above one of A, with DeLong's interval and the permutation
             p-value.
         accuracy_permutation_p: p-value of the accuracy when the held-out labels are permuted.
@@ -60,7 +60,7 @@ def classifier_test(
         a, b: features `[N, D]` and `[M, D]`, or inputs for `features`.
         classifier: "logistic" for logistic regression, solved by Newton's method; "mlp" for one hidden layer of
             `hidden_size` GELUs, trained by `steps` steps of Adam on the whole training part.
-        held_out: share of the smaller sample that is held out.
+        held_out: fraction of the smaller sample that is held out.
         l2: strength of the penalty `l2 / 2 |w|^2` on the weights, beside the sum of the losses.
         hidden_size, steps, learning_rate: of the MLP.
         permutations: how many; the smallest p-value is `1 / (1 + permutations)`.
@@ -73,7 +73,7 @@ def classifier_test(
     if classifier not in ("logistic", "mlp"):
         raise InputError(f"unknown classifier {classifier!r}; there are 'logistic' and 'mlp'")
     if not 0 < held_out < 1 or not l2 > 0 or permutations < 1:
-        raise InputError("held_out lies between 0 and 1, l2 is positive and permutations are at least 1")
+        raise InputError("held_out is between 0 and 1, l2 is positive and permutations are at least 1")
     a, b = pair_of(a, b, features, 8)
     rng = np.random.default_rng(seed)
     test_size = min(max(round(held_out * min(len(a), len(b))), 2), min(len(a), len(b)) - 2)

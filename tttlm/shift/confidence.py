@@ -51,7 +51,7 @@ def average_thresholded_confidence(
 ) -> Estimate:
     """Accuracy on the target predicted by ATC (Garg et al. 2022, arXiv 2201.04234).
 
-    The threshold is where as many source samples score below it as are wrong; the prediction is the share of target
+    The threshold is where as many source samples score below it as are wrong; the prediction is the fraction of target
     samples that score above it. The interval is that of the bootstrap and covers chance, not a shift that moves
     accuracy and confidence apart.
 
@@ -76,9 +76,9 @@ def average_thresholded_confidence(
     values = []
     for _ in range(_BOOTSTRAPS):
         drawn = rng.integers(0, len(of_source), len(of_source))
-        # The share above a threshold of a resample of the target is binomial.
-        share = _thresholded(of_source[drawn], right[drawn], of_target)
-        values.append(rng.binomial(len(of_target), share) / len(of_target))
+        # The count above a threshold of a resample of the target is binomial.
+        fraction = _thresholded(of_source[drawn], right[drawn], of_target)
+        values.append(rng.binomial(len(of_target), fraction) / len(of_target))
     tail = (1 - CONFIDENCE) / 2
     return Estimate(value, float(np.quantile(values, tail)), float(np.quantile(values, 1 - tail)))
 

@@ -98,7 +98,7 @@ def gaussian_divergence(
 
     Args:
         a, b: features `[N, D]` and `[M, D]`, or inputs for `features`.
-        shrinkage: share of the covariance that is replaced by a multiple of the identity; needed where samples are
+        shrinkage: fraction of the covariance that is replaced by a multiple of the identity; needed where samples are
             fewer than features.
         draws: how many points Jensen-Shannon is averaged over, from each side.
         features: a model's features of a batch of inputs.
@@ -108,7 +108,7 @@ def gaussian_divergence(
         InputError: a covariance is singular.
     """
     if not 0 <= shrinkage <= 1:
-        raise InputError(f"shrinkage is a share between 0 and 1; it was {shrinkage}")
+        raise InputError(f"shrinkage is a fraction between 0 and 1; it was {shrinkage}")
     a, b = pair_of(a, b, features, 3)
     of_a, of_b = Moments(a, seed, shrinkage=shrinkage), Moments(b, seed + 1, shrinkage=shrinkage)
     noise = np.random.default_rng(seed).standard_normal((2, a.shape[1], draws))

@@ -70,7 +70,7 @@ def draw(
 
 
 def project(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Coordinates `[N, 2]` and `[M, 2]` along the principal directions of A and B together, and the shares of variance.
+    """Coordinates `[N, 2]` and `[M, 2]` along the principal directions of A and B together, and their variance.
 
     The two samples have the same weight in the directions, whatever their sizes.
     """
@@ -80,14 +80,14 @@ def project(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
         np.concatenate([a / np.sqrt(len(a)), b / np.sqrt(len(b))]), full_matrices=False
     )
     directions = np.pad(directions[:2], ((0, max(0, 2 - len(directions))), (0, 0)))
-    shares = np.pad(values**2, (0, 2))[:2] / max(np.sum(values**2), np.finfo(float).tiny)
-    return a @ directions.T, b @ directions.T, shares
+    fractions = np.pad(values**2, (0, 2))[:2] / max(np.sum(values**2), np.finfo(float).tiny)
+    return a @ directions.T, b @ directions.T, fractions
 
 
 def _draw_projection(axes: Axes, a: np.ndarray, b: np.ndarray, names: tuple[str, str]) -> None:
     rng = np.random.default_rng(0)
     a, b = (x[rng.permutation(len(x))[:_POINTS]] for x in (a, b))
-    points_a, points_b, shares = project(a, b)
+    points_a, points_b, fractions = project(a, b)
     size = float(np.clip(4000 / (len(a) + len(b)), 4, 25))
     for points, colour in zip((points_a, points_b), COLOURS, strict=True):
         axes.scatter(points[:, 0], points[:, 1], s=size, color=colour, alpha=0.5, linewidths=0)
@@ -95,8 +95,8 @@ def _draw_projection(axes: Axes, a: np.ndarray, b: np.ndarray, names: tuple[str,
         axes.scatter(x, y, s=160, color=colour, marker="X", edgecolors="white", linewidths=1.5, zorder=3)
     axes.set(
         title="both samples in two dimensions; X is the mean",
-        xlabel=f"first principal direction ({shares[0]:.0%} of variance)",
-        ylabel=f"second ({shares[1]:.0%})",
+        xlabel=f"first principal direction ({fractions[0]:.0%} of variance)",
+        ylabel=f"second ({fractions[1]:.0%})",
     )
     axes.spines[["top", "right"]].set_visible(False)
     marks = [axes.scatter([], [], s=40, color=colour) for colour in COLOURS]

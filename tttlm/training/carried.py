@@ -30,14 +30,19 @@ def initial_state(config: TrainConfig, model: LanguageModel) -> State | tuple[()
     return model.init_state(config.batch_size) if carries_state(config) else ()
 
 
-def continued_state(model: LanguageModel, carried: State, continues: Bool[Array, "B"]) -> State:
+def continued_state(model: LanguageModel, carried: State, continues: Bool[Array, "B"] | None) -> State:
     """The state that a step begins with.
 
     Args:
         model: bound to its parameters of now.
         carried: the state after the step before, without a gradient; leaves are `[repeats, B, ...]`.
         continues: whether the example goes on with the document that the one before it at the same position read.
+
+    Raises:
+        ValueError: the batch does not say what continues, so its layout is not "documents".
     """
+    if continues is None:
+        raise ValueError("a batch that carries state needs `continues`; the layout 'documents' gives it")
 
     def chosen(old: Array, new: Array) -> Array:
         goes_on = continues.reshape(1, -1, *[1] * (new.ndim - 2))

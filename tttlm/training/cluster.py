@@ -83,8 +83,8 @@ def together(action: Callable[[], T]) -> T:
         result = action()
     except InputError as error:
         message = str(error)
-    if said := first_of(message):
-        raise InputError(said)
+    if first := first_of(message):
+        raise InputError(first)
     return result  # type: ignore[return-value]
 
 

@@ -86,7 +86,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class FaultsConfig:
-    """What to do about a step whose loss or gradient is not finite, or whose gradient norm leaps."""
+    """What to do about a step whose loss or gradient is not finite, or whose gradient norm spikes."""
 
     policy: Literal["stop", "skip", "rollback"] = "stop"
     """stop with a report; skip the step and go on; or go back to the last checkpoint and past the batches since."""
@@ -247,7 +247,7 @@ def check(config: TrainConfig) -> None:
     rate = config.optimizer.learning_rate
     _require(
         config.schedule.final <= rate,
-        f"schedule.final = {config.schedule.final} lies above optimizer.learning_rate = {rate}: lower it",
+        f"schedule.final = {config.schedule.final} is above optimizer.learning_rate = {rate}: lower it",
     )
     for name, value in (("warmup_steps", config.warmup_steps), ("inner_warmup_steps", config.inner_warmup_steps)):
         _require(

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Int
 
+from tttlm.data import Batch
 from tttlm.ops.ttt import InnerStatistics
 from tttlm.training.carried import continued_state
 from tttlm.training.config import TrainConfig
@@ -18,10 +19,8 @@ from tttlm.training.optimizer import inner_multiplier
 from tttlm.training.sharding import path_name
 from tttlm.training.step import Model, batch_gradient
 
-Batch = dict[str, Array]
 
-
-def diagnose(config: TrainConfig, model: Model, params: Any, batch: Batch, step: int, carried: Any = ()) -> str:
+def diagnose(config: TrainConfig, model: Model, params: Any, batch: Batch[Array], step: int, carried: Any = ()) -> str:
     """Names the first thing that is not finite when `batch` is run with `params`: a parameter; the state, the inner
     loss or the activations of a layer; the loss of a token; the gradient of a parameter. Where all are finite, names
     the largest gradient, and the first layer whose inner loss grows in its update. To be called within
@@ -39,15 +38,15 @@ def diagnose(config: TrainConfig, model: Model, params: Any, batch: Batch, step:
 
 
 def _in_layers(
-    config: TrainConfig, model: Model, params: Any, batch: Batch, multiplier: Array, carried: Any
+    config: TrainConfig, model: Model, params: Any, batch: Batch[Array], multiplier: Array, carried: Any
 ) -> tuple[str, str]:
     """The first that is not finite, and the first inner loss that grows; "" where there is none."""
-    bound, tokens, segments = model.bind(params), batch["inputs"], batch.get("segment_ids")
+    bound, tokens, segments = model.bind(params), batch.inputs, batch.segment_ids
     h = bound.embedded(tokens)
     graph, stack = nnx.split(bound.stack)
     run = jax.jit(_block, static_argnums=(0, 1))
     mixers, growing = config.model.mixers, ""
-    before = continued_state(bound, carried, batch["continues"]) if carried else None
+    before = continued_state(bound, carried, batch.continues) if carried else None
     for repeat in range(config.model.repeats):
         pattern = jax.tree.map(lambda x, repeat=repeat: x[repeat], stack)
         for place, mixer in enumerate(mixers):
@@ -67,7 +66,7 @@ def _in_layers(
     hidden, chunk = bound.norm(h), config.loss_chunk or h.shape[1]
     pieces = [slice(start, start + chunk) for start in range(0, h.shape[1], chunk)]
     losses = jnp.concatenate(
-        [token_losses(bound.head(hidden[:, piece]), batch["targets"][:, piece]) for piece in pieces], axis=1
+        [token_losses(bound.head(hidden[:, piece]), batch.targets[:, piece]) for piece in pieces], axis=1
     )
     return "" if bool(jnp.isfinite(losses).all()) else f"the loss is not finite{_where(losses)}", growing
 
@@ -87,7 +86,9 @@ def _block(
     return *block(h, state, segments, multiplier), inner
 
 
-def _in_gradients(config: TrainConfig, model: Model, params: Any, batch: Batch, multiplier: Array, carried: Any) -> str:
+def _in_gradients(
+    config: TrainConfig, model: Model, params: Any, batch: Batch[Array], multiplier: Array, carried: Any
+) -> str:
     _, _, grads, _ = jax.jit(partial(batch_gradient, config, model))(params, batch, multiplier, carried)
     if found := _in_tree(grads, "every activation is finite; the gradient of {}"):
         return found

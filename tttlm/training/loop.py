@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from tttlm.data import open_data
+from tttlm.data import Batch, open_data
 from tttlm.data.document_batches import DocumentBatches
 from tttlm.data.prefetch import DevicePrefetch
 from tttlm.data.store import read_manifest
@@ -29,7 +29,7 @@ from tttlm.training.diagnosis import diagnose
 from tttlm.training.interrupts import Interrupts, catch_interrupts
 from tttlm.training.metrics import check_metrics, open_metrics
 from tttlm.training.run_folder import RunFacts, RunFolder
-from tttlm.training.sharding import check_mesh, make_mesh, place_batch, row_share
+from tttlm.training.sharding import batch_shard, check_mesh, make_mesh, place_batch
 from tttlm.training.starting import initial_params
 from tttlm.training.step import (
     Model,
@@ -65,10 +65,10 @@ class Outcome:
 class Fault(Exception):
     """A step that went wrong; holds the batch for the report."""
 
-    def __init__(self, step: int, values: dict[str, float], batch: dict[str, jax.Array]) -> None:
+    def __init__(self, step: int, values: dict[str, float], batch: Batch[jax.Array]) -> None:
         self.step, self.values, self.batch = step, values, batch
         self.what = (
-            f"the gradient norm leapt to {values['gradient_norm']:.3g}"
+            f"the gradient norm spiked to {values['gradient_norm']:.3g}"
             if np.isfinite(values["loss"]) and np.isfinite(values["gradient_norm"])
             else f"loss {values['loss']:.4g}, gradient norm {values['gradient_norm']:.4g}"
         )
@@ -126,7 +126,7 @@ def open_loaders(config: TrainConfig, mesh: Mesh) -> dict[str, Any]:
     Raises:
         InputError: the data cannot be used, or has more tokens than the model knows.
     """
-    index, count = row_share(mesh)
+    index, count = batch_shard(mesh)
     loaders = {
         split: open_data(
             config.data,
@@ -312,7 +312,7 @@ class _Experiment:
 
     @contextmanager
     def written(self) -> Iterator[None]:
-        """Around writing what the run can do without, if it is told to."""
+        """Writes inside fail the run, or are reported and passed over where `checkpoint.on_failure` is "continue"."""
         try:
             yield
         except CannotWrite as failure:
@@ -357,5 +357,5 @@ class _Pending:
 
     step: int
     values: dict[str, jax.Array]
-    batch: dict[str, jax.Array]
+    batch: Batch[jax.Array]
     measured: Measured

@@ -1,4 +1,4 @@
-"""Next-token cross-entropy that never holds the logits of a whole batch; on a mesh each device has its own share."""
+"""Next-token cross-entropy that never holds the logits of a whole batch; on a mesh each device computes its shard."""
 
 from functools import partial
 from typing import Any
@@ -30,21 +30,21 @@ def summed_loss(
 
     Args:
         hidden: the features of the last norm.
-        table: of the head, a row for every token of the vocabulary.
+        table: the head's embedding, one vector for every token of the vocabulary.
         targets: the token that each position should predict.
         weights: 0 where the target does not count; None counts every one.
-        chunk: tokens of a row whose logits a device holds at a time, a divisor of its share of T, or more than that.
-            Their gradient is taken on the spot, while the logits are at hand. 0 takes the share whole.
+        chunk: tokens of a sequence whose logits a device holds at a time, a divisor of its shard of T, or more than
+            that. Their gradient is computed in the same pass, while the logits are held. 0 takes it in one chunk.
 
     Raises:
-        ValueError: the chunks do not divide a device's share of a row.
+        ValueError: the chunks do not divide a device's shard of a sequence.
     """
     if weights is None:
         weights = jnp.ones(targets.shape, jnp.float32)
     length = targets.shape[1] // num_shards("T")
     chunk = min(chunk or length, length)
     if length % chunk:
-        raise ValueError(f"the loss is taken in chunks of {chunk} tokens, which do not divide a row of {length}")
+        raise ValueError(f"the loss is taken in chunks of {chunk} tokens, which do not divide a sequence of {length}")
     return _loss(chunk, hidden, table, targets, weights)
 
 
@@ -52,7 +52,7 @@ def summed_loss(
 def _loss(chunk: int, hidden: Array, table: Array, targets: Array, weights: Array) -> Float[Array, ""]:
     stored = embedding_sharding(table)
 
-    def share(hidden: Array, table: Array, *labels: Array) -> Array:
+    def shard(hidden: Array, table: Array, *labels: Array) -> Array:
         table = stored.gather(table)
 
         def add(loss: Array, piece: tuple[Array, ...]) -> tuple[Array, None]:
@@ -61,14 +61,14 @@ def _loss(chunk: int, hidden: Array, table: Array, targets: Array, weights: Arra
         pieces = tuple(_split(x, chunk) for x in (hidden, *labels))
         return all_reduce(jax.lax.scan(add, _zero(hidden), pieces)[0], stored.tokens)
 
-    return each_device(share, ("BT", stored.dims, "BT", "BT"), "")(hidden, table.astype(hidden.dtype), targets, weights)
+    return each_device(shard, ("BT", stored.dims, "BT", "BT"), "")(hidden, table.astype(hidden.dtype), targets, weights)
 
 
 def _forward(chunk: int, hidden: Array, table: Array, targets: Array, weights: Array) -> Any:
     """The loss and, as the loss is a sum, its gradient for a cotangent of 1."""
     stored, dtype = embedding_sharding(table), _zero(hidden).dtype
 
-    def share(hidden: Array, table: Array, *labels: Array) -> tuple[Array, Array, Array]:
+    def shard(hidden: Array, table: Array, *labels: Array) -> tuple[Array, Array, Array]:
         table = stored.gather(table)
 
         def add(sums: tuple[Array, Array], piece: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
@@ -86,7 +86,7 @@ def _forward(chunk: int, hidden: Array, table: Array, targets: Array, weights: A
         # Over devices once, at the end.
         return all_reduce(loss, stored.tokens), d_hidden, stored.reduce_scatter(d_table.T)
 
-    loss, d_hidden, d_table = each_device(share, ("BT", stored.dims, "BT", "BT"), ("", "BT", stored.dims))(
+    loss, d_hidden, d_table = each_device(shard, ("BT", stored.dims, "BT", "BT"), ("", "BT", stored.dims))(
         hidden, table.astype(hidden.dtype), targets, weights
     )
     return loss, (d_hidden, d_table.astype(table.dtype))

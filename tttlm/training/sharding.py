@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from tttlm.data import Batch
 from tttlm.errors import InputError
 from tttlm.model import ModelConfig
 from tttlm.model.sharding import STACKED, parameter_axes
@@ -52,15 +53,15 @@ def check_mesh(mesh: Mesh | AbstractMesh, config: TrainConfig) -> None:
     """Refuses a run that cannot be sharded evenly over the mesh.
 
     Raises:
-        InputError: rows, tokens, heads or channels are not divisible by the number of devices they are sharded over.
+        InputError: the number of devices does not divide the examples, tokens, heads or channels sharded over them.
     """
     model, size = config.model, mesh.shape
-    shares = size["data"] * size["fsdp"]
-    rows = config.batch_size // config.accumulate
-    if rows % shares:
+    shards = size["data"] * size["fsdp"]
+    examples = config.batch_size // config.accumulate
+    if examples % shards:
         raise InputError(
-            f"batch_size / accumulate = {rows} rows is not divisible by the {shares} devices of mesh.data x mesh.fsdp: "
-            "mesh.context and mesh.tensor shard what is in a sequence"
+            f"batch_size / accumulate = {examples} examples is not divisible by the {shards} devices of mesh.data x "
+            "mesh.fsdp: mesh.context and mesh.tensor shard what is in a sequence"
         )
     tokens, rest = divmod(config.sequence_length, size["context"])
     if rest:
@@ -69,18 +70,18 @@ def check_mesh(mesh: Mesh | AbstractMesh, config: TrainConfig) -> None:
         )
     if config.loss_chunk and tokens % min(tokens, config.loss_chunk):
         raise InputError(
-            f"loss_chunk = {config.loss_chunk} does not divide the {tokens} tokens of a row that a device holds "
+            f"loss_chunk = {config.loss_chunk} does not divide the {tokens} tokens of a sequence that a device holds "
             f"under mesh.context = {size['context']}"
         )
     if tokens < model.conv_kernel - 1 and any(model.conv_before(mixer) for mixer in model.pattern):
         raise InputError(
-            f"a device holds {tokens} tokens of a row under mesh.context = {size['context']}, "
+            f"a device holds {tokens} tokens of a sequence under mesh.context = {size['context']}, "
             f"fewer than the {model.conv_kernel - 1} that a convolution of model.conv_kernel looks back: lower it"
         )
-    shares = size["tensor"] * size["context"]
+    shards = size["tensor"] * size["context"]
     for mixer in model.pattern:
         what, count = mixer.sharded
-        if count % shares:
+        if count % shards:
             raise InputError(
                 f"the {count} {what} of {mixer.name} are not divisible by mesh.tensor x mesh.context = "
                 f"{size['tensor']} x {size['context']}: change `mesh`"
@@ -98,29 +99,29 @@ def parameter_spec(model: ModelConfig, path: str, shape: Sequence[int], mesh: Me
     """
     first = 1 if STACKED.search(path) else 0
     rule = parameter_axes(model, path, len(shape) - first)
-    sizes = list(shape)  # of the share of a device
+    sizes = list(shape)  # of the shard of a device
     spec: list[tuple[str, ...]] = [()] * len(shape)
 
-    def share(place: int, axis: str) -> bool:
-        if sizes[place] % mesh.shape[axis]:
+    def shard(dimension: int, axis: str) -> bool:
+        if sizes[dimension] % mesh.shape[axis]:
             return False
-        sizes[place] //= mesh.shape[axis]
-        spec[place] += (axis,)
+        sizes[dimension] //= mesh.shape[axis]
+        spec[dimension] += (axis,)
         return True
 
-    for place, axes in zip(range(first, len(shape)), rule, strict=False):
+    for dimension, axes in zip(range(first, len(shape)), rule, strict=False):
         for axis in axes.split():
             if mesh.shape[axis] == 1 or (axis in STORAGE and len(shape) - first == 1):
                 continue
-            if not share(place, axis) and axis in STORAGE:
-                any(share(other, axis) for other in sorted(range(first, len(shape)), key=lambda n: -sizes[n]))
+            if not shard(dimension, axis) and axis in STORAGE:
+                any(shard(other, axis) for other in sorted(range(first, len(shape)), key=lambda n: -sizes[n]))
     return P(*(axes[0] if len(axes) == 1 else axes or None for axes in spec))
 
 
 def tree_shardings(model: ModelConfig, tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     """A sharding for every array of a training state; the optimiser state is sharded as its parameter is.
 
-    The moments of Adam have the parameter's path as the end of their own, so the same rules find them.
+    The optimiser state of Adam has the parameter's path as the end of its own, so the same rules find them.
     """
 
     def of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
@@ -130,7 +131,7 @@ def tree_shardings(model: ModelConfig, tree: Any, mesh: Mesh | AbstractMesh) -> 
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of `[B, T]`: rows over data and fsdp, tokens over context."""
+    """The sharding of `[B, T]`: examples over data and fsdp, tokens over context."""
     return NamedSharding(mesh, P(BATCH, "context"))
 
 
@@ -139,45 +140,46 @@ def path_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def row_share(mesh: Mesh) -> tuple[int, int]:
-    """(index, count): batches are read in `count` equal shares of their rows, share `index` by this process.
+def batch_shard(mesh: Mesh) -> tuple[int, int]:
+    """(index, count): a batch is read in `count` shards of equally many examples, shard `index` by this process.
 
-    Processes whose devices hold the same rows, each a part of the model or of the sequence, read the same share.
+    Processes whose devices hold the same examples, each a part of the model or of the sequence, read the same shard.
 
     Raises:
-        InputError: the rows that two processes hold are the same in part only.
+        InputError: the examples that two processes hold are the same in part only.
     """
-    held = _row_blocks(mesh)
-    shares = sorted(set(held.values()))
-    if len({len(share) for share in shares}) > 1 or sum(map(len, shares)) != len(set().union(*shares)):
+    held = _batch_blocks(mesh)
+    shards = sorted(set(held.values()))
+    if len({len(shard) for shard in shards}) > 1 or sum(map(len, shards)) != len(set().union(*shards)):
         raise InputError(
-            f"mesh.tensor x mesh.context = {mesh.shape['tensor'] * mesh.shape['context']} devices that share a row "
-            f"lie across the processes unevenly: let it divide, or be a multiple of, the devices of a process"
+            f"mesh.tensor x mesh.context = {mesh.shape['tensor'] * mesh.shape['context']} devices hold the same "
+            "examples but are split unevenly over the processes: let it divide, or be a multiple of, the devices of a "
+            "process"
         )
-    return shares.index(held[jax.process_index()]), len(shares)
+    return shards.index(held[jax.process_index()]), len(shards)
 
 
-def _row_blocks(mesh: Mesh) -> dict[int, tuple[int, ...]]:
-    """Which of the blocks that data and fsdp cut the rows of a batch into each process holds."""
+def _batch_blocks(mesh: Mesh) -> dict[int, tuple[int, ...]]:
+    """The blocks of examples (data and fsdp divide a batch into them) that each process holds."""
     blocks: dict[int, set[int]] = {}
-    for place, device in np.ndenumerate(mesh.devices):
-        blocks.setdefault(device.process_index, set()).add(place[0] * mesh.shape["fsdp"] + place[1])
+    for index, device in np.ndenumerate(mesh.devices):
+        blocks.setdefault(device.process_index, set()).add(index[0] * mesh.shape["fsdp"] + index[1])
     return {process: tuple(sorted(held)) for process, held in blocks.items()}
 
 
-def place_batch(mesh: Mesh) -> Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]:
-    """A function that puts this process's share of a batch (see `row_share`) in its place on the mesh."""
+def place_batch(mesh: Mesh) -> Callable[[Batch[np.ndarray]], Batch[jax.Array]]:
+    """A function that puts this process's shard of a batch (see `batch_shard`) onto its devices of the mesh."""
     sharding = batch_sharding(mesh)
-    mine, blocks = _row_blocks(mesh)[jax.process_index()], mesh.shape["data"] * mesh.shape["fsdp"]
+    mine, blocks = _batch_blocks(mesh)[jax.process_index()], mesh.shape["data"] * mesh.shape["fsdp"]
 
-    def place(rows: np.ndarray) -> jax.Array:
-        size = len(rows) // len(mine)
+    def place(array: np.ndarray) -> jax.Array:
+        size = len(array) // len(mine)
 
         def part(index: Any) -> np.ndarray:
             start = mine.index((index[0].start or 0) // size) * size
-            return rows[start : start + size, *index[1:]]
+            return array[start : start + size, *index[1:]]
 
-        by_rank = NamedSharding(mesh, P(*sharding.spec[: rows.ndim]))  # what is said per example has no tokens
-        return jax.make_array_from_callback((blocks * size, *rows.shape[1:]), by_rank, part)
+        by_rank = NamedSharding(mesh, P(*sharding.spec[: array.ndim]))  # `continues` has no tokens
+        return jax.make_array_from_callback((blocks * size, *array.shape[1:]), by_rank, part)
 
-    return lambda batch: {name: place(np.asarray(rows)) for name, rows in batch.items()}
+    return lambda batch: jax.tree.map(place, batch)

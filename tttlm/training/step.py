@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, use_abstract_mesh
 from jaxtyping import Array, Bool, Float, Int
 
+from tttlm.data import Batch
 from tttlm.model import LanguageModel, ModelConfig
 from tttlm.ops.target import traced_for
 from tttlm.training.carried import carried_shardings, carries_state, continued_state, initial_state
@@ -18,8 +19,6 @@ from tttlm.training.config import TrainConfig
 from tttlm.training.loss import summed_loss
 from tttlm.training.optimizer import at_step, inner_multiplier, learning_rate, make_optimizer
 from tttlm.training.sharding import batch_sharding, tree_shardings
-
-Batch = dict[str, Array]
 
 
 class TrainState(NamedTuple):
@@ -29,7 +28,7 @@ class TrainState(NamedTuple):
         step: updates tried so far, faulty ones included.
         batch: the number of the next batch; more than `step` after a rollback went past some.
         params: nested dicts of arrays.
-        moments: the optimiser's state.
+        opt_state: the optimiser's state.
         norm_mean: the running mean of the gradient norm, 0 before the first step.
         halted: a fault stopped the run; steps change nothing from there on.
         carried: the state that examples go on from, see `tttlm.training.carried`; () where none is carried.
@@ -94,7 +93,7 @@ def abstract_state(config: TrainConfig, model: Model, mesh: Mesh | AbstractMesh)
 
 
 def make_init(config: TrainConfig, model: Model, mesh: Mesh) -> Callable[[], TrainState]:
-    """Compiles the initial state so that every array is made where it will live."""
+    """Compiles the initial state so that every array is made where it is stored."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, model, mesh))
     # It runs once: on CPU, compiling it well takes four times as long as compiling it quickly.
     quickly = {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None
@@ -103,17 +102,17 @@ def make_init(config: TrainConfig, model: Model, mesh: Mesh) -> Callable[[], Tra
 
 def make_train_step(
     config: TrainConfig, model: Model, mesh: Mesh
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+) -> Callable[[TrainState, Batch[Array]], tuple[TrainState, dict[str, Array]]]:
     """The compiled step: (state, batch) to (state, metrics). The state that goes in is used up.
 
-    An update whose loss or gradient is not finite, or whose gradient norm leaps, is not applied; under any policy
+    An update whose loss or gradient is not finite, or whose gradient norm spikes, is not applied; under any policy
     but `skip` no later one is either, so that the state from before it is still there for the report.
     """
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, model, mesh))
-    # A batch of documents has an array without tokens (`continues`): each array brings its own sharding.
+    # `continues` has no tokens to shard: each array of a batch of documents brings its own sharding.
     of_batch = None if config.data.layout == "documents" else batch_sharding(mesh)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+    def step(state: TrainState, batch: Batch[Array]) -> tuple[TrainState, dict[str, Array]]:
         with traced_for(mesh.devices.flat[0]), use_abstract_mesh(mesh.abstract_mesh):
             return train_step(config, model, state, batch)
 
@@ -126,7 +125,7 @@ def make_train_step(
 
 
 def train_step(
-    config: TrainConfig, model: Model, state: TrainState, batch: Batch
+    config: TrainConfig, model: Model, state: TrainState, batch: Batch[Array]
 ) -> tuple[TrainState, dict[str, Array]]:
     """One update on one batch; see `make_train_step`."""
     multiplier = inner_multiplier(config, state.step)
@@ -141,7 +140,7 @@ def train_step(
     updates, opt_state = make_optimizer(config).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     # Where the update is not applied, examples go on from the state that the step began with.
-    begun = continued_state(model.bind(state.params), state.carried, batch["continues"]) if carried else ()
+    begun = continued_state(model.bind(state.params), state.carried, batch.continues) if carried else ()
     params, opt_state, carried = jax.tree.map(
         lambda new, old: jnp.where(apply, new, old),
         (params, opt_state, carried),
@@ -166,7 +165,7 @@ def batch_gradient(
     config: TrainConfig,
     model: Model,
     params: Any,
-    batch: Batch,
+    batch: Batch[Array],
     multiplier: Float[Array, ""],
     carried: Any = (),
 ) -> tuple[Float[Array, ""], Float[Array, ""], Any, Any]:
@@ -174,7 +173,7 @@ def batch_gradient(
     parts = config.accumulate
     tokens = jnp.maximum(total_weight(batch), 1)
 
-    def part_loss(params: Any, part: Batch, carried: Any) -> tuple[Float[Array, ""], Any]:
+    def part_loss(params: Any, part: Batch[Array], carried: Any) -> tuple[Float[Array, ""], Any]:
         loss, carried = batch_loss(config, model, params, part, multiplier, carried)
         return loss / tokens, carried
 
@@ -189,7 +188,7 @@ def batch_gradient(
         lambda x: jnp.moveaxis(x.reshape(x.shape[0], -1, parts, *x.shape[2:]), 2, 0), carried
     )  # [parts, repeats, B / parts, ...]
 
-    def add(total: Any, part: tuple[Batch, Any]) -> tuple[Any, Any]:
+    def add(total: Any, part: tuple[Batch[Array], Any]) -> tuple[Any, Any]:
         (loss, after), grads = gradient(params, *part)
         return jax.tree.map(jnp.add, total, (loss, grads)), after
 
@@ -205,36 +204,35 @@ def batch_loss(
     config: TrainConfig,
     model: Model,
     params: Any,
-    batch: Batch,
+    batch: Batch[Array],
     multiplier: Float[Array, ""] | float,
     carried: Any = (),
 ) -> tuple[Float[Array, ""], Any]:
     """The summed loss of the weighted targets in nats, and the state after the batch; () where none is carried."""
     bound = model.bind(params)
-    inputs, segment_ids = batch["inputs"], batch.get("segment_ids")
+    inputs, segment_ids = batch.inputs, batch.segment_ids
     if carries_state(config):
-        state = continued_state(bound, carried, batch["continues"])
+        state = continued_state(bound, carried, batch.continues)
         hidden, carried = bound.extend_features(inputs, state, segment_ids, inner_learning_rate_multiplier=multiplier)
     else:
         hidden = bound.features(inputs, segment_ids, inner_learning_rate_multiplier=multiplier)
-    return summed_loss(hidden, bound.table, batch["targets"], batch.get("weights"), config.loss_chunk), carried
+    return summed_loss(hidden, bound.table, batch.targets, batch.weights, config.loss_chunk), carried
 
 
-def total_weight(batch: Batch) -> Float[Array, ""]:
+def total_weight(batch: Batch[Array]) -> Float[Array, ""]:
     """How many targets count."""
-    weights = batch.get("weights")
-    return jnp.asarray(batch["targets"].size, jnp.float32) if weights is None else jnp.sum(weights)
+    return jnp.asarray(batch.targets.size, jnp.float32) if batch.weights is None else jnp.sum(batch.weights)
 
 
 def make_evaluation(
     config: TrainConfig, model: Model, mesh: Mesh
-) -> Callable[[Any, Batch, Any], tuple[tuple[Float[Array, ""], Float[Array, ""]], Any]]:
+) -> Callable[[Any, Batch[Array], Any], tuple[tuple[Float[Array, ""], Float[Array, ""]], Any]]:
     """The compiled held-out loss of a batch: (parameters, batch, carried state) to its sums and the next state.
 
     The sums are the summed loss in nats and the weight of the targets.
     """
 
-    def evaluate(params: Any, batch: Batch, carried: Any) -> tuple[tuple[Array, Array], Any]:
+    def evaluate(params: Any, batch: Batch[Array], carried: Any) -> tuple[tuple[Array, Array], Any]:
         with use_abstract_mesh(mesh.abstract_mesh):
             loss, after = batch_loss(config, model, params, batch, 1.0, carried)
             return (loss, total_weight(batch)), after

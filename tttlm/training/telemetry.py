@@ -7,28 +7,29 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, use_abstract_mesh
 from jaxtyping import Array, Int
 
+from tttlm.data import Batch
 from tttlm.ops.ttt import InnerStatistics
 from tttlm.training.config import TrainConfig
 from tttlm.training.optimizer import inner_multiplier
-from tttlm.training.step import Batch, Model
+from tttlm.training.step import Model
 
 Measured = tuple[InnerStatistics | None, ...]
 
 
 def make_telemetry(
     config: TrainConfig, model: Model, mesh: Mesh
-) -> Callable[[Any, Batch, Int[Array, ""] | int], Measured]:
+) -> Callable[[Any, Batch[Array], Int[Array, ""] | int], Measured]:
     """The compiled measurement: (parameters, batch, step) to what `named` names.
 
     Every TTT layer is measured as it reads the batch, or one part of it where batches are taken in parts.
     """
 
-    def measure(params: Any, batch: Batch, step: Int[Array, ""]) -> Measured:
+    def measure(params: Any, batch: Batch[Array], step: Int[Array, ""]) -> Measured:
         batch = jax.tree.map(lambda x: x[:: config.accumulate], batch)
         with use_abstract_mesh(mesh.abstract_mesh):
             return model.bind(params).inner_statistics(
-                batch["inputs"],
-                batch.get("segment_ids"),
+                batch.inputs,
+                batch.segment_ids,
                 inner_learning_rate_multiplier=inner_multiplier(config, step),
             )
 

@@ -96,7 +96,7 @@ class MiniBatchTTT(LearningLayer[TTTState]):
             linear inner model can learn.
         learned_rate: the gate of every token and a scale of every place are learned; without, every token's rate is
             `inner_learning_rate / K` at every place.
-        share_qk: one projection for queries and keys, told apart by a causal convolution each (Mamba backbone).
+        share_qk: one projection for queries and keys, each with its own causal convolution (Mamba backbone).
         gate: multiply the output by `gelu(g_proj(x))` (Mamba backbone).
         conv_kernel: taps of those convolutions.
         conv_init: how they start, see `tttlm.parts.conv.CausalConv`.

@@ -140,7 +140,8 @@ def _pairs(
     valid = jnp.concatenate([carry.window.valid, real])
     keys = jnp.concatenate([carry.window.keys, keys])
     values = jnp.concatenate([carry.window.values, values])
-    # Pairs are told by how many real tokens lie between; those of the window belong to the first slot's document.
+    # Pairs are identified by how many real tokens are between them; those of the window are of the first slot's
+    # document.
     rank = jnp.concatenate([jnp.arange(1 - before, 1), jnp.cumsum(real)])
     ago = rank[before:, None] - rank  # [m, P]
     seen = jnp.concatenate([jnp.repeat(same[:, :1], before, axis=1), same], axis=1)

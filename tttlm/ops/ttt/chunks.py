@@ -1,4 +1,4 @@
-"""The scan over chunks that faster implementations share: rows are shifted so that their chunks stand side by side."""
+"""The scan over chunks of the faster implementations: sequences are shifted so that their chunks are aligned."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""The dual form: the tokens of a mini-batch share its starting weights, so one mini-batch is a few matrix products.
+"""The dual form: all tokens of a mini-batch use its starting weights, so one mini-batch is a few matrix products.
 
 With `x_l`, `z_l` the inputs and pre-activations of layer `l` for the keys, `G_l = dloss/dz_l`, bars for the queries,
 `eta_ts = token_scale[t] learning_rates[s]` (paper, appendix A; the bias is one more input that is always 1):
