@@ -163,7 +163,7 @@ def test_the_tokens_are_the_tokenizers_own_whatever_it_does_before_it_merges(
 
 
 @pytest.mark.parametrize("name", [*JSON, *MODELS])
-def test_only_what_is_known_to_be_safe_is_cut(name: str) -> None:
+def test_only_proven_cuts_are_made(name: str) -> None:
     tokenizer = made(name)
     assert (tokenizer.cut_rule != NEVER) == (name in CUT | CUT_MODELS) or name in {
         *("identity, unknown characters", "across words", "named symbols", "no pre-tokenizer, unknown fused"),
@@ -171,7 +171,7 @@ def test_only_what_is_known_to_be_safe_is_cut(name: str) -> None:
     }
 
 
-def test_a_long_text_of_a_tokenizer_that_cannot_be_cut_is_encoded_whole() -> None:
+def test_a_long_text_is_encoded_in_one_piece_if_its_tokenizer_allows_no_cut() -> None:
     tokenizer = made("nmt_nfkc")
     text = make_text(5, 30_000)
     assert cut_answer(tokenizer, text, 0) == own_answer(tokenizer, text)
@@ -185,7 +185,7 @@ def test_byte_letters_are_those_that_byte_level_vocabularies_use() -> None:
         assert written == "".join(letters[byte] for byte in text.encode())
 
 
-def test_a_tokenizer_json_that_is_not_understood_is_not_cut() -> None:
+def test_an_unknown_kind_of_tokenizer_json_allows_no_cut() -> None:
     description = json.loads(bpe(byte_level()).file_bytes)
     description["pre_tokenizer"] = {"type": "Whitespace"}
     tokenizer = HuggingFaceTokenizer(json.dumps(description).encode())

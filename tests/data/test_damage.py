@@ -91,7 +91,7 @@ HOSTILE: dict[str, bytes] = {
 
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_a_small_file_that_holds_something_else_is_one_line(
+def test_a_small_file_with_other_content_is_one_line(
     prepared: Path, tmp_path: Path, text_folder: Path, sentencepiece_file: Path, name: str, kind: str
 ) -> None:
     shutil.copytree(prepared, tmp_path / "copy")
@@ -103,14 +103,14 @@ def test_a_small_file_that_holds_something_else_is_one_line(
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_what_was_noted_for_speed_is_not_believed_when_it_is_spoilt(copied: Path, kind: str) -> None:
+def test_a_damaged_verification_cache_is_ignored(copied: Path, kind: str) -> None:
     (copied / ".verified.json").write_bytes(HOSTILE[kind])
     flipped(copied / "part-00001" / "train.tokens", 7)
     with pytest.raises(InputError, match=r"train\.tokens was altered"):
         READERS["training"](copied)
 
 
-def test_a_note_of_another_folder_is_not_believed(
+def test_the_verification_cache_of_another_folder_is_ignored(
     copied: Path, tmp_path: Path, text_folder, sentencepiece_file
 ) -> None:
     prepare(small_config(text_folder, sentencepiece_file, held_out=0.5), tmp_path / "other")
@@ -146,7 +146,7 @@ DAMAGE = {
     "tokens of zeros": ("train.tokens", zero, "train.tokens was altered"),
     "an index of zeros": ("train.documents", zero, "train.documents was altered"),
     "an altered position": ("part.json", exhausted, "part.json: was altered"),
-    "the part file of another shard": ("part.json", of_next_part, "part.json is that of shard 2"),
+    "the part file of another shard": ("part.json", of_next_part, "part.json belongs to shard 2"),
     "a missing shard": ("part.json", gone, "part-00001/part.json: is missing"),
     "a missing part file": ("part.json", Path.unlink, "part-00001/part.json: is missing"),
     "an empty part file": ("part.json", lambda path: path.write_bytes(b""), "part.json: is empty"),
@@ -154,7 +154,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_preparation_does_not_go_on_after_shards_that_changed(
+def test_a_preparation_does_not_resume_after_altered_shards(
     tmp_path: Path, text_folder: Path, sentencepiece_file: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = small_config(text_folder, sentencepiece_file)
@@ -174,7 +174,7 @@ def test_a_preparation_does_not_go_on_after_shards_that_changed(
     assert contents(tmp_path / "data") == contents(tmp_path / "whole")
 
 
-def test_shards_of_another_preparation_are_not_gone_on_from(
+def test_a_preparation_does_not_resume_from_the_shards_of_another(
     tmp_path: Path, text_folder: Path, sentencepiece_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, held_out in (("data", 0.2), ("other", 0.5)):
@@ -186,7 +186,7 @@ def test_shards_of_another_preparation_are_not_gone_on_from(
         prepare(small_config(text_folder, sentencepiece_file), tmp_path / "data")
 
 
-def test_a_trained_tokenizer_that_changed_is_not_gone_on_with(
+def test_a_preparation_does_not_resume_with_an_altered_tokenizer(
     tmp_path: Path, text_folder: Path, sentencepiece_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = small_config(text_folder, "train", vocab_size=500, sample_mb=0.05)

@@ -92,7 +92,7 @@ def pieces_of(rows: Batch[np.ndarray]) -> list[tuple[int, list[int], list[int]]]
 
 
 @pytest.mark.parametrize("align", [1, 8, 32])
-def test_packed_rows_hold_every_document_once_and_start_it_on_a_mini_batch(prepared, align):
+def test_packed_examples_have_every_document_once_and_start_it_on_a_mini_batch(prepared, align):
     pieces = pieces_of(epoch_rows(opened(prepared, "packed", align=align)))
     expected = []
     for tokens in documents(prepared):  # a document longer than a row is cut into rows
@@ -139,7 +139,7 @@ def test_packing_uses_97_of_100_positions(lengths, wanted, row):
     assert sizes.sum() / (rows * row) >= wanted
 
 
-def test_documents_are_read_in_order_one_after_another_in_each_row(prepared):
+def test_each_index_of_the_batch_reads_documents_in_order_one_after_another(prepared):
     loader = opened(prepared, "documents", split="validation", batch_size=3)
     read: list[list[int]] = []
     for row in range(3):
@@ -161,7 +161,7 @@ def test_documents_are_read_in_order_one_after_another_in_each_row(prepared):
     assert sorted(read) == sorted(documents(prepared, "validation"))
 
 
-def test_a_row_of_documents_begins_anew_each_epoch(prepared):
+def test_documents_are_read_again_each_epoch(prepared):
     """The carried state is told apart by the segment, so no two documents in a row may have the same."""
     loader = opened(prepared, "documents", batch_size=40)
     steps = loader.steps_per_epoch
@@ -196,7 +196,7 @@ def test_another_seed_is_another_order(prepared, layout):
     assert not same(opened(prepared, layout, seed=0)[0], opened(prepared, layout, seed=1)[0])
 
 
-def test_an_epoch_has_every_row_once_and_the_next_has_them_in_another_order():
+def test_an_epoch_has_every_example_once_and_the_next_has_them_in_another_order():
     order = Order([101], [1.0], seed=5)
     first, second = ([order[i][1] for i in range(e * 101, e * 101 + 101)] for e in range(2))
     assert sorted(first) == sorted(second) == list(range(101))
@@ -215,7 +215,7 @@ def test_a_shuffle_is_a_permutation(size, seed):
     assert sorted(shuffled(i, size, seed) for i in range(size)) == list(range(size))
 
 
-def test_a_shuffle_sends_every_row_everywhere_equally_often():
+def test_a_shuffle_is_uniform():
     counts = np.zeros((10, 10), int)
     for seed in range(5_000):
         for i in range(10):
@@ -232,7 +232,7 @@ def test_neighbours_do_not_stay_neighbours_in_a_large_epoch():
 
 @settings(max_examples=50, deadline=None)
 @given(weights=st.lists(st.floats(0.01, 100), min_size=1, max_size=6), seed=st.integers(0, 9))
-def test_a_mixture_has_each_source_by_its_weight_and_each_row_once_an_epoch(weights, seed):
+def test_a_mixture_has_each_source_by_its_weight_and_each_example_once_an_epoch(weights, seed):
     sizes = [7 * (i + 1) for i in range(len(weights))]
     order = Order(sizes, weights, seed)
     drawn = [order[i] for i in range(4096)]
@@ -245,7 +245,7 @@ def test_a_mixture_has_each_source_by_its_weight_and_each_row_once_an_epoch(weig
 
 
 @given(weights=st.lists(st.floats(5e-324, 1.7e308), min_size=1, max_size=20), total=st.integers(20, 5000))
-def test_shares_sum_to_the_whole_and_leave_nobody_out(weights, total):
+def test_proportional_counts_have_the_right_sum_and_no_zero(weights, total):
     counts = proportional_counts(weights, total)
     assert counts.sum() == total
     assert counts.min() >= 1
@@ -277,7 +277,7 @@ def test_mixtures_have_every_layout(prepared, second, layout):
 # Documents and files for evaluation
 
 
-def test_a_held_out_document_is_entered_from_the_separator_and_counts_its_bytes(prepared, text_folder, texts):
+def test_a_held_out_document_begins_with_the_separator_and_counts_its_bytes(prepared, text_folder, texts):
     tokenizer = load_tokenizer(prepared)
     found = [*held_out_documents(prepared), *held_out_documents(prepared, "train")]
     assert len(found) == len(texts)
@@ -289,7 +289,7 @@ def test_a_held_out_document_is_entered_from_the_separator_and_counts_its_bytes(
         assert document.bytes == path.stat().st_size
 
 
-def test_a_file_is_encoded_in_pieces_that_join_to_the_whole(prepared, text_folder, monkeypatch):
+def test_the_pieces_of_an_encoded_file_join_to_its_tokens(prepared, text_folder, monkeypatch):
     from tttlm.data import cutting
 
     monkeypatch.setattr(cutting, "BLOCK_BYTES", 300)
@@ -301,7 +301,7 @@ def test_a_file_is_encoded_in_pieces_that_join_to_the_whole(prepared, text_folde
     assert sum(size for _, size in pieces) == path.stat().st_size
 
 
-def test_a_stored_bos_is_what_a_document_is_entered_from(tmp_path, text_folder, sentencepiece_file):
+def test_a_stored_bos_is_the_first_input_of_a_document(tmp_path, text_folder, sentencepiece_file):
     prepare(small_config(text_folder, sentencepiece_file, bos=True), tmp_path / "data")
     tokenizer = load_tokenizer(tmp_path / "data")
     document = next(held_out_documents(tmp_path / "data"))
@@ -316,7 +316,7 @@ def test_a_stored_bos_is_what_a_document_is_entered_from(tmp_path, text_folder, 
 # What has changed, and what cannot be used
 
 
-def test_the_fingerprint_changes_with_data_tokenizer_and_cut(prepared, second, tmp_path, text_folder):
+def test_the_fingerprint_changes_with_data_tokenizer_and_layout(prepared, second, tmp_path, text_folder):
     prepare(small_config(text_folder, "bytes"), tmp_path / "bytes")
     loaders = [
         opened(prepared),
@@ -359,7 +359,7 @@ def test_a_missing_shard_is_named(prepared, tmp_path):
         opened(tmp_path / "copy")
 
 
-def test_whole_data_is_hashed_once_and_not_each_time_it_is_opened(prepared, tmp_path, monkeypatch):
+def test_intact_data_is_hashed_once_and_not_each_time_it_is_opened(prepared, tmp_path, monkeypatch):
     from tttlm.data import integrity
 
     shutil.copytree(prepared, tmp_path / "copy", copy_function=shutil.copyfile)
@@ -380,15 +380,15 @@ def test_whole_data_is_hashed_once_and_not_each_time_it_is_opened(prepared, tmp_
         ({"sequence_length": 20, "align": 16}, "multiple of the mini-batch size 16"),
         ({"batch_size": 3, "process_count": 2}, "cannot be divided evenly"),
         ({"sequence_length": 10**7, "align": 1}, "fewer than one example"),
-        ({"vocab_size": 512}, "set the model's vocab_size to at least 600"),
+        ({"vocab_size": 512}, "set it to at least 600"),
     ],
 )
-def test_what_cannot_be_cut_so_is_refused(prepared, changes, said):
+def test_impossible_batch_shapes_are_refused(prepared, changes, said):
     with pytest.raises(InputError, match=said):
         opened(prepared, **changes)
 
 
-def test_data_that_is_not_there_says_how_to_make_it(tmp_path, prepared, text_folder, sentencepiece_file):
+def test_missing_data_is_refused_with_the_command_that_prepares_it(tmp_path, prepared, text_folder, sentencepiece_file):
     with pytest.raises(InputError, match=r"does not exist; make it with"):
         opened(tmp_path / "nothing")
     shutil.copytree(prepared, tmp_path / "unfinished")
@@ -400,9 +400,7 @@ def test_data_that_is_not_there_says_how_to_make_it(tmp_path, prepared, text_fol
         opened(tmp_path / "all", split="validation")
 
 
-def test_data_that_is_not_there_is_prepared_where_the_configuration_says_from_what(
-    tmp_path, text_folder, sentencepiece_file
-):
+def test_missing_data_is_prepared_if_the_configuration_names_a_source(tmp_path, text_folder, sentencepiece_file):
     made = DataConfig(path=str(tmp_path / "data"), prepare=small_config(text_folder, sentencepiece_file))
     arguments = {"batch_size": 2, "sequence_length": 32}
     first = open_data(made, split="train", **arguments)
@@ -477,7 +475,7 @@ def test_transfers_are_started_before_they_are_needed():
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_each_process_reads_only_its_rows(prepared, layout, monkeypatch):
+def test_each_process_reads_only_its_examples(prepared, layout, monkeypatch):
     read = store.Split.read
     amounts = []
     for processes in (1, 4):

@@ -174,7 +174,7 @@ class interrupted_at:
 
 
 @pytest.mark.parametrize("write", WRITERS)
-def test_an_interruption_does_not_show_in_the_result(tmp_path, texts, sentencepiece_file, write, monkeypatch):
+def test_an_interruption_does_not_change_the_result(tmp_path, texts, sentencepiece_file, write, monkeypatch):
     (tmp_path / "source").mkdir()
     config = small_config("", sentencepiece_file, source=write(tmp_path / "source", [*texts, "", *texts[:3]]))
     prepare(config, tmp_path / "whole")
@@ -185,7 +185,7 @@ def test_an_interruption_does_not_show_in_the_result(tmp_path, texts, sentencepi
     assert contents(tmp_path / "data") == contents(tmp_path / "whole")
 
 
-def test_dying_at_any_write_does_not_show_in_the_result(tmp_path, text_folder, sentencepiece_file, monkeypatch):
+def test_dying_at_any_write_does_not_change_the_result(tmp_path, text_folder, sentencepiece_file, monkeypatch):
     config = small_config(text_folder, "train", vocab_size=500, sample_mb=0.05, shard_mb=0.03)
     writes = 0
 
@@ -266,7 +266,7 @@ def wait_for(condition, seconds: float = 20.0) -> None:
         time.sleep(0.02)
 
 
-def test_the_number_of_processes_does_not_show_in_the_result(tmp_path, text_folder, sentencepiece_file, monkeypatch):
+def test_the_number_of_processes_does_not_change_the_result(tmp_path, text_folder, sentencepiece_file, monkeypatch):
     monkeypatch.setattr(pipeline, "TASK_BYTES", 3_000)
     monkeypatch.setattr(preparation, "TASK_BYTES", 3_000)
     for workers in (1, 3):
@@ -274,7 +274,7 @@ def test_the_number_of_processes_does_not_show_in_the_result(tmp_path, text_fold
     assert contents(tmp_path / "1") == contents(tmp_path / "3")
 
 
-def test_a_disk_that_fills_up_is_said_in_one_line_and_nothing_is_lost(tmp_path, text_folder, sentencepiece_file):
+def test_a_full_disk_is_reported_in_one_line_and_nothing_is_lost(tmp_path, text_folder, sentencepiece_file):
     config = small_config(text_folder, sentencepiece_file)
     prepare(config, tmp_path / "whole")
     folder = tmp_path / "data"
@@ -314,7 +314,7 @@ def test_memory_does_not_grow_with_a_document(tmp_path):
 # What documents are held out
 
 
-def test_a_document_stays_on_its_side_when_others_come(tmp_path, texts, sentencepiece_file):
+def test_a_document_stays_in_its_split_when_others_are_added(tmp_path, texts, sentencepiece_file):
     sides = []
     for count in (30, 60):
         source = tmp_path / f"{count}.jsonl"
@@ -324,7 +324,7 @@ def test_a_document_stays_on_its_side_when_others_come(tmp_path, texts, sentence
     assert sides[0].items() <= sides[1].items()
 
 
-def test_the_same_content_is_never_on_both_sides(tmp_path, texts, sentencepiece_file):
+def test_the_same_content_is_never_in_both_splits(tmp_path, texts, sentencepiece_file):
     (tmp_path / "source").mkdir()
     write_text(tmp_path / "source", texts)
     (tmp_path / "source" / "all.jsonl").write_bytes(json_lines(texts))
@@ -335,7 +335,7 @@ def test_the_same_content_is_never_on_both_sides(tmp_path, texts, sentencepiece_
     assert len(found["train"]) + len(found["validation"]) == 120
 
 
-def test_a_smaller_share_is_part_of_a_larger_one(texts):
+def test_a_smaller_held_out_fraction_is_part_of_a_larger_one(texts):
     keys = [keyed([text.encode()])[0] for text in texts]
     small, large = ({key for key in keys if held_out(key, share)} for share in (0.1, 0.5))
     assert small < large
@@ -459,7 +459,7 @@ def test_a_truncated_zst_file_is_noticed(tmp_path):
         ({"source": ()}, "nothing to prepare"),
         ({"source": ("",)}, "an empty name among the sources"),
         ({"source": (), "dataset": DatasetConfig(name="json")}, "'json' is a format: name its files"),
-        ({"source": ("stdlib", "more")}, "cannot be joined"),
+        ({"source": ("stdlib", "more")}, "cannot be combined"),
         ({"held_out": 1.5}, "'held_out' must be at most 1, got 1.5"),
         ({"tokenizer": "absent.model"}, "does not exist"),
         ({"bos": True, "tokenizer": "json"}, "names no BOS"),
@@ -467,7 +467,7 @@ def test_a_truncated_zst_file_is_noticed(tmp_path):
         ({"source": (), "dataset": DatasetConfig(name="json", data_files=("/nowhere/x.jsonl",))}, "cannot be loaded"),
     ],
 )
-def test_a_configuration_that_cannot_be_meant_is_refused_before_anything_is_written(
+def test_a_contradictory_configuration_is_refused_before_anything_is_written(
     tmp_path, text_folder, changes, said, monkeypatch
 ):
     if changes.get("tokenizer") == "json":
@@ -512,7 +512,7 @@ def test_a_folder_made_from_something_else_is_refused_and_left_alone(tmp_path, t
     assert contents(tmp_path / "data") == before
 
 
-def test_a_folder_without_a_finished_shard_may_be_begun_anew(tmp_path, text_folder, sentencepiece_file):
+def test_a_folder_without_a_finished_shard_may_be_started_again(tmp_path, text_folder, sentencepiece_file):
     with pytest.raises(InputError, match=r"at most .* smaller vocab_size"):
         prepare(small_config(text_folder, "train", vocab_size=50_000), tmp_path / "data")
     prepare(small_config(text_folder, "train", vocab_size=400), tmp_path / "data")
@@ -522,7 +522,7 @@ def test_a_folder_without_a_finished_shard_may_be_begun_anew(tmp_path, text_fold
 def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path, text_folder, sentencepiece_file):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "thesis.tex").write_text("years of work")
-    with pytest.raises(InputError, match=r"holds other files \(thesis.tex\)"):
+    with pytest.raises(InputError, match=r"has other files \(thesis.tex\)"):
         prepare(small_config(text_folder, sentencepiece_file), tmp_path / "data")
     assert contents(tmp_path / "data") == {"thesis.tex": b"years of work"}
 

@@ -45,13 +45,13 @@ def refused(source: Path | str, folder: Path, **changes: object) -> str:
 
 @pytest.mark.parametrize("name", ["a.txt.gz", "a.txt.GZ", "a.TXT.Gzip", "a.gz.txt", "a", "a.txt.xz", "a.zst"])
 @pytest.mark.parametrize("pack", [gzip.compress, lzma.compress, bz2.compress, zstandard.compress])
-def test_a_packed_file_is_unpacked_whatever_it_is_called(tmp_path: Path, name: str, pack) -> None:
+def test_a_compressed_file_is_decompressed_whatever_its_name(tmp_path: Path, name: str, pack) -> None:
     (tmp_path / name).write_bytes(pack(TEXT * 1_000))
     assert read(tmp_path / name, tmp_path / "data") == [TEXT.decode() * 1_000]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.GZ", "a.JSONL.zstd", "a.ndjson.bz2", "a.json.XZ"])
-def test_packed_json_lines_are_json_lines_however_the_name_is_spelled(tmp_path: Path, name: str) -> None:
+def test_compressed_json_lines_are_read_however_the_name_is_spelled(tmp_path: Path, name: str) -> None:
     pack = {"gz": gzip.compress, "td": zstandard.compress, "z2": bz2.compress, "xz": lzma.compress}[name.lower()[-2:]]
     (tmp_path / name).write_bytes(pack(b'{"text": "one"}\n{"text": "two"}\n'))
     assert read(tmp_path / name, tmp_path / "data") == ["one", "two"]
@@ -87,15 +87,15 @@ def zipped(text: bytes) -> bytes:
         ("a.pdf", b"%PDF-1.7 text", "is a PDF"),
         ("a.png", b"\x89PNG\r\n\x1a\n rest", "is a PNG picture"),
         ("a.txt", b"PAR1 rest", "--format parquet"),
-        ("a.bin", b"text and \0 bytes", "holds bytes of value 0"),
+        ("a.bin", b"text and \0 bytes", "has bytes of value 0"),
         ("a.txt", "text".encode("utf-16"), "UTF-16"),
-        ("a.txt", "text".encode("utf-16-le"), "holds bytes of value 0"),
+        ("a.txt", "text".encode("utf-16-le"), "has bytes of value 0"),
         ("a.txt", "text".encode("utf-32"), "UTF-16 or UTF-32"),
         ("a.jsonl", '{"text": "x"}'.encode("utf-16"), "UTF-16"),
-        ("a.txt.zst", b"no archive", "it is no Zstandard archive"),
+        ("a.txt.zst", b"no archive", "it is not Zstandard data"),
     ],
 )
-def test_what_is_no_text_is_refused_by_name_before_anything_is_written(
+def test_files_that_are_not_text_are_refused_by_name_before_anything_is_written(
     tmp_path: Path, name: str, data: bytes, said: str
 ) -> None:
     (tmp_path / "source").mkdir()
@@ -118,7 +118,7 @@ def bomb(path: Path, megabytes: int, unit: bytes) -> Path:
 
 
 @pytest.mark.parametrize("name", ["a.txt.zst", "a.jsonl.zst"])
-def test_a_small_file_that_unpacks_without_end_is_refused_in_bounded_time_and_memory(tmp_path: Path, name: str) -> None:
+def test_a_decompression_bomb_is_refused_in_bounded_time_and_memory(tmp_path: Path, name: str) -> None:
     unit = b"words and words\n" if name == "a.txt.zst" else b'{"text": "%s"}\n' % (b"words and words " * 1_000)
     path = bomb(tmp_path / name, 512, unit)
     assert path.stat().st_size < 100_000
@@ -130,7 +130,7 @@ def test_a_small_file_that_unpacks_without_end_is_refused_in_bounded_time_and_me
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
 
 
-def test_parquet_that_unpacks_without_end_is_refused(tmp_path: Path) -> None:
+def test_a_decompression_bomb_in_parquet_is_refused(tmp_path: Path) -> None:
     column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 2_000, pyarrow.int32()), ["words " * 20_000])
     pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
     assert (tmp_path / "a.parquet").stat().st_size < 100_000
@@ -140,7 +140,7 @@ def test_parquet_that_unpacks_without_end_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, zstandard.compress])
-def test_text_that_packs_well_is_read_in_time_that_grows_with_it(tmp_path: Path, pack) -> None:
+def test_highly_compressed_text_is_read_in_linear_time(tmp_path: Path, pack) -> None:
     text = "".join(f"line {i} of a log file that says nothing new\n" for i in range(60_000)).encode()
     (tmp_path / "log").write_bytes(pack(text))
     assert b"".join(read_text(tmp_path / "log")) == text
@@ -162,7 +162,7 @@ def test_json_that_nests_without_end_is_named_with_its_line(tmp_path: Path, open
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
-def test_a_byte_order_mark_is_no_text(tmp_path: Path, pack) -> None:
+def test_a_byte_order_mark_is_dropped(tmp_path: Path, pack) -> None:
     bom = b"\xef\xbb\xbf"
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "a.jsonl").write_bytes(pack(bom + b'{"text": "one"}\r\n{"text": "two"}\r\n'))
@@ -205,7 +205,7 @@ def test_parquet_without_text_is_counted_and_other_types_are_refused(tmp_path: P
 # Names, links, and what is passed over
 
 
-def test_a_name_that_is_no_utf8_or_has_several_lines_is_a_name(tmp_path: Path, capsys) -> None:
+def test_a_file_name_may_be_invalid_utf8_or_have_several_lines(tmp_path: Path, capsys) -> None:
     folder = tmp_path / "source"
     folder.mkdir()
     for name in (b"caf\xe9.txt", b"two\nlines.txt", b"\x1b[31mred.txt"):
@@ -218,7 +218,7 @@ def test_a_name_that_is_no_utf8_or_has_several_lines_is_a_name(tmp_path: Path, c
     assert "broken\\n\\xe9.jsonl, line 1" in refused(folder, tmp_path / "other")
 
 
-def test_folders_behind_links_are_read_and_circles_end(tmp_path: Path) -> None:
+def test_links_to_folders_are_followed_and_cycles_end(tmp_path: Path) -> None:
     (tmp_path / "source" / "sub").mkdir(parents=True)
     (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
     (tmp_path / "source" / "a.txt").write_bytes(b"a")
@@ -233,7 +233,7 @@ def test_folders_behind_links_are_read_and_circles_end(tmp_path: Path) -> None:
     assert sorted(read(tmp_path / "source/*.txt", tmp_path / "data5")) == ["a", "c"]
 
 
-def test_what_is_passed_over_is_counted_and_named(tmp_path: Path, capsys) -> None:
+def test_skipped_files_are_counted_and_named(tmp_path: Path, capsys) -> None:
     folder = tmp_path / "source"
     (folder / ".git").mkdir(parents=True)
     (folder / ".git" / "config").write_bytes(b"x")
@@ -247,11 +247,11 @@ def test_what_is_passed_over_is_counted_and_named(tmp_path: Path, capsys) -> Non
     assert read(folder, tmp_path / "data", max_file_bytes=1_000) == [TEXT.decode()]
     said = capsys.readouterr().err
     for line in (
-        "passed over: 2 hidden files or folders (.git, .hidden)",
-        "passed over: 2 links to nothing, pipes or devices (nowhere, pipe)",
-        "passed over: 1 files that were named twice (again.txt)",
-        "passed over: 1 files of more than 1,000 bytes (long.txt)",
-        "passed over: 1 documents without text",
+        "skipped: 2 hidden files or folders (.git, .hidden)",
+        "skipped: 2 broken links, pipes or devices (nowhere, pipe)",
+        "skipped: 1 files that were named twice (again.txt)",
+        "skipped: 1 files of more than 1,000 bytes (long.txt)",
+        "skipped: 1 documents without text",
     ):
         assert line in said
 
@@ -276,10 +276,10 @@ def test_a_file_that_changes_while_it_is_read_is_noticed(tmp_path: Path, monkeyp
     assert "a.txt changed while it was read" in refused(tmp_path / "a.txt", tmp_path / "data")
 
 
-def test_a_source_that_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
+def test_a_source_that_is_not_a_file_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for source in (tmp_path / "pipe", Path("/dev/zero")):
-        assert "is no regular file" in refused(source, tmp_path / "data")
+        assert "is not a regular file" in refused(source, tmp_path / "data")
 
 
 def without_privileges() -> None:
@@ -333,7 +333,7 @@ def test_a_source_whose_content_changed_is_another_source(tmp_path: Path) -> Non
     times = path.stat()
     path.write_bytes(b"bbbb\n")
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    with pytest.raises(InputError, match="begun with another source"):
+    with pytest.raises(InputError, match="started with another source"):
         read(path, tmp_path / "data")
     path.write_bytes(b"aaaa\n")  # as after another checkout: new times, the same content
     assert read(path, tmp_path / "data") == ["aaaa\n"]
@@ -349,11 +349,11 @@ def test_a_dataset_whose_files_changed_is_another_source(tmp_path: Path, streami
     prepare(config, tmp_path / "data")
     prepare(config, tmp_path / "data")
     path.write_bytes(b'{"text": "new"}\n')
-    with pytest.raises(InputError, match=r"begun with another source .then dataset json train, digest"):
+    with pytest.raises(InputError, match=r"started with another source .then dataset json train, digest"):
         prepare(config, tmp_path / "data")
 
 
-def test_a_dataset_that_breaks_off_is_named_with_its_record_and_goes_on(tmp_path: Path, monkeypatch) -> None:
+def test_a_dataset_that_fails_midway_is_named_with_its_record_and_resumes(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(pipeline, "TASK_BYTES", 50)
     first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
@@ -361,14 +361,14 @@ def test_a_dataset_that_breaks_off_is_named_with_its_record_and_goes_on(tmp_path
     second.write_bytes(b'{"text": "good"}\n{"text": "bad \\ud83d surrogate"}\n')
     dataset = DatasetConfig(name="json", data_files=(str(first), str(second)))
     config = small_config("", "bytes", source=(), dataset=dataset, held_out=0.0, shard_mb=1e-4)
-    said = r"dataset json, record \d+: cannot be read .*the same command goes on"
+    said = r"dataset json, record \d+: cannot be read .*the same command resumes"
     with pytest.raises(InputError, match=said) as caught:
         prepare(config, tmp_path / "data")
     assert "\n" not in str(caught.value)
     assert (tmp_path / "data" / "part-00002").exists()
 
 
-def test_a_single_file_holds_out_a_stretch_at_its_end(tmp_path: Path, sentencepiece_file: Path) -> None:
+def test_the_end_of_a_single_file_is_held_out(tmp_path: Path, sentencepiece_file: Path) -> None:
     lines = [f"line {i} of the only file there is\n" for i in range(1_000)]
     (tmp_path / "a.txt").write_text("".join(lines))
     config = small_config(tmp_path / "a.txt", sentencepiece_file, held_out=0.1, shard_mb=0.001)

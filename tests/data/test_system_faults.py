@@ -134,7 +134,7 @@ def command(*words: object) -> list[str]:
     return [sys.executable, "-m", "tttlm.cli.prepare", *map(str, words)]
 
 
-def test_nobody_who_listens_is_no_reason_to_stop(tmp_path: Path, few_texts: Path) -> None:
+def test_a_closed_output_does_not_stop_a_preparation(tmp_path: Path, few_texts: Path) -> None:
     """As `prepare ... 2>&1 | head -0` leaves it."""
     reader, writer = os.pipe()
     os.close(reader)
@@ -154,7 +154,7 @@ def test_nobody_who_listens_is_no_reason_to_stop(tmp_path: Path, few_texts: Path
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
-def test_where_the_file_system_has_no_locks_a_file_stands_for_one(
+def test_without_flock_a_lock_file_is_used(
     tmp_path: Path, few_texts: Path, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import fcntl

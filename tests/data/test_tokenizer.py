@@ -137,7 +137,7 @@ def test_long_texts_really_are_cut(tokenizers_of_every_kind) -> None:
         assert max(map(len, pieces)) < 2 * cutting.PIECE_CHARACTERS
 
 
-def test_a_stretch_without_any_place_to_cut_is_cut_between_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_without_an_allowed_cut_is_cut_between_characters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cutting, "BLOCK_BYTES", 10)
     monkeypatch.setattr(cutting, "FORCED_BYTES", 20)
     data = "世界".encode() * 20
@@ -148,7 +148,7 @@ def test_a_stretch_without_any_place_to_cut_is_cut_between_characters(monkeypatc
     assert all(block.decode() for block, _ in blocks)
 
 
-def test_a_trained_tokenizer_gives_back_every_byte(sentencepiece_model: SentencePieceTokenizer) -> None:
+def test_a_trained_tokenizer_is_lossless(sentencepiece_model: SentencePieceTokenizer) -> None:
     for text in (make_text(50, 300), "  indented\n\n\ttabs \r\n", "\u0000\u200b unseen ☃", " "):
         assert sentencepiece_model.decode(sentencepiece_model.encode(text)) == text
 
@@ -187,7 +187,7 @@ def test_a_tokenizer_json_is_used_without_its_truncation_and_padding(tmp_path: P
     assert load_tokenizer(tmp_path).decode(tokens) == text
 
 
-def test_a_tokenizer_json_takes_its_controls_from_beside_it_or_from_the_person(tmp_path: Path) -> None:
+def test_a_tokenizer_json_takes_its_control_tokens_from_its_folder_or_the_caller(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_bytes(byte_level(REGEX_GPT2))
     assert load_tokenizer(tmp_path).eos_id is None
     assert load_tokenizer(tmp_path, eos_token="<|endoftext|>").eos_id == 0
@@ -221,7 +221,7 @@ def test_the_fingerprint_tells_tokenizers_apart(tokenizers_of_every_kind) -> Non
         ("tokenizer.json", b'{"model":' * 10_000, "no tokenizer.json"),
     ],
 )
-def test_what_is_no_tokenizer_is_refused_in_one_line(
+def test_a_file_that_is_not_a_tokenizer_is_refused_in_one_line(
     tmp_path: Path, name: str, content: bytes | None, said: str
 ) -> None:
     if name.endswith(".json"):
@@ -288,9 +288,7 @@ def test_a_control_that_would_not_be_used_is_refused(tmp_path: Path, text_folder
             prepare(small_config(text_folder, tokenizer, **{name: "</s>"}), tmp_path / "data")
 
 
-def test_of_two_tokenizers_in_a_folder_the_json_is_read_with_the_controls_beside_it(
-    tmp_path: Path, sentencepiece_file: Path
-) -> None:
+def test_of_two_tokenizers_in_a_folder_the_json_is_read(tmp_path: Path, sentencepiece_file: Path) -> None:
     shutil.copy(sentencepiece_file, tmp_path / "tokenizer.model")
     assert load_tokenizer(tmp_path).kind == "sentencepiece"
     (tmp_path / "tokenizer.json").write_bytes(byte_level(REGEX_GPT2))
@@ -301,7 +299,7 @@ def test_of_two_tokenizers_in_a_folder_the_json_is_read_with_the_controls_beside
     assert load_tokenizer(tmp_path).fingerprint == tokenizer.fingerprint
 
 
-def test_the_controls_beside_a_sentencepiece_model_count(tmp_path: Path) -> None:
+def test_the_control_tokens_named_in_the_folder_of_a_sentencepiece_model_are_used(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(model_without_eos("<|im_end|>", "<|endoftext|>"))
     (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": "<|endoftext|>", "bos_token": None}))
     assert load_tokenizer(tmp_path).eos_id == load_tokenizer(tmp_path / "tokenizer.model").id_of("<|endoftext|>")
@@ -312,12 +310,12 @@ def test_the_controls_beside_a_sentencepiece_model_count(tmp_path: Path) -> None
 def test_several_models_in_a_folder_are_not_chosen_from(tmp_path: Path, sentencepiece_file: Path) -> None:
     for name in ("a.model", "b.model"):
         shutil.copy(sentencepiece_file, tmp_path / name)
-    with pytest.raises(InputError, match=r"holds a\.model and b\.model; name the file"):
+    with pytest.raises(InputError, match=r"has a\.model and b\.model; name the file"):
         load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("data", [b"", b"[", b"[]", b'{"eos_token": 3}', b"\xff", b'{"a":' * 50_000, b'{"a":1,"a":2}'])
-def test_a_spoilt_file_beside_a_tokenizer_is_named(tmp_path: Path, data: bytes) -> None:
+def test_a_damaged_file_in_the_folder_of_a_tokenizer_is_named(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "tokenizer.json").write_bytes(byte_level(REGEX_GPT2))
     (tmp_path / "tokenizer_config.json").write_bytes(data)
     with pytest.raises(InputError, match=r"tokenizer_config\.json") as caught:

@@ -1,7 +1,7 @@
-"""From text to batches.
+"""Text to tokens on disk, and tokens to batches.
 
-`prepare` turns text into a folder of memory-mapped tokens; `open_data` cuts such folders into batches that are a
-function of the seed and the step alone. Importing this package imports neither JAX nor grain.
+`prepare` turns text into a folder of memory-mapped tokens; `open_data` makes batches of such folders, as a function of
+the seed and the step alone. Importing this package imports neither JAX nor grain.
 """
 
 from tttlm.data.batch import Batch

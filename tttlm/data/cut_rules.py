@@ -1,9 +1,9 @@
-"""Where a given tokenizer lets a text be cut, read off its own files; nowhere, unless that can be shown.
+"""Derives from a tokenizer's own files where a text may be cut; nowhere, unless a cut is proven to change no token.
 
-A cut stands in front of a space or a newline. Two things have to hold on both sides of it. What happens before pieces
-are merged (a normaliser, a pre-tokenizer) must treat each side as it treats the whole; so only those are let through
-whose rules are known to do that, and any other means that texts are encoded whole. And no merge may reach across:
-either a pre-tokenizer always ends a word there, or no piece of the vocabulary joins the two characters.
+A cut is in front of a space or a newline. Two conditions have to hold. The steps before merging (normaliser,
+pre-tokenizer) must give the same result on each side as on the uncut text; only those known to do so are accepted, and
+with any other a text is encoded in one piece. And no merge may cross the cut: either a pre-tokenizer always ends a word
+there, or no piece of the vocabulary joins the two characters.
 """
 
 from collections.abc import Iterable
@@ -12,8 +12,8 @@ from typing import Any
 
 from tttlm.data.cutting import NEVER, CutRule
 
-# Regular expressions of released tokenizers in which letters and digits always end a word where white space begins,
-# and which look at nothing in front of the position they are at.
+# Regular expressions of released tokenizers in which white space always ends a word of letters and digits,
+# and which have no look-behind.
 _CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _WORD_PATTERNS = (
@@ -25,15 +25,15 @@ _SPACE = "▁"
 
 
 def rule_of_sentencepiece(model: bytes) -> CutRule:
-    """The rule of a SentencePiece model: BPE without a table of replacements; nowhere for any other.
+    """The rule of a SentencePiece model: BPE without a table of replacements; no cuts for any other.
 
-    A Unigram model adds up rounded scores over the whole text, so its tokens depend on all of it.
+    A Unigram model sums rounded scores over the text, so its tokens depend on all of it.
     """
     try:
         from sentencepiece import sentencepiece_model_pb2
     except ImportError:  # it needs protobuf
         return NEVER
-    format: Any = sentencepiece_model_pb2  # its classes are made when it is imported
+    format: Any = sentencepiece_model_pb2  # its classes are created at import
     proto = format.ModelProto()
     proto.ParseFromString(model)
     normalizer, trainer, piece_type = proto.normalizer_spec, proto.trainer_spec, format.ModelProto.SentencePiece
@@ -47,13 +47,13 @@ def rule_of_sentencepiece(model: bytes) -> CutRule:
         return NEVER
     pieces = {piece.piece for piece in proto.pieces}
     all_bytes = sum(piece.type == piece_type.BYTE for piece in proto.pieces) == 256
-    # Unknown characters that follow each other become one token, which must not reach across.
+    # Consecutive unknown characters become one token, which must not cross a cut.
     before = "".join(space for space, piece in ((" ", _SPACE), ("\n", "\n")) if all_bytes or piece in pieces)
     return _guarded(CutRule(before=before, joined=_joined(pieces, {" ": _SPACE, "\n": "\n"})))
 
 
 def rule_of_tokenizer_json(description: dict[str, Any]) -> CutRule:
-    """The rule of a `tokenizer.json`: BPE with the normalisers and pre-tokenizers that are known; else nowhere."""
+    """The rule of a `tokenizer.json`: BPE with known normalisers and pre-tokenizers; no cuts for any other."""
     model = description.get("model") or {}
     plain = (
         model.get("type", "BPE") == "BPE"
@@ -70,7 +70,7 @@ def rule_of_tokenizer_json(description: dict[str, Any]) -> CutRule:
         if all(step.get("type") == "NFC" for step in normalizers):
             return _guarded(CutRule(before=" \n", only_words=True))
         return NEVER
-    # Without words, the whole text is merged: then no piece may join the two characters, in the model's own letters.
+    # Without words, merges may span the text: then no piece may join the two characters, as the vocabulary spells them.
     vocabulary = set(model.get("vocab") or ())
     if [step.get("type") for step in steps] == ["ByteLevel"] and not normalizers:
         letters = byte_letters()
@@ -86,7 +86,7 @@ def rule_of_tokenizer_json(description: dict[str, Any]) -> CutRule:
 
 
 def byte_letters() -> str:
-    """The letters that byte-level vocabularies write the bytes 0 to 255 with (as GPT-2 does)."""
+    """The 256 letters by which byte-level vocabularies spell the bytes 0 to 255 (as GPT-2 does)."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     letters = {byte: chr(byte) for byte in plain}
     others = [byte for byte in range(256) if byte not in letters]
@@ -95,18 +95,18 @@ def byte_letters() -> str:
 
 
 def _guarded(rule: CutRule) -> CutRule:
-    """The rule, or nowhere when no letter may stand in front of a piece."""
+    """The rule, or no cuts if no letter may be put in front of a piece."""
     return rule if rule.before and rule.guard else NEVER
 
 
 def _joined(pieces: Iterable[str], spaces: dict[str, str]) -> frozenset[str]:
-    """Characters that some piece has in front of what a space or newline is written with."""
+    """Characters that some piece has in front of a space or newline, as the vocabulary spells it."""
     written = set(spaces.values())
     return frozenset(a for piece in pieces for a, b in pairwise(piece) if b in written)
 
 
 def _takes_no_space(token: dict[str, Any]) -> bool:
-    """Whether an added token is found without regard to white space around or in it."""
+    """Whether an added token neither contains nor strips white space."""
     content = token.get("content", "")
     return not (
         any(token.get(name) for name in ("lstrip", "rstrip", "single_word"))

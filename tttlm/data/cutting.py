@@ -1,9 +1,9 @@
-"""Cutting a long text into pieces whose tokens, one after another, are the tokens of the whole.
+"""Cuts a long text into pieces whose concatenated tokens are the tokens of the text.
 
-A tokenizer merges neighbours. Where none of its pieces holds a given character followed by white space, no merge
-can reach across that place, and the two sides are encoded independently (`CutRule`; `cut_rules` finds the rule of a
-tokenizer). What else would differ at the beginning of a piece (a prefix space, a first-word rule) is avoided by putting
-one letter in front and taking its tokens off again; see `Tokenizer`.
+A tokenizer merges neighbours. Where none of its pieces has a given character followed by white space, no merge can join
+the two, and both sides can be encoded independently (`CutRule`; `cut_rules` derives the rule of a tokenizer). Other
+differences at the start of a piece (a prefix space, a first-word rule) are avoided by putting one letter in front and
+removing its tokens afterwards; see `Tokenizer`.
 """
 
 import re
@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-PIECE_CHARACTERS = 2_048  # short pieces stay in the processor's cache: 2-3 times the speed of a whole book at once
-BLOCK_BYTES = 1 << 19  # what one worker is handed at a time
-FORCED_BYTES = 1 << 24  # a stretch this long without any place to cut is cut all the same, and counted
+PIECE_CHARACTERS = 2_048  # short pieces stay in the processor's cache: 2-3 times as fast as a book in one piece
+BLOCK_BYTES = 1 << 19  # the block that a worker gets at a time
+FORCED_BYTES = 1 << 24  # a segment this long without an allowed cut is cut nevertheless, and counted
 
 _GUARDS = "aoekz0"
 _SPACES = frozenset(" \n▁")
@@ -22,14 +22,14 @@ _SPACES = frozenset(" \n▁")
 
 @dataclass(frozen=True)
 class CutRule:
-    """Where a cut is allowed: in front of a space or newline, unless some piece of the vocabulary joins it to what is
-    before it.
+    """Where a cut is allowed: in front of a space or newline, unless some piece of the vocabulary joins it to the
+    character before it.
 
     Attributes:
-        before: the white space in front of which it is allowed; none of it where a text must not be cut.
+        before: the white space in front of which cuts are allowed; "" if a text must not be cut.
         joined: characters that some piece has in front of white space.
-        only_words: whether cuts are allowed after letters and digits alone, where the pre-tokenizer ends a word.
-        byte_letters: what the vocabulary writes the bytes 0 to 255 with; "" where it holds characters.
+        only_words: whether cuts are allowed only after letters and digits, where the pre-tokenizer ends a word.
+        byte_letters: the letters by which the vocabulary spells the bytes 0 to 255; "" if it is made of characters.
     """
 
     before: str = " \n"
@@ -39,11 +39,11 @@ class CutRule:
 
     @cached_property
     def guard(self) -> str:
-        """A letter that may stand in front of a piece; "" where there is none."""
+        """A letter that may be put in front of a piece; "" if there is none."""
         return next((letter for letter in _GUARDS if self.allows(letter)), "")
 
     def allows(self, last: str) -> bool:
-        """Whether a cut may stand between the character `last` and the white space of `before`."""
+        """Whether a cut is allowed between the character `last` and the white space of `before`."""
         if not self.before or last in _SPACES:
             return False
         if self.only_words:
@@ -57,7 +57,7 @@ class CutRule:
         return re.compile(f"[{re.escape(self.before)}]")
 
     def pieces(self, text: str) -> Iterator[str]:
-        """Cuts text into pieces of about `PIECE_CHARACTERS`; without a place to cut they are longer."""
+        """Cuts text into pieces of about `PIECE_CHARACTERS`; they are longer where no cut is allowed."""
         start = 0
         while self.before and len(text) - start > PIECE_CHARACTERS:
             cut = self._after(text, start + PIECE_CHARACTERS)
@@ -74,11 +74,11 @@ class CutRule:
         return len(text)
 
     def last_cut(self, data: bytes | bytearray, least: int = 1) -> int:
-        """The last place in UTF-8 `data`, from `least` on, where it may be cut; 0 where there is none."""
+        """The last offset in UTF-8 `data`, from `least` on, where it may be cut; 0 if there is none."""
         space, newline = (data.rfind(c.encode(), least) if c in self.before else -1 for c in " \n")
         while (end := max(space, newline)) > 0:
             before = bytes(data[max(0, end - 4) : end]).decode("utf-8", "ignore")[-1:]
-            # What is no valid UTF-8 just before the space is no place to cut: it may decode otherwise when joined.
+            # No cut after invalid UTF-8: it may decode differently when joined.
             if before and data.endswith(before.encode(), 0, end) and self.allows(before):
                 return end
             if space > newline:
@@ -88,12 +88,12 @@ class CutRule:
         return 0
 
     def blocks(self, chunks: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:
-        """Regroups a document's bytes into blocks that may be encoded by themselves, in bounded memory.
+        """Regroups a document's bytes into blocks that can be encoded independently, in bounded memory.
 
-        Yields: (block, forced); `forced` where no place to cut was found in `FORCED_BYTES`.
+        Yields: (block, forced); `forced` if `FORCED_BYTES` had no allowed cut.
         """
         buffer = bytearray()
-        tried = 1  # there is no place to cut before this one
+        tried = 1  # no cut is allowed before this offset
         for chunk in chunks:
             buffer += chunk
             while len(buffer) > BLOCK_BYTES:
@@ -118,5 +118,5 @@ NEVER = CutRule(before="")
 
 
 def is_old_letter(character: str) -> bool:
-    """Whether a character is a letter or digit, and was one in Unicode 3.2 already, so that every version agrees."""
+    """Whether a character is a letter or digit since Unicode 3.2 or earlier, so that all Unicode versions agree."""
     return character.isalnum() and unicodedata.ucd_3_2_0.category(character)[0] in "LN"

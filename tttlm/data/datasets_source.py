@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from tttlm.data.config import DatasetConfig
-from tttlm.data.finding import PassedOver
-from tttlm.data.raw_document import Known, RawDocument, keyed
+from tttlm.data.finding import Skipped
+from tttlm.data.raw_document import FileDigests, RawDocument, keyed
 from tttlm.data.store import file_state
 from tttlm.data.text_files import as_text
 from tttlm.errors import InputError
@@ -18,7 +18,7 @@ class DatasetSource:
 
     Args:
         config: the dataset.
-        column: which column of it holds the text.
+        column: the column that holds the text.
 
     Raises:
         InputError: the dataset cannot be loaded, or has no such column.
@@ -30,16 +30,17 @@ class DatasetSource:
         self.total: int | None = None
         self.read = 0
         self.empty = 0
-        self.passed_over = PassedOver()
-        self.known: Known = {}
+        self.skipped = Skipped()
+        self.digests: FileDigests = {}
         self._record = 0
         try:
             self._files, self._data = self._load()
             columns = self._data.column_names
         except Exception as error:  # of many kinds: not found, no network, no such split, a script
-            said = next(iter(str(error).strip().splitlines()), repr(error))[:300]
-            said = _first_line(error) if type(error).__name__ == "DatasetGenerationError" else said  # it says nothing
-            raise InputError(f"dataset {config.name} cannot be loaded: {said}") from error
+            reason = next(iter(str(error).strip().splitlines()), repr(error))[:300]
+            if type(error).__name__ == "DatasetGenerationError":  # its own message has no reason
+                reason = _first_line(error)
+            raise InputError(f"dataset {config.name} cannot be loaded: {reason}") from error
         if columns is not None and column not in columns:
             raise InputError(
                 f"dataset {config.name} has no column {column!r}; "
@@ -47,7 +48,7 @@ class DatasetSource:
             )
 
     def _load(self) -> tuple[dict[str, Any], Any]:
-        """(the files of the dataset and what is known of them, the dataset)."""
+        """(files of the dataset by split, dataset)."""
         import datasets
 
         config = self._config
@@ -57,37 +58,37 @@ class DatasetSource:
             "data_files": list(config.data_files) or None,
             "revision": config.revision or None,
         }
-        found = datasets.load_dataset_builder(**named).config.data_files or {}
-        files = {str(split): [list(map(str, paths)), paths.origin_metadata] for split, paths in found.items()}
+        data_files = datasets.load_dataset_builder(**named).config.data_files or {}
+        files = {str(split): [list(map(str, paths)), paths.origin_metadata] for split, paths in data_files.items()}
         return files, datasets.load_dataset(**named, split=config.split, streaming=config.streaming)
 
-    def fingerprint(self, known: Known) -> dict[str, Any]:
-        """Names the dataset and digests its files: local ones by their content, others by their version."""
+    def fingerprint(self, digests: FileDigests) -> dict[str, Any]:
+        """The name of the dataset and a digest of its files: local ones by their content, others by their version."""
         config = self._config
         digest = hashlib.sha256()
         for split, (paths, versions) in sorted(self._files.items()):
             for i, path in enumerate(paths):
-                digest.update(f"{split}\0{self._content(Path(path), known) or path}\n".encode("utf-8", "replace"))
+                digest.update(f"{split}\0{self._content(Path(path), digests) or path}\n".encode("utf-8", "replace"))
                 if not Path(path).is_file() and i < len(versions):
                     digest.update(repr(versions[i]).encode())
-        found: dict[str, Any] = {"dataset": config.name, "config": config.config, "split": config.split}
-        found |= {"data_files": list(config.data_files), "revision": config.revision}
-        return {**found, "sha256": digest.hexdigest()}
+        facts: dict[str, Any] = {"dataset": config.name, "config": config.config, "split": config.split}
+        facts |= {"data_files": list(config.data_files), "revision": config.revision}
+        return {**facts, "sha256": digest.hexdigest()}
 
-    def _content(self, path: Path, known: Known) -> str:
-        """The digest of a local file; "" for what is none."""
+    def _content(self, path: Path, digests: FileDigests) -> str:
+        """The digest of a local file; "" if the path is not one."""
         name = str(path.absolute())
         try:
             if not path.is_file():
                 return ""
             state = file_state(path)
-            if name not in known or known[name][0] != state:
+            if name not in digests or digests[name][0] != state:
                 with open(path, "rb") as stream:
-                    known = {name: (state, hashlib.file_digest(stream, "sha256").hexdigest())}
+                    digests = {name: (state, hashlib.file_digest(stream, "sha256").hexdigest())}
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror}") from error
-        self.known[name] = known[name]
-        return known[name][1]
+        self.digests[name] = digests[name]
+        return digests[name][1]
 
     def position(self) -> dict[str, Any]:
         streamed = {"state": self._data.state_dict()} if self._config.streaming else {}
@@ -109,7 +110,7 @@ class DatasetSource:
             except Exception as error:  # of as many kinds as there are formats and networks
                 raise InputError(
                     f"{where}: cannot be read ({_first_line(error)}); finished shards are kept: "
-                    "the same command goes on after them"
+                    "the same command resumes after them"
                 ) from error
             number, self._record = self._record, self._record + 1
             text = as_text(record, where, self._column)
@@ -121,7 +122,7 @@ class DatasetSource:
 
 
 def _first_line(error: BaseException) -> str:
-    """What the first of the errors that led to this one says."""
+    """The first line of the message of the error that was the first cause of this one."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
     return next(iter(str(error).strip().splitlines()), repr(error))[:300]

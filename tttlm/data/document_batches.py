@@ -1,10 +1,10 @@
-"""The layout "documents": each position of the batch reads one document after another, T tokens a step.
+"""The layout "documents": each index of the batch reads one document after another, T tokens per step.
 
-For evaluation, and for training with carried state. `continues` [B] says of each example whether its first token goes
-on with the document that the example at the same position of the previous step ended in; where it is False, the state
-carried there is to be reset before the step. No example holds tokens of two documents: a document's last step is padded
-at its end. `segment_ids` also number the documents that one position of the batch reads, 1, 2, ..., and 0 is padding.
-A position that has read all its documents of the epoch before the others gets steps of padding alone.
+It is for evaluation, and for training with carried state. `continues` [B] says whether an example continues the
+document that the example at the same index ended in at the previous step; where it is False, the carried state must be
+reset before the step. No example has tokens of two documents: a document's last step is padded at its end.
+`segment_ids` number the documents that one index of the batch reads, 1, 2, ..., and 0 is padding. An index that has
+read all its documents of the epoch before the others gets steps of padding only.
 """
 
 from collections.abc import Sequence
@@ -19,13 +19,13 @@ from tttlm.data.store import Documents
 
 
 class Streams:
-    """Documents of one source distributed over positions of the batch, as evenly as their lengths allow.
+    """Documents of one source distributed over streams, one per index of the batch, as evenly as their lengths allow.
 
     Args:
         documents: the documents of a split.
         length: tokens of an example, T.
-        count: positions that they are distributed over; each reads its documents one after another.
-        seed: of the order at a position, which changes every epoch; None keeps the order of the source.
+        count: number of streams; each reads its documents one after another.
+        seed: seed of the order within a stream, which changes every epoch; None keeps the order of the source.
     """
 
     def __init__(self, documents: Documents, length: int, count: int, seed: int | None) -> None:
@@ -44,19 +44,19 @@ class Streams:
         self._epoch = lru_cache(maxsize=2 * count)(self._epoch_of)
 
     def _epoch_of(self, stream: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The documents of a stream in an epoch's order, and at which step each ends."""
+        """The documents of a stream in an epoch's order, and the step at which each ends."""
         documents = np.array(sorted(self._streams[stream]), np.int64)
         if self._seed is not None:
             documents = np.random.default_rng((self._seed, stream, epoch)).permutation(documents)
         return documents, np.cumsum(self._steps[documents])
 
     def fill(self, stream: int, step: int, batch: Batch[np.ndarray], i: int) -> None:
-        """Writes what a stream reads at a step into example i of a batch of zeros."""
+        """Writes the example of a stream at a step into index i of a batch of zeros."""
         epoch, step = divmod(step, self.steps_per_epoch)
         documents, ends = self._epoch(stream, epoch)
         index = int(np.searchsorted(ends, step, side="right"))
         if index == len(documents):
-            return  # this stream waits for the longest one
+            return  # this stream has ended and waits for the longest one
         document = int(documents[index])
         begin = (step - (int(ends[index - 1]) if index else 0)) * self._length
         stop = min(begin + self._length, int(self._documents.positions[document]))
@@ -65,20 +65,20 @@ class Streams:
         assert batch.weights is not None
         assert batch.continues is not None
         batch.inputs[i, here], batch.targets[i, here] = self._documents.pairs(document, begin, stop)
-        batch.segment_ids[i, here] = epoch * len(documents) + index + 1  # never that of the document before
+        batch.segment_ids[i, here] = epoch * len(documents) + index + 1  # differs from that of the previous document
         batch.weights[i, here] = 1.0
         batch.continues[i] = begin > 0
 
 
 class DocumentBatches:
-    """Batches of one or several sources, each with its part of the positions by weight.
+    """Batches of one or several sources, each with a number of streams in proportion to its weight.
 
     Args:
         sources: the documents of each source.
-        weights: of the sources; they need not sum to 1.
+        weights: weights of the sources; they need not sum to 1.
         length: tokens of an example, T.
         batch_size: examples of a batch, at least as many as there are sources.
-        seed: of the order of documents; None keeps that of the sources.
+        seed: seed of the order of documents; None keeps that of the sources.
 
     Attributes:
         steps_per_epoch: steps after which every document was read.
@@ -94,17 +94,17 @@ class DocumentBatches:
             Streams(documents, length, int(count), None if seed is None else seed + i)
             for i, (documents, count) in enumerate(zip(sources, counts, strict=True))
         ]
-        self._positions = [(of, i) for of, count in zip(streams, counts, strict=True) for i in range(count)]
-        self.steps_per_epoch = max(of.steps_per_epoch for of in streams)
+        self._streams = [(source, i) for source, count in zip(streams, counts, strict=True) for i in range(count)]
+        self.steps_per_epoch = max(source.steps_per_epoch for source in streams)
         self.longest = max(int(source.positions.max()) for source in sources)
 
     def batch(self, step: int, examples: range) -> Batch[np.ndarray]:
-        """Reads the examples at some positions of the batch of a step."""
+        """Reads the examples of these indices of the batch of a step."""
         shape = (len(examples), self._length)
         inputs, targets, segment_ids = (np.zeros(shape, np.int32) for _ in range(3))
         weights, continues = np.zeros(shape, np.float32), np.zeros(len(examples), np.bool_)
         batch = Batch(inputs, targets, segment_ids, weights, continues)
-        for i, position in enumerate(examples):
-            streams, stream = self._positions[position]
+        for i, index in enumerate(examples):
+            streams, stream = self._streams[index]
             streams.fill(stream, step, batch, i)
         return batch

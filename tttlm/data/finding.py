@@ -1,4 +1,4 @@
-"""Which files a person means: files, folders and globs become a sorted list; what is passed over is named."""
+"""Resolves files, folders and globs to a sorted list of files; skipped ones are counted and named."""
 
 import fnmatch
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tttlm.data.config import PrepareConfig
-from tttlm.data.store import BEGUN, MANIFEST, part_name
+from tttlm.data.store import MANIFEST, PREPARATION, part_name
 from tttlm.data.text_files import PACKED
 from tttlm.errors import InputError
 
@@ -20,8 +20,8 @@ class SourceFile:
     """A file to read.
 
     Attributes:
-        name: what it is called in messages and in the index: its path below what was named, on one line.
-        path: where it is.
+        name: its name in messages and in the index: the path relative to the source, on one line.
+        path: the path of the file.
         size: its length in bytes.
         format: "text", "jsonl" or "parquet".
     """
@@ -33,87 +33,87 @@ class SourceFile:
 
 
 @dataclass
-class PassedOver:
-    """What was met and is not read.
+class Skipped:
+    """The files and folders that are skipped.
 
     Attributes:
         names: reason -> up to three names.
-        counts: reason -> how many.
+        counts: reason -> number of files and folders.
     """
 
     names: dict[str, list[str]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
 
     def note(self, reason: str, name: str) -> None:
-        """Counts one more that is passed over for a reason."""
+        """Counts a file or folder that is skipped for a reason."""
         self.counts[reason] = self.counts.get(reason, 0) + 1
         names = self.names.setdefault(reason, [])
         if len(names) < 3:
             names.append(name)
 
     def lines(self) -> Iterator[str]:
-        """Gives a line to print for each reason."""
+        """Yields a line to print for each reason."""
         for reason, count in self.counts.items():
             more = ", ..." if count > len(self.names[reason]) else ""
-            yield f"passed over: {count:,} {reason} ({', '.join(self.names[reason])}{more})"
+            yield f"skipped: {count:,} {reason} ({', '.join(self.names[reason])}{more})"
 
 
-class _Met(NamedTuple):
+class _Entry(NamedTuple):
     path: Path
-    name: str  # below what was named, as the file system writes it
+    name: str  # relative to the source, as the file system spells it
 
 
 def printable(name: str) -> str:
-    """Writes a file name on one line: what is no UTF-8 or cannot be printed is written as an escape."""
+    """A file name on one line: bytes that are not UTF-8 and unprintable characters are escaped."""
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def find_files(config: PrepareConfig) -> tuple[list[SourceFile], PassedOver]:
+def find_files(config: PrepareConfig) -> tuple[list[SourceFile], Skipped]:
     """Finds the files that `config.source` names, each once, in the order of their names.
 
-    Folders are entered however deep, also behind links. Names that begin with a dot are left out unless they are
-    named.
+    Folders are read recursively, and links to folders are followed. Files whose names begin with a dot are skipped
+    unless `config.source` names them.
 
     Raises:
-        InputError: a name leads to no file, or a folder cannot be read.
+        InputError: a name matches no file, or a folder cannot be read.
     """
-    found: dict[Path, tuple[bytes, SourceFile]] = {}
-    passed = PassedOver()
+    files: dict[Path, tuple[bytes, SourceFile]] = {}
+    skipped = Skipped()
     for spec in config.source:
         path = Path(spec).expanduser()
         try:
             if path.is_dir():
-                met = list(_files_below(path, "", passed, set()))
+                entries = list(_files_below(path, "", skipped, set()))
             elif path.exists() and not path.is_file():
-                raise InputError(f"{spec!r} is no regular file; name a file, a folder or a glob")
+                raise InputError(f"{spec!r} is not a regular file; name a file, a folder or a glob")
             else:
-                met = [_Met(path, path.name)] if path.is_file() else list(_matches(path, passed))
-            if not met:
+                entries = [_Entry(path, path.name)] if path.is_file() else list(_matches(path, skipped))
+            if not entries:
                 raise InputError(
                     f"no files under {spec!r} (a file, a folder, or a glob such as 'books/**/*.txt' in quotes)"
                 )
-            for file in sorted(met, key=lambda file: os.fsencode(file.name)):
-                _add(file, config, found, passed)
+            for file in sorted(entries, key=lambda file: os.fsencode(file.name)):
+                _add(file, config, files, skipped)
         except (OSError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
             at = printable(str(getattr(error, "filename", None) or spec))
             raise InputError(f"{at} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    order = sorted(found.values(), key=lambda entry: (entry[0], str(entry[1].path)))
-    return [file for _, file in order], passed
+    order = sorted(files.values(), key=lambda entry: (entry[0], str(entry[1].path)))
+    return [file for _, file in order], skipped
 
 
-def _add(met: _Met, config: PrepareConfig, found: dict[Path, tuple[bytes, SourceFile]], passed: PassedOver) -> None:
-    name, size = printable(met.name), met.path.stat().st_size
-    form = config.format if config.format != "auto" else _format_of(met.path)
-    real = met.path.resolve()
+def _add(entry: _Entry, config: PrepareConfig, files: dict[Path, tuple[bytes, SourceFile]], skipped: Skipped) -> None:
+    name, size = printable(entry.name), entry.path.stat().st_size
+    form = config.format if config.format != "auto" else _format_of(entry.path)
+    real = entry.path.resolve()
     if config.max_file_bytes and size > config.max_file_bytes and form == "text":
-        passed.note(f"files of more than {config.max_file_bytes:,} bytes", name)
-    elif real in found:
-        passed.note("files that were named twice", name)
+        skipped.note(f"files of more than {config.max_file_bytes:,} bytes", name)
+    elif real in files:
+        skipped.note("files that were named twice", name)
     else:
-        found[real] = (os.fsencode(met.name), SourceFile(name, met.path, size, form))
+        files[real] = (os.fsencode(entry.name), SourceFile(name, entry.path, size, form))
 
 
 def _format_of(path: Path) -> str:
@@ -121,60 +121,60 @@ def _format_of(path: Path) -> str:
     return _FORMATS.get(suffix.lower(), "text")
 
 
-def _files_below(folder: Path, name: str, passed: PassedOver, inside: set[tuple[int, int]]) -> Iterator[_Met]:
-    """Every file of a folder; `inside` are the folders it is in, which a link may lead back to."""
+def _files_below(folder: Path, name: str, skipped: Skipped, inside: set[tuple[int, int]]) -> Iterator[_Entry]:
+    """Every file of a folder; `inside` are its parent folders, which a link may lead back to."""
     status = folder.stat()
     here = (status.st_dev, status.st_ino)
     if here in inside:
-        passed.note("links to a folder that they are in", printable(name))
+        skipped.note("links to a folder that they are in", printable(name))
         return
     for entry in sorted(folder.iterdir(), key=lambda entry: os.fsencode(entry.name)):
         below = f"{name}/{entry.name}" if name else entry.name
         if entry.name.startswith("."):
-            passed.note("hidden files or folders", printable(below))
+            skipped.note("hidden files or folders", printable(below))
         elif _is_prepared(entry):
-            passed.note("folders of prepared tokens", printable(below))
+            skipped.note("folders of prepared tokens", printable(below))
         elif entry.is_dir():
-            yield from _files_below(entry, below, passed, inside | {here})
+            yield from _files_below(entry, below, skipped, inside | {here})
         elif entry.is_file():
-            yield _Met(entry, below)
+            yield _Entry(entry, below)
         else:
-            passed.note("links to nothing, pipes or devices", printable(below))
+            skipped.note("broken links, pipes or devices", printable(below))
 
 
 def _is_prepared(folder: Path) -> bool:
-    """Tells whether `prepare` wrote this folder, perhaps beside the text it was made from: no text is in there."""
-    return (folder / BEGUN).is_file() and any((folder / name).exists() for name in (MANIFEST, part_name(0)))
+    """Whether `prepare` wrote this folder, which then has no text (it may be next to the text it was made from)."""
+    return (folder / PREPARATION).is_file() and any((folder / name).exists() for name in (MANIFEST, part_name(0)))
 
 
-def _matches(pattern: Path, passed: PassedOver) -> Iterator[_Met]:
-    """The files that a glob matches, called by their path below its fixed part."""
+def _matches(pattern: Path, skipped: Skipped) -> Iterator[_Entry]:
+    """The files that a glob matches, named by their path relative to its fixed part."""
     parts = pattern.parts
     fixed = next((i for i, part in enumerate(parts) if any(mark in part for mark in "*?[")), len(parts))
     root = Path(*parts[:fixed])
     if fixed < len(parts) and root.is_dir():
         seen: set[str] = set()
-        for met in _matching(root, "", list(parts[fixed:]), passed, set()):
-            if met.name not in seen:  # two ** may reach a file in two ways
-                seen.add(met.name)
-                yield met
+        for entry in _matching(root, "", list(parts[fixed:]), skipped, set()):
+            if entry.name not in seen:  # two ** may match a file twice
+                seen.add(entry.name)
+                yield entry
 
 
 def _matching(
-    folder: Path, name: str, parts: list[str], passed: PassedOver, inside: set[tuple[int, int]]
-) -> Iterator[_Met]:
+    folder: Path, name: str, parts: list[str], skipped: Skipped, inside: set[tuple[int, int]]
+) -> Iterator[_Entry]:
     if parts[0] == "**":
         rest = parts[1:] or ["*"]
-        yield from _matching(folder, name, rest, passed, set())
+        yield from _matching(folder, name, rest, skipped, set())
         status = folder.stat()
         here = (status.st_dev, status.st_ino)
         if here in inside:
-            passed.note("links to a folder that they are in", printable(name))
+            skipped.note("links to a folder that they are in", printable(name))
             return
         for entry in sorted(folder.iterdir()):
             if entry.is_dir() and not entry.name.startswith(".") and not _is_prepared(entry):
                 below = f"{name}/{entry.name}" if name else entry.name
-                yield from _matching(entry, below, parts, passed, inside | {here})
+                yield from _matching(entry, below, parts, skipped, inside | {here})
         return
     for entry in sorted(folder.iterdir()):
         hidden = entry.name.startswith(".") and not parts[0].startswith(".")
@@ -183,10 +183,10 @@ def _matching(
         below = f"{name}/{entry.name}" if name else entry.name
         if len(parts) > 1:
             if entry.is_dir():
-                yield from _matching(entry, below, parts[1:], passed, set())
+                yield from _matching(entry, below, parts[1:], skipped, set())
         elif entry.is_file():
-            yield _Met(entry, below)
+            yield _Entry(entry, below)
         elif entry.is_dir():
-            passed.note("folders that a glob matches (name them, or end it with /**)", printable(below))
+            skipped.note("folders that a glob matches (name them, or end it with /**)", printable(below))
         else:
-            passed.note("links to nothing, pipes or devices", printable(below))
+            skipped.note("broken links, pipes or devices", printable(below))

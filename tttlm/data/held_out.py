@@ -1,8 +1,7 @@
 """Documents for evaluation: held-out ones of a prepared folder, or any text file, as streams of tokens and bytes.
 
-A document is entered from the token that stands in front of it in training (BOS where documents are stored with
-one, else the EOS of the document before), so that every one of its own tokens is predicted and bits per byte count
-all of its bytes.
+The first input of a document is the token in front of it in training (BOS if documents are stored with one, else the
+EOS of the previous document), so that every token of the document is predicted and bits per byte count all its bytes.
 """
 
 from collections.abc import Iterator
@@ -24,9 +23,9 @@ class Document:
     """A document to evaluate on.
 
     Attributes:
-        tokens: uint array [T]; the first one is what the document is entered from and no part of it.
+        tokens: uint array [T]; the first one is the BOS or EOS in front of the document, not part of its text.
         bytes: length of the document's text in UTF-8.
-        name: its file, and the number of the record where the file has several.
+        name: its file, and the number of the record if the file has several.
     """
 
     tokens: np.ndarray
@@ -35,7 +34,7 @@ class Document:
 
 
 def held_out_documents(path: str | Path, split: str = "validation") -> Iterator[Document]:
-    """Gives the documents of one split of a prepared folder, in the order of the source.
+    """Yields the documents of one split of a prepared folder, in the order of the source.
 
     Raises:
         InputError: the folder is not complete, a file of it was altered, or it has no documents in that split.
@@ -57,24 +56,24 @@ def held_out_documents(path: str | Path, split: str = "validation") -> Iterator[
 
 
 def encode_file(path: str | Path, tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, int]]:
-    """Encodes a text file of any length: `(uint32 tokens, bytes of text)` piece by piece.
+    """Encodes a text file of any length in pieces: yields `(uint32 tokens [T], bytes of text)`.
 
-    Memory is constant with a tokenizer whose texts may be cut (see `cut_rules`), and else grows with the file.
+    Memory is constant if the tokenizer allows cuts (see `cut_rules`), else it grows with the file.
 
-    Joined, the pieces are what `tokenizer.encode` gives for the whole text, after `tokenizer.entry_id`. Invalid UTF-8
-    is read as U+FFFD; .gz, .zst, .xz and .bz2 are unpacked.
+    Concatenated, the tokens are `tokenizer.entry_id` followed by those of `tokenizer.encode` for the complete text.
+    Invalid UTF-8 is read as U+FFFD; .gz, .zst, .xz and .bz2 are decompressed.
 
     Raises:
-        InputError: there is no such file, it is damaged, or there is no text in it.
+        InputError: the file does not exist, is damaged, or has no text.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"text file {path} does not exist")
     prefix = np.array([] if tokenizer.entry_id is None else [tokenizer.entry_id], np.uint32)
-    goes_on, empty = False, True
+    continues, empty = False, True
     for block, forced in tokenizer.cut_rule.blocks(read_text(path)):
-        (encoded,) = encode_task(tokenizer, "uint32", [(block, goes_on)])
+        (encoded,) = encode_task(tokenizer, "uint32", [(block, continues)])
         yield np.concatenate([prefix, encoded.tokens]) if empty else encoded.tokens, len(block)
-        goes_on, empty = not forced, False
+        continues, empty = not forced, False
     if empty:
         raise InputError(f"text file {path} is empty; nothing to evaluate")

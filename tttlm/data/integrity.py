@@ -1,4 +1,4 @@
-"""Whether a prepared folder is still what was written."""
+"""Checks that a prepared folder is unchanged since it was written."""
 
 import contextlib
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from pathlib import Path
 from tttlm.data.store import (
     MANIFEST,
     PART,
-    Begun,
     FileFacts,
     FileState,
     Manifest,
     Part,
     PartFacts,
+    Preparation,
     check_size,
     count_parts,
     facts_of_file,
@@ -27,15 +27,15 @@ from tttlm.progress import progress_bar
 from tttlm.records import read_record, write_sealed
 
 _VERIFIED = ".verified.json"
-_SHOW_BAR = 1 << 30  # bytes to read from which on a person sees how far it is
+_SHOW_BAR = 1 << 30  # bytes above which a progress bar is shown
 
 
 @dataclass(frozen=True)
 class Verified:
-    """What `.verified.json` says: which files of a folder were read and found right, and their states then.
+    """Content of `.verified.json`: the files of a folder that were verified, and their states at that time.
 
     Attributes:
-        fingerprint: of the manifest that they were compared with.
+        fingerprint: fingerprint of the manifest that they were compared with.
         files: name -> (length, times of change in ns, inode).
     """
 
@@ -46,8 +46,8 @@ class Verified:
 def verify(folder: str | Path, *, thorough: bool = False) -> Manifest:
     """Checks a prepared folder and returns its manifest.
 
-    Every file must have its length. Its sha256 is computed where the file changed since that was last found right (or
-    was copied here), and for all files when `thorough`.
+    The length of every file is compared. Its sha256 is computed if the file changed (or was copied) since it was last
+    verified, and for all files if `thorough`.
 
     Raises:
         InputError: the folder is not complete, or a file is missing, truncated or altered; names it.
@@ -61,52 +61,52 @@ def _verified(folder: Path, thorough: bool) -> Manifest:
     files = _files(manifest)
     for name, facts in files.items():
         check_size(folder / name, facts.bytes)
-    known = {} if thorough else _known(folder, manifest)
+    verified = {} if thorough else _verified_states(folder, manifest)
     states = {name: file_state(folder / name) for name in files}
-    if changed := {name: facts for name, facts in files.items() if known.get(name) != states[name]}:
+    if changed := {name: facts for name, facts in files.items() if verified.get(name) != states[name]}:
         states |= _read_all(folder, changed, "copy it again or prepare the folder again")
         remember(folder, manifest, states)
     return manifest
 
 
 def remember(folder: Path, manifest: Manifest, states: dict[str, FileState]) -> None:
-    """Notes that all files are right in these states, where the folder may be written to."""
+    """Records that all files are verified in these states, if the folder is writable."""
     files = {name: (*state,) for name, state in states.items()}
     with contextlib.suppress(OSError):
         write_sealed(folder / _VERIFIED, Verified(manifest.fingerprint, files))
 
 
-def verified_parts(folder: Path, begun: Begun) -> list[tuple[Part, PartFacts, dict[str, FileState]]]:
-    """Reads the shards that an earlier run put in place, each file to its end.
+def verified_parts(folder: Path, preparation: Preparation) -> list[tuple[Part, PartFacts, dict[str, FileState]]]:
+    """Verifies the shards that an earlier run finished, by the sha256 of every file.
 
     Raises:
-        InputError: a shard is missing among them, altered, or of another preparation; names it.
+        InputError: a shard is missing, altered, or of another preparation; names it.
     """
     parts = []
     for number in range(count_parts(folder)):
         name = part_name(number)
         advice = f"delete {name} and every later part, and run the same command again"
         part = read_part(folder, number, advice)
-        if part.identity != begun.digest:
+        if part.identity != preparation.digest:
             raise InputError(f"{folder / name} belongs to another preparation; {advice}")
         own, state = facts_of_file(folder / name / PART)
         wanted = {f"{name}/{file}": facts for file, facts in part.files.items()}
         for file, facts in wanted.items():
             check_size(folder / file, facts.bytes, advice)
-        states = {Path(file).name: found for file, found in _read_all(folder, wanted, advice).items()}
+        states = {Path(file).name: actual for file, actual in _read_all(folder, wanted, advice).items()}
         parts.append((part, PartFacts(part.splits, {**part.files, PART: own}), {**states, PART: state}))
     return parts
 
 
 def _read_all(folder: Path, files: dict[str, FileFacts], advice: str) -> dict[str, FileState]:
-    """Compares the digest of every file; returns the state of each while it was read."""
+    """Compares the digest of every file; returns the state that each had while it was read."""
     states = {}
     total = sum(facts.bytes for facts in files.values())
     with progress_bar(total, f"checking {folder}", unit="B", disable=total < _SHOW_BAR) as bar:
         for name, facts in files.items():
             with reading(folder / name):
-                found, states[name] = facts_of_file(folder / name)
-            if found != facts:
+                actual, states[name] = facts_of_file(folder / name)
+            if actual != facts:
                 raise InputError(f"{folder / name} was altered (its sha256 is not that of {MANIFEST}); {advice}")
             bar.update(facts.bytes)
     return states
@@ -122,8 +122,8 @@ def _files(manifest: Manifest) -> dict[str, FileFacts]:
     return files | ({tokenizer.file: FileFacts(tokenizer.bytes, tokenizer.sha256)} if tokenizer.file else {})
 
 
-def _known(folder: Path, manifest: Manifest) -> dict[str, FileState]:
-    """The states of files that were found right; none where that was noted of another folder or is unreadable."""
+def _verified_states(folder: Path, manifest: Manifest) -> dict[str, FileState]:
+    """The states of verified files; empty if `.verified.json` is of another folder or unreadable."""
     try:
         verified = read_record(folder / _VERIFIED, Verified, advice="", sealed=True)
     except InputError:

@@ -1,4 +1,4 @@
-"""Prepared folders to batches: the batch of step n is a function of the seed and n, on any number of processes."""
+"""Batches from prepared folders: the batch of step n is a function of the seed and n, on any number of processes."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,40 +23,41 @@ from tttlm.errors import InputError
 
 
 class Examples(Protocol):
-    """One epoch of examples that may come in any order."""
+    """One epoch of examples that can be read in any order."""
 
     def __len__(self) -> int: ...
 
     def take(self, indices: Sequence[int]) -> Batch[np.ndarray]:
-        """The examples of these numbers as a batch."""
+        """Reads the examples of these indices as a batch."""
         ...
 
 
 class Batches(Protocol):
-    """Endless batches.
+    """An endless sequence of batches.
 
     Attributes:
-        steps_per_epoch: steps after which every example was seen (rounded down, at least 1).
+        steps_per_epoch: steps after which every example has been read (rounded down, at least 1).
     """
 
     steps_per_epoch: int
 
     def batch(self, step: int, examples: range) -> Batch[np.ndarray]:
-        """The examples at some positions of the batch of a step."""
+        """Reads the examples of these indices of the batch of a step."""
         ...
 
 
 @dataclass(frozen=True)
 class Loader:
-    """Batches by step: the examples of each that are this process's.
+    """Batches by step; of each batch, the examples of this process.
 
     Attributes:
-        vocab_size: token ids are below this.
-        fingerprint: changes when the tokens, the tokenizer or how they are cut change.
-        steps_per_epoch: steps after which every example was seen (rounded down, at least 1).
-        tokenizer: what the tokens were made with.
-        fill: fraction of positions that hold a token; less than 1 where examples are padded.
-        batches, examples: where batches come from, and which of their examples are this process's.
+        vocab_size: upper bound (exclusive) of the token ids.
+        fingerprint: changes with the tokens, the tokenizer and the layout.
+        steps_per_epoch: steps after which every example has been read (rounded down, at least 1).
+        tokenizer: the tokenizer that the tokens were made with.
+        fill: fraction of positions that hold a token; less than 1 if examples are padded.
+        batches: the batches over all processes.
+        examples: the indices within a batch that this process reads.
     """
 
     vocab_size: int
@@ -68,10 +69,10 @@ class Loader:
     examples: range
 
     def __getitem__(self, step: int) -> Batch[np.ndarray]:
-        """Gives this process's part of the batch of a step.
+        """Reads this process's part of the batch of a step.
 
-        The layout "windows" gives inputs and targets alone; "packed" adds segment_ids and weights, "documents" also
-        continues.
+        The layout "windows" gives only `inputs` and `targets`; "packed" adds `segment_ids` and `weights`, "documents"
+        also `continues`.
 
         Raises:
             IndexError: the step is negative.
@@ -81,7 +82,7 @@ class Loader:
         return self.batches.batch(step, self.examples)
 
     def iterate(self, start_step: int = 0, *, threads: int = 1, ahead: int = 4) -> Iterator[Batch[np.ndarray]]:
-        """Batches from `start_step` on, without end, made `ahead` of time by background threads."""
+        """Yields batches from `start_step` on without end; background threads prepare `ahead` batches in advance."""
         import grain
 
         steps = grain.MapDataset.source(_Steps(self, start_step))
@@ -90,8 +91,8 @@ class Loader:
 
 @dataclass(frozen=True)
 class _Steps:
-    """The steps as a grain data source. One element is one batch: grain's bookkeeping for an element takes longer
-    than reading an example does."""
+    """The steps as a grain data source. An element is a batch, because grain's overhead per element is larger than the
+    time to read an example."""
 
     loader: Loader
     start: int
@@ -115,21 +116,21 @@ def open_data(
     process_count: int = 1,
     vocab_size: int | None = None,
 ) -> Loader:
-    """Opens prepared data (preparing it first where the configuration says from what).
+    """Opens prepared data, and prepares it first if it does not exist and the configuration names a source.
 
     Args:
         config: the folder or mixture of folders, and the layout.
         split: "train" or "validation".
-        batch_size: examples of the whole batch, over all processes.
+        batch_size: examples of a batch, over all processes.
         sequence_length: tokens of an example.
-        seed: of the order of examples, reshuffled each epoch.
-        align: mini-batch size, on whose multiples packed documents start.
-        process_index, process_count: this process gives one of `process_count` equal parts of a batch, in order.
-        vocab_size: of the model, where it is known already.
+        seed: seed of the order of examples, which are reshuffled each epoch.
+        align: mini-batch size; packed documents start at its multiples.
+        process_index, process_count: a batch has `process_count` equal parts, of which this process reads one.
+        vocab_size: vocabulary size of the model, to compare with the tokenizer's; None skips the check.
 
     Raises:
         InputError: the data is missing, unfinished, damaged, too small, was made with another tokenizer, or has ids
-            that the model's vocabulary has not.
+            that the model's vocabulary lacks.
     """
     config.validate()
     with reading(config.path):
@@ -160,8 +161,8 @@ def _open(
     tokenizer = _one_tokenizer(config, list(folders), manifests)
     if vocab_size is not None and tokenizer.vocab_size > vocab_size:
         raise InputError(
-            f"the tokens of {next(iter(folders))} go up to {tokenizer.vocab_size - 1}, the model has a vocabulary of "
-            f"{vocab_size}; set the model's vocab_size to at least {tokenizer.vocab_size}"
+            f"the tokens of {next(iter(folders))} go up to {tokenizer.vocab_size - 1}, the model has a vocab_size of "
+            f"{vocab_size}; set it to at least {tokenizer.vocab_size}"
         )
     splits = [_split(folder, split, manifest) for folder, manifest in zip(folders, manifests, strict=True)]
     weights = list(folders.values())
@@ -181,7 +182,7 @@ def _open(
 
 
 class ShuffledExamples:
-    """Batches of examples that may come in any order: sources mixed by weight, each reshuffled every epoch."""
+    """Batches of shuffled examples: sources mixed by weight, each reshuffled every epoch."""
 
     def __init__(self, sources: Sequence[Examples], order: Order, batch_size: int) -> None:
         self._sources, self._order, self._batch_size = sources, order, batch_size
@@ -215,7 +216,7 @@ def _batches(
     if layout == "documents":
         if batch_size < len(splits):
             raise InputError(
-                f"a batch of {batch_size} cannot read documents of each of {len(splits)} sources side by side; "
+                f"a batch of {batch_size} cannot hold a document of each of {len(splits)} sources; "
                 f"raise batch_size to at least {len(splits)}, or choose another layout"
             )
         documents = [Documents(split) for split in splits]
@@ -242,7 +243,7 @@ def _split(folder: Path, name: str, manifest: Manifest) -> Split:
 
 
 def _folders(config: DataConfig, split: str) -> dict[Path, float]:
-    """The folders and their weights, prepared first where that is asked for."""
+    """The folders and their weights, prepared first if configured."""
     if split == "validation" and config.validation_path:
         return {Path(config.validation_path): 1.0}
     if config.mixture:
@@ -270,7 +271,7 @@ def _one_tokenizer(config: DataConfig, folders: list[Path], manifests: list[Mani
     for folder, its in zip(folders, facts, strict=True):
         if its.fingerprint != facts[0].fingerprint:
             raise InputError(f"{folder} was made with another tokenizer than {folders[0]}; prepare both with the same")
-    if config.tokenizer:  # which tokens end a document is the folder's own affair
+    if config.tokenizer:  # its control tokens may differ: they belong to the folder
         wanted = load_tokenizer(config.tokenizer)
         if (wanted.kind, sha256(wanted.file_bytes).hexdigest()) != (facts[0].kind, facts[0].sha256):
             raise InputError(

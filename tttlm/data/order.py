@@ -1,4 +1,4 @@
-"""Which example comes when: sources mixed by weight, each reshuffled every epoch, any position found at once."""
+"""The order of examples: sources mixed by weight, each reshuffled every epoch, with random access to any position."""
 
 import hashlib
 import struct
@@ -7,16 +7,16 @@ from functools import lru_cache
 
 import numpy as np
 
-_PERIOD = 4_096  # examples after which a mixture's pattern repeats; weights are met to one part in this many
+_PERIOD = 4_096  # period of a mixture's pattern in examples; weights are accurate to one part in this many
 
 
 class Order:
     """The endless order of examples over one or several sources.
 
     Args:
-        sizes: examples of each source.
-        weights: of each source among the examples; they need not sum to 1.
-        seed: of the shuffling.
+        sizes: number of examples of each source.
+        weights: weight of each source; they need not sum to 1.
+        seed: seed of the shuffling.
     """
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int, split: str = "train") -> None:
@@ -32,7 +32,7 @@ class Order:
         self._counts = counts
 
     def __getitem__(self, number: int) -> tuple[int, int]:
-        """Gives (source, example of the source) at a position in the order."""
+        """Returns (source, example of the source) at a position in the order."""
         period, position = divmod(number, _PERIOD)
         source = int(self._source[position])
         epoch, index = divmod(period * int(self._counts[source]) + int(self._rank[position]), self._sizes[source])
@@ -40,8 +40,8 @@ class Order:
 
 
 def proportional_counts(weights: Sequence[float], total: int) -> np.ndarray:
-    """Gives whole numbers in proportion to weights that sum to `total`, none of them 0 (largest remainders)."""
-    relative = np.asarray(weights, float) / np.max(weights)  # so that the largest numbers there are can be summed
+    """Returns positive integers in proportion to weights that sum to `total` (largest remainders)."""
+    relative = np.asarray(weights, float) / np.max(weights)  # the largest floats would overflow in the sum
     exact = relative / relative.sum() * total
     counts = np.maximum(np.floor(exact).astype(int), 1)
     while (missing := total - int(counts.sum())) != 0:
@@ -51,9 +51,9 @@ def proportional_counts(weights: Sequence[float], total: int) -> np.ndarray:
 
 
 def shuffled(index: int, size: int, seed: str) -> int:
-    """Where a seeded permutation of `range(size)` takes `index`, without storing it.
+    """Maps `index` by a seeded permutation of `range(size)`, without storing the permutation.
 
-    A Feistel network permutes the next power of four; what falls outside `size` is permuted again until it does not.
+    A Feistel network permutes the next power of four; a result outside `size` is permuted again until it is inside.
     (grain's `index_shuffle` does the same over at least 2^16 positions, which takes milliseconds for few examples.)
     """
     half = max(1, ((size - 1).bit_length() + 1) // 2)
@@ -74,7 +74,7 @@ def _round_keys(seed: str) -> tuple[int, ...]:
 
 
 def _mixed(x: int) -> int:
-    """The finaliser of splitmix64: every bit of the input reaches every bit of the output."""
+    """The finaliser of splitmix64: every bit of the input affects every bit of the output."""
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
     x = (x ^ x >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
     return x ^ x >> 31

@@ -1,8 +1,8 @@
-"""The layout "packed": whole documents side by side in examples, each starting on a mini-batch boundary.
+"""The layout "packed": complete documents packed into examples, each starting on a mini-batch boundary.
 
-Every token of a document is a target exactly once. A document longer than an example fills examples by itself; what
-is left of it is placed like a short document. Examples are filled by best fit, longest first: lengths counted in
-mini-batches are few and small numbers, so documents of one length are placed together and a million takes about a
+Every token of a document is a target exactly once. A document longer than an example fills examples by itself; its
+remainder is packed like a short document. Examples are filled by best fit, longest first: lengths counted in
+mini-batches are few and small numbers, so documents of equal length are packed together and a million takes about a
 second.
 """
 
@@ -21,12 +21,12 @@ class Packed:
         documents: the documents of a split.
         length: tokens of an example, T.
         align: mini-batch size, a divisor of T.
-        seed: decides which of equally long documents come together.
+        seed: seed of the order among documents of equal length.
     """
 
     def __init__(self, documents: Documents, length: int, align: int, seed: int) -> None:
         self._documents, self._length, self._align = documents, length, align
-        self._full = np.cumsum(documents.positions // length)  # examples that documents up to each one fill alone
+        self._full = np.cumsum(documents.positions // length)  # examples filled by one document, cumulative
         rest = documents.positions % length
         short = np.flatnonzero(rest)
         rng = np.random.default_rng(seed)
@@ -49,7 +49,7 @@ class Packed:
         return float(self._documents.positions.sum()) / (len(self) * self._length)
 
     def take(self, indices: Sequence[int]) -> Batch[np.ndarray]:
-        """Gives examples as a batch without `continues`; every array is 0 where there is no token."""
+        """Reads examples as a batch without `continues`; every array is 0 where there is no token."""
         shape = (len(indices), self._length)
         inputs, targets, segment_ids = (np.zeros(shape, np.int32) for _ in range(3))
         for i, index in enumerate(indices):
@@ -61,7 +61,7 @@ class Packed:
         return Batch(inputs, targets, segment_ids, (segment_ids > 0).astype(np.float32))
 
     def _pieces(self, example: int) -> list[tuple[int, int, int]]:
-        """(document, where in it, where in the example) of what an example holds."""
+        """(document, offset in the document, offset in the example) of every piece in an example."""
         if example < self._full_examples:
             document = int(np.searchsorted(self._full, example, side="right"))
             before = int(self._full[document - 1]) if document else 0
@@ -77,16 +77,16 @@ def best_fit(sizes: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray, 
     """Packs items into bins by best fit, largest first.
 
     Args:
-        sizes: of the items, int [n], from 1 to `capacity`.
-        capacity: of a bin.
+        sizes: sizes of the items, int [n], from 1 to `capacity`.
+        capacity: capacity of a bin.
 
     Returns:
-        the bin of each item [n], its offset in the bin [n], and the number of bins.
+        The bin of each item int [n], its offset in the bin int [n], and the number of bins.
     """
     bins, starts = np.empty(len(sizes), np.int64), np.empty(len(sizes), np.int64)
     order = np.argsort(-sizes, kind="stable")
     stops = np.searchsorted(-sizes[order], -np.arange(capacity + 1), side="right")  # items of at least that size
-    room: list[np.ndarray] = [np.empty(0, np.int64) for _ in range(capacity + 1)]  # bins by the room left in them
+    room: list[np.ndarray] = [np.empty(0, np.int64) for _ in range(capacity + 1)]  # bins by their free space
     count = 0
     for size in range(capacity, 0, -1):
         left = order[stops[size + 1] if size < capacity else 0 : stops[size]]
@@ -94,7 +94,7 @@ def best_fit(sizes: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray, 
             if not len(left):
                 break
             each = free // size
-            if free == capacity:  # no open bin has room: new ones
+            if free == capacity:  # no open bin has enough space: new ones
                 open_bins = np.arange(count, count + -(-len(left) // each))
                 count += len(open_bins)
             else:

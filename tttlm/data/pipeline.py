@@ -1,7 +1,7 @@
-"""Documents through the workers into shards: read in order, tokenized in many processes, written in order.
+"""The pipeline of `prepare`: documents are read in order, tokenized in many processes, and written to shards in order.
 
-What passes through is a list of events (a block of text, the end of a document, the end of a shard), cut into batches
-that go to the workers. Where shards end is decided by the bytes read, so the result depends on neither the number of
+Documents become a sequence of events (a block of text, the end of a document, the end of a shard), which is cut into
+batches for the workers. The bytes read decide where shards end, so the result depends on neither the number of
 workers nor an interruption.
 """
 
@@ -24,22 +24,22 @@ from tttlm.data.workers import Encoded, Task, Workers, encode_task, workers
 from tttlm.errors import InputError
 from tttlm.progress import progress_bar
 
-TASK_BYTES = 1 << 19  # text that a worker is given at a time
+TASK_BYTES = 1 << 19  # bytes of text in a task of a worker
 
 
 def held_out(key: int, fraction: float) -> bool:
-    """Tells whether a document is for validation: by a hash of its content, so that nothing else can move it."""
+    """Whether a document is for validation, decided by a hash of its content alone."""
     return key < fraction * 2**64
 
 
 def split_of(document: RawDocument, fraction: float) -> str:
-    """Gives the split that a document belongs to: as the source says, else by its content."""
+    """The split of a document: the one set by the source, else decided by its content."""
     return document.split or ("validation" if held_out(document.key, fraction) else "train")
 
 
 @dataclass
 class InProcess:
-    """Tokenizes in this process; the stand-in for `Workers` when there is one core or little text."""
+    """Tokenizes in this process, in place of `Workers`, if there is one core or little text."""
 
     tokenizer: Tokenizer
     dtype: str
@@ -56,13 +56,13 @@ def encoders(tokenizer: Tokenizer, dtype: str, count: int) -> AbstractContextMan
 
 @dataclass
 class _Open:
-    """A document on its way through the workers."""
+    """A document in the pipeline."""
 
     raw: RawDocument
     split: str
     bytes: int = 0
     tokens: int = 0
-    offset: int = -1  # in bytes, where its tokens begin in the shard, once they do
+    offset: int = -1  # byte offset of its tokens in the shard; -1 before the first is written
     valid: bool = True
 
 
@@ -70,7 +70,7 @@ class _Open:
 class _Block:
     document: _Open
     data: bytes
-    goes_on: bool
+    continues: bool
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ _Event = _Block | _EndOfDocument | _EndOfPart
 
 
 class Job:
-    """Reads, has tokenized, writes: what passes through is a list of events, cut into batches for the workers."""
+    """Reads documents, has the workers tokenize them, and writes shards; see the module."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class Job:
         self.seconds = dict.fromkeys(("reading", "tokenizing", "writing"), 0.0)
 
     def run(self, pool: "InProcess | Workers", at_once: int) -> None:
-        """Goes through the source with `at_once` batches under way, which bounds the memory."""
+        """Processes the source with at most `at_once` batches in flight, which bounds the memory."""
         pending: deque[tuple[list[_Event], int, Future]] = deque()
         batches = self._batches()
         try:
@@ -126,7 +126,7 @@ class Job:
                     more = batch is not None
                     if batch is not None:
                         with self._clock("tokenizing"):
-                            task = [(event.data, event.goes_on) for event in batch if isinstance(event, _Block)]
+                            task = [(event.data, event.continues) for event in batch if isinstance(event, _Block)]
                             pending.append((batch, self.source.read, pool.submit(task)))
                     if pending and (not more or len(pending) > at_once):
                         events, read, future = pending.popleft()
@@ -159,11 +159,11 @@ class Job:
                 in_part = 0
             position, empty = self.source.position(), self.source.empty
             document = _Open(raw, split_of(raw, self.config.held_out))
-            goes_on, forced_cuts = False, 0
+            continues, forced_cuts = False, 0
             for block, forced in self.cut_rule.blocks(raw.chunks):
-                yield _Block(document, block, goes_on)
+                yield _Block(document, block, continues)
                 in_part += len(block)
-                goes_on = not forced
+                continues = not forced
                 forced_cuts += forced
             yield _EndOfDocument(document, forced_cuts)
         if in_part:

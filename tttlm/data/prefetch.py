@@ -1,4 +1,4 @@
-"""Batches onto the device ahead of the step that reads them, and how long the loop waited for data."""
+"""Transfers batches to the device ahead of the step that reads them, and measures how long the loop waits for data."""
 
 import time
 from collections import deque
@@ -7,19 +7,19 @@ from typing import Any
 
 
 class DevicePrefetch:
-    """Keeps `size` batches on their way to the device; transfers run while the device computes.
+    """Keeps `size` batches in transfer to the device while it computes.
 
         batches = DevicePrefetch(loader.iterate(start), lambda batch: jax.device_put(batch, sharding))
         for step, batch in zip(range(start, steps), batches): ...
         print(batches.wait_share())
 
     Args:
-        batches: host batches, best made in the background already (`Loader.iterate`).
-        place: starts a batch's way to the device without waiting for it; `jax.device_put` where not given.
-        size: batches held on the device, the one in use not counted.
+        batches: host batches, best made in the background (`Loader.iterate`).
+        place: starts the transfer of a batch without waiting for it; `jax.device_put` by default.
+        size: number of batches on the device, without the one in use.
 
     Attributes:
-        wait_seconds: time spent in here since the beginning, which is time the loop waited for data.
+        wait_seconds: time in seconds that the loop waited for data, without filling the queue before the first step.
     """
 
     def __init__(self, batches: Iterator[Any], place: Callable[[Any], Any] | None = None, size: int = 2) -> None:

@@ -1,7 +1,7 @@
-"""Text to tokens on disk: the folder, its tokenizer, its manifest, and what is reported about it.
+"""Prepares text as tokens on disk: writes the folder, its tokenizer and its manifest, and prints a summary.
 
-Everything that ends up on disk is a function of the source and the configuration. A shard is put in place by one
-rename, with the position in the source behind it; after a `kill -9` the next run goes on from the last one.
+Everything on disk is a function of the source and the configuration. A shard is published by one rename, together with
+the position in the source after it; after a `kill -9` the next run resumes from the last one.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from tttlm.data import store, writing
 from tttlm.data.config import PrepareConfig
 from tttlm.data.integrity import remember, verified_parts, verify
 from tttlm.data.pipeline import TASK_BYTES, Job, encoders, split_of
-from tttlm.data.raw_document import Known, Source
+from tttlm.data.raw_document import FileDigests, Source
 from tttlm.data.sources import open_source, sample_texts
 from tttlm.data.tokenizer import TRAINED, Tokenizer, facts_of, train_tokenizer
 from tttlm.data.tokenizer_files import load_tokenizer
@@ -30,20 +30,20 @@ from tttlm.progress import say
 from tttlm.records import read_record, write_file, write_sealed
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_KNOWN = ".source.json"  # the source's files and their digests, so that they are not read again for nothing
+_SOURCE_FILES = ".source.json"  # the source's files and their digests: unchanged files are not read again
 
 
 def prepare(config: PrepareConfig, folder: str | Path, *, wait: bool = False) -> None:
-    """Tokenizes a source into a folder; goes on where an earlier run of the same stopped.
+    """Tokenizes a source into a folder; resumes an interrupted run of the same configuration.
 
     Args:
-        config: the source, the tokenizer and how documents are divided.
-        folder: made if need be; refused if it holds anything else.
-        wait: wait for another process that prepares the same folder, instead of refusing.
+        config: the source, the tokenizer and the split of documents.
+        folder: the output folder; created if it does not exist, refused if it has other files.
+        wait: whether to wait for another process that prepares the same folder, instead of raising an error.
 
     Raises:
-        InputError: the configuration or the source cannot be used, the folder is taken, or the operating system
-            refuses something (no space, no permission ...). What was there stays, and so do finished shards.
+        InputError: the configuration or the source cannot be used, the folder is in use, or an operation fails (no
+            space, no permission ...). Existing files and finished shards are kept.
     """
     config.validate()
     folder = Path(folder).expanduser()
@@ -51,23 +51,23 @@ def prepare(config: PrepareConfig, folder: str | Path, *, wait: bool = False) ->
         source = open_source(config)
         given = None if config.tokenizer == "train" else _given_tokenizer(config)
         _refuse_foreign(folder)
-        known = _known(folder)
-        identity = _identity(config, source, given, known)
+        digests = _stored_digests(folder)
+        identity = _identity(config, source, given, digests)
         with writing.locked(folder, wait=wait):
-            begun = _begin(config, folder, identity)
-            if source.known != known:
+            preparation = _begin(config, folder, identity)
+            if source.digests != digests:
                 _remember_source(folder, source)
             if (folder / store.MANIFEST).exists():
                 verify(folder)
                 say(f"{folder} is already prepared")
             else:
-                _run(config, folder, source, given, begun)
+                _run(config, folder, source, given, preparation)
 
 
 @contextlib.contextmanager
 def _one_line(folder: Path) -> Iterator[None]:
-    """Turns what the operating system refuses into one line."""
-    kept = "finished shards are kept: run the same command again when that is put right"
+    """Turns errors of the operating system into an `InputError` of one line."""
+    kept = "finished shards are kept: run the same command again once this is fixed"
     try:
         yield
     except OSError as error:
@@ -75,7 +75,7 @@ def _one_line(folder: Path) -> Iterator[None]:
             free = ""
             with contextlib.suppress(OSError):
                 free = f" ({_size(shutil.disk_usage(folder).free)} free)"
-            kept = "finished shards are kept: make room and run the same command again"
+            kept = "finished shards are kept: free some space and run the same command again"
             raise InputError(f"no space left for {folder}{free}; {kept}") from error
         at = error.filename if isinstance(error.filename, str) and str(folder) not in error.filename else folder
         why = error.strerror or str(error) or type(error).__name__
@@ -85,30 +85,30 @@ def _one_line(folder: Path) -> Iterator[None]:
 
 
 def describe(config: PrepareConfig) -> dict[str, Any]:
-    """Gives the configuration without what does not show in the result."""
+    """The configuration as plain values, without the fields that do not affect the result."""
     described = asdict(config)
     del described["workers"]
-    return json.loads(json.dumps(described))  # as it comes back from the manifest
+    return json.loads(json.dumps(described))  # as it is read from the manifest
 
 
 def source_changed(config: PrepareConfig, folder: Path) -> str:
-    """Compares the files that a prepared folder was made from with what is there now.
+    """Compares the files that a prepared folder was made from with those of the source now.
 
     Returns:
-        what differs, in words; "" where nothing does, or the source is a dataset or is not here any more.
+        A description of the difference; "" if there is none, or the source is a dataset or no longer exists.
 
     Raises:
-        InputError: the source is there but cannot be read.
+        InputError: the source exists but cannot be read.
     """
     if config.dataset.name:
         return ""
     try:
         source = open_source(config)
     except InputError:
-        return ""  # only the tokens were brought here
-    known = _known(folder)
-    before, now = store.read_manifest(folder).source, source.fingerprint(known)
-    if source.known != known:
+        return ""  # only the tokens were copied to this machine
+    digests = _stored_digests(folder)
+    before, now = store.read_manifest(folder).source, source.fingerprint(digests)
+    if source.digests != digests:
         _remember_source(folder, source)
     return "" if before == now else f"source (then {_facts(before)}, now {_facts(now)})"
 
@@ -118,7 +118,7 @@ def _given_tokenizer(config: PrepareConfig) -> Tokenizer:
     for name in ("bos", "eos"):
         if getattr(config, name) and getattr(tokenizer, f"{name}_id") is None:
             raise InputError(
-                f"tokenizer {config.tokenizer} names no {name.upper()}: say which token it is (--{name}-token) "
+                f"tokenizer {config.tokenizer} names no {name.upper()}: name the token (--{name}-token) "
                 f"or do without (--no-{name})"
             )
     return tokenizer
@@ -127,61 +127,61 @@ def _given_tokenizer(config: PrepareConfig) -> Tokenizer:
 def _refuse_foreign(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; name a folder for the prepared data")
-    if folder.is_dir() and not (folder / store.BEGUN).exists():
+    if folder.is_dir() and not (folder / store.PREPARATION).exists():
         others = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
         if others:
-            raise InputError(f"{folder} holds other files ({others[0]}); choose an empty or a new folder")
+            raise InputError(f"{folder} has other files ({others[0]}); choose an empty or a new folder")
 
 
 @dataclass(frozen=True)
-class _KnownFiles:
-    """What `.source.json` says: path -> (state, digest)."""
+class _SourceFiles:
+    """Content of `.source.json`: path -> (state, digest)."""
 
     files: dict[str, tuple[tuple[int, int, int, int], str]]
 
 
-def _known(folder: Path) -> Known:
-    """What an earlier run found out about the source's files; nothing where that cannot be read."""
+def _stored_digests(folder: Path) -> FileDigests:
+    """The digests of the source's files from an earlier run; empty if they cannot be read."""
     try:
-        found = read_record(folder / _KNOWN, _KnownFiles, advice="", sealed=True).files
+        stored = read_record(folder / _SOURCE_FILES, _SourceFiles, advice="", sealed=True).files
     except InputError:
         return {}
-    return {name: (store.FileState(*state), digest) for name, (state, digest) in found.items()}
+    return {name: (store.FileState(*state), digest) for name, (state, digest) in stored.items()}
 
 
 def _remember_source(folder: Path, source: Source) -> None:
-    known = {name: ((*state,), digest) for name, (state, digest) in source.known.items()}
+    digests = {name: ((*state,), digest) for name, (state, digest) in source.digests.items()}
     with contextlib.suppress(OSError):
-        write_sealed(folder / _KNOWN, _KnownFiles(known))
+        write_sealed(folder / _SOURCE_FILES, _SourceFiles(digests))
 
 
-def _identity(config: PrepareConfig, source: Source, given: Tokenizer | None, known: Known) -> dict[str, Any]:
-    """What makes a prepared folder the one it is."""
+def _identity(config: PrepareConfig, source: Source, given: Tokenizer | None, digests: FileDigests) -> dict[str, Any]:
+    """Everything that determines the content of a prepared folder."""
     settings = describe(config)
     for name in ("source", "dataset", "tokenizer"):
-        settings.pop(name)  # their content counts, not where it is
+        settings.pop(name)  # their content counts, not their path
     identity = {
-        "source": source.fingerprint(known),
+        "source": source.fingerprint(digests),
         "tokenizer": given.fingerprint if given else "trained here",
         "settings": settings,
     }
     return json.loads(json.dumps(identity))
 
 
-def _begin(config: PrepareConfig, folder: Path, identity: dict[str, Any]) -> store.Begun:
-    """Marks the folder as ours."""
-    now = store.Begun(store.FORMAT, identity, describe(config))
-    if (folder / store.BEGUN).exists():
-        before = store.read_begun(folder)
+def _begin(config: PrepareConfig, folder: Path, identity: dict[str, Any]) -> store.Preparation:
+    """Writes prepare.json, or compares an existing one with this preparation."""
+    now = store.Preparation(store.FORMAT, identity, describe(config))
+    if (folder / store.PREPARATION).exists():
+        before = store.read_preparation(folder)
         if before.identity == identity:
             return before
         if store.count_parts(folder) or (folder / store.MANIFEST).exists():
             raise InputError(
-                f"{folder} was begun with another {_difference(before.identity, identity)}; "
+                f"{folder} was started with another {_difference(before.identity, identity)}; "
                 "choose another folder or delete it"
             )
-        (folder / TRAINED).unlink(missing_ok=True)  # no shard was finished: nothing is lost by beginning again
-    write_sealed(folder / store.BEGUN, now)
+        (folder / TRAINED).unlink(missing_ok=True)  # no shard was finished: starting again loses nothing
+    write_sealed(folder / store.PREPARATION, now)
     return now
 
 
@@ -205,33 +205,37 @@ def _facts(fingerprint: Any) -> str:
     return str(fingerprint)[:100]
 
 
-def _run(config: PrepareConfig, folder: Path, source: Source, given: Tokenizer | None, begun: store.Begun) -> None:
+def _run(
+    config: PrepareConfig, folder: Path, source: Source, given: Tokenizer | None, preparation: store.Preparation
+) -> None:
     begin = time.perf_counter()
-    parts = verified_parts(folder, begun)
+    parts = verified_parts(folder, preparation)
     tokenizer = _stored_tokenizer(config, folder, given, resumed=bool(parts))
     made = time.perf_counter() - begin
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
     if parts:
-        say(f"going on after {len(parts)} finished shard{'s' * (len(parts) > 1)}")
+        say(f"resuming after {len(parts)} finished shard{'s' * (len(parts) > 1)}")
         source.seek(parts[-1][0].position)
     count = config.workers or available_cores()
     if source.total is not None and source.total - source.read < 8 * TASK_BYTES:
-        count = 1  # done before other processes have started
-    job = Job(config, folder, source, tokenizer, dtype, len(parts), begun.digest)
+        count = 1  # faster than starting other processes
+    job = Job(config, folder, source, tokenizer, dtype, len(parts), preparation.digest)
     with encoders(tokenizer, dtype, count) as pool:
         job.run(pool, 2 * count + 2)
     parts += job.parts
     states = {f"{store.part_name(i)}/{name}": state for i, part in enumerate(parts) for name, state in part[2].items()}
     if tokenizer.file_name:
         states[tokenizer.file_name] = store.file_state(folder / tokenizer.file_name)
-    manifest = _manifest(config, begun, tokenizer, dtype, [part for part, _, _ in parts], [its for _, its, _ in parts])
+    manifest = _manifest(
+        config, preparation, tokenizer, dtype, [part for part, _, _ in parts], [its for _, its, _ in parts]
+    )
     write_sealed(folder / store.MANIFEST, manifest)
     remember(folder, manifest, states)
     _report(folder, manifest, job, made, count)
 
 
 def _stored_tokenizer(config: PrepareConfig, folder: Path, given: Tokenizer | None, *, resumed: bool) -> Tokenizer:
-    """The tokenizer, with a copy of it in the folder."""
+    """The tokenizer, after storing a copy of it in the folder."""
     if given:
         if given.file_name:
             write_file(folder / given.file_name, given.file_bytes)
@@ -246,7 +250,7 @@ def _stored_tokenizer(config: PrepareConfig, folder: Path, given: Tokenizer | No
             raise InputError(f"{path} was altered; delete {folder} and prepare it again")
         return stored
     if resumed:
-        raise InputError(f"{path} is missing, which the finished shards were made with; put it back")
+        raise InputError(f"{path}, with which the finished shards were made, is missing; restore it")
     begin = time.perf_counter()
     sample = list(
         sample_texts(
@@ -270,14 +274,14 @@ _TRAINED_FACTS = ".trained.json"
 
 @dataclass(frozen=True)
 class _Trained:
-    """What `.trained.json` says: which tokenizer was made here."""
+    """Content of `.trained.json`: the tokenizer that was trained for this folder."""
 
     fingerprint: str
 
 
 def _manifest(
     config: PrepareConfig,
-    begun: store.Begun,
+    preparation: store.Preparation,
     tokenizer: Tokenizer,
     dtype: Any,
     parts: list[store.Part],
@@ -295,8 +299,8 @@ def _manifest(
     entry_id = tokenizer.bos_id if config.bos else tokenizer.eos_id if config.eos else None
     return store.Manifest(
         format=store.FORMAT,
-        config=begun.config,
-        source=begun.identity["source"],
+        config=preparation.config,
+        source=preparation.identity["source"],
         tokenizer=replace(facts_of(tokenizer), entry_id=entry_id),
         bos=config.bos,
         eos=config.eos,
@@ -323,17 +327,17 @@ def _report(folder: Path, manifest: store.Manifest, job: Job, made: float, count
         )
     counts = manifest.counts
     if counts.empty:
-        say(f"passed over: {counts.empty:,} documents without text")
-    for line in job.source.passed_over.lines():
+        say(f"skipped: {counts.empty:,} documents without text")
+    for line in job.source.skipped.lines():
         say(line)
     if counts.invalid_utf8:
-        what = "left out" if job.config.invalid_utf8 == "skip" else "repaired with U+FFFD"
+        what = "skipped" if job.config.invalid_utf8 == "skip" else "repaired with U+FFFD"
         say(f"not UTF-8:   {counts.invalid_utf8:,} documents, {what}")
     if counts.forced_cuts:
-        say(f"cut in the middle of a word: {counts.forced_cuts:,} times (16 MiB without a place to cut)")
+        say(f"cut in the middle of a word: {counts.forced_cuts:,} times (16 MiB without an allowed cut)")
     for split, empty in (("validation", job.config.held_out), ("train", 1.0 - job.config.held_out)):
         if empty and not manifest.splits[split].documents:
-            say(f"note: no document fell to {split}; change --held-out, or give more documents")
+            say(f"note: the {split} split has no documents; change --held-out, or give more documents")
     total = sum(job.seconds.values())
     parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in job.seconds.items())
     speed = job.bytes_done / total / 1e6 if total else 0.0

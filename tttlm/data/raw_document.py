@@ -1,11 +1,11 @@
-"""A document before it is tokenized, and what every source of such documents offers."""
+"""A document before it is tokenized, and the interface of its sources."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from tttlm.data.finding import PassedOver
+from tttlm.data.finding import Skipped
 from tttlm.data.store import FileState
 
 _KEEP_BYTES = 16 << 20
@@ -18,9 +18,9 @@ class RawDocument:
     Attributes:
         file: number of the file within the source.
         record: number of the line or row within the file.
-        key: a hash of the content, the same wherever the same bytes are met.
-        chunks: its bytes, to be read once; a large file is never held whole.
-        split: "train" or "validation" where the source decides; "" where the key does.
+        key: a hash of the content; equal documents have equal keys.
+        chunks: its bytes, to be read once; a large file is never in memory as a whole.
+        split: "train" or "validation" if the source decides; "" if the key does.
     """
 
     file: int
@@ -30,51 +30,51 @@ class RawDocument:
     split: str = ""
 
 
-# path -> (state, digest) of files that were read and recognised before
-Known = dict[str, tuple[FileState, str]]
+# path -> (state, digest) of the files of a source
+FileDigests = dict[str, tuple[FileState, str]]
 
 
 class Source(Protocol):
     """A sequence of documents.
 
     Attributes:
-        names: what the files are called, by number; one name stands for the records of a dataset.
-        total: bytes there are to read, None when unknown.
-        read: bytes read so far, of the same kind.
-        empty: documents passed over so far because there is no text in them.
-        passed_over: what was met and is not read.
-        known: files that were read and recognised, to be handed to `fingerprint` another time.
+        names: names of the files, by number; the records of a dataset have one name.
+        total: bytes to read; None if unknown.
+        read: bytes read so far, counted as in `total`.
+        empty: number of documents skipped so far because they have no text.
+        skipped: the files and folders that are skipped.
+        digests: the digests that `fingerprint` computed, to be passed to it by a later run.
     """
 
     names: list[str]
     total: int | None
     read: int
     empty: int
-    passed_over: PassedOver
-    known: Known
+    skipped: Skipped
+    digests: FileDigests
 
-    def fingerprint(self, known: Known) -> dict[str, Any]:
-        """What tells this source from another, its content included; `known` files are not read again."""
+    def fingerprint(self, digests: FileDigests) -> dict[str, Any]:
+        """Identifies the source and its content; files that are unchanged since `digests` are not read again."""
         ...
 
     def documents(self) -> Iterator[RawDocument]:
-        """The documents from the present position on."""
+        """The documents from the current position on."""
         ...
 
     def position(self) -> Any:
-        """Where the next document begins; something JSON can hold."""
+        """The position of the next document, as a JSON value."""
         ...
 
     def seek(self, position: Any) -> None:
-        """Goes to a position that `position()` gave earlier, in another process perhaps."""
+        """Moves to a position that `position()` returned, also in another process."""
         ...
 
 
 def keyed(chunks: Iterable[bytes]) -> tuple[int, int, list[bytes] | None]:
     """(key, bytes, content) of a document: 64 bits of a hash of the content, its length, and the content itself.
 
-    The key decides on which side of the train/validation line a document is, so it has to be known before the first
-    token is written. A document too large to be kept comes back as None, to be read again.
+    The key decides the split of a document, so it is computed before the first token is written. The content of a
+    document too large for memory is returned as None, to be read again.
     """
     digest = hashlib.blake2b(digest_size=8)
     kept: list[bytes] | None = []

@@ -1,4 +1,4 @@
-"""What is in a prepared folder: counts, lengths of documents (also as a picture), a few samples."""
+"""Summary of a prepared folder: counts, lengths of documents (also as a picture), a few samples."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ _BAR = 40
 
 
 def describe_folder(folder: str | Path, *, samples: int = 3) -> Iterator[str]:
-    """Describes what a prepared folder holds, line by line.
+    """Yields the lines that describe a prepared folder.
 
     Raises:
         InputError: the folder is not complete, or a file of it was altered.
@@ -33,7 +33,7 @@ def describe_folder(folder: str | Path, *, samples: int = 3) -> Iterator[str]:
     yield f"tokens      {stored}"
     if counts.empty or counts.invalid_utf8 or counts.forced_cuts:
         yield (
-            f"not plain   {counts.empty:,} empty (left out), {counts.invalid_utf8:,} with invalid UTF-8 "
+            f"irregular   {counts.empty:,} empty (skipped), {counts.invalid_utf8:,} with invalid UTF-8 "
             f"({manifest.config['invalid_utf8']}), {counts.forced_cuts:,} cuts inside a word"
         )
     splits = {name: Split(folder, name, manifest) for name in SPLITS}
@@ -45,7 +45,7 @@ def describe_folder(folder: str | Path, *, samples: int = 3) -> Iterator[str]:
         yield _row(name, index)
     keys = np.concatenate([index["key"] for index in indices.values()])
     if twice := len(keys) - len(np.unique(keys)):
-        yield f"{twice:,} documents are copies of others (always on the same side)"
+        yield f"{twice:,} documents are copies of others (always in the same split)"
     yield ""
     yield from _bars(np.concatenate([index["tokens"] for index in indices.values()]))
     model = load_tokenizer(folder)
@@ -57,7 +57,7 @@ def describe_folder(folder: str | Path, *, samples: int = 3) -> Iterator[str]:
 
 
 def draw_lengths(folder: str | Path, picture: str | Path) -> None:
-    """Draws how long documents are, and how the tokens are distributed over those lengths, as a PNG."""
+    """Draws histograms of the lengths of documents, by documents and by tokens, as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -116,7 +116,7 @@ def _bars(lengths: np.ndarray) -> Iterator[str]:
 
 
 def _picked(split: Split, index: np.ndarray, count: int) -> Iterator[tuple[np.ndarray, str, int]]:
-    """Documents spread evenly over a split: (record of the index, name, where its tokens start)."""
+    """Documents spread evenly over a split: (record of the index, name, offset of its tokens)."""
     chosen = set(np.linspace(0, len(index) - 1, count + 2).astype(int)[1:-1].tolist()) if len(index) else set()
     starts = np.cumsum(index["tokens"]) - index["tokens"]
     for number, title in enumerate(split.names()):

@@ -1,4 +1,4 @@
-"""Where text comes from: every source is a sequence of documents in a fixed order that can be resumed anywhere."""
+"""Sources of text: each is a sequence of documents in a fixed order that can be resumed anywhere."""
 
 import hashlib
 import sysconfig
@@ -7,55 +7,53 @@ from pathlib import Path
 from typing import Any
 
 from tttlm.data.config import PrepareConfig
-from tttlm.data.finding import PassedOver, SourceFile, find_files
-from tttlm.data.raw_document import Known, RawDocument, Source, keyed
+from tttlm.data.finding import Skipped, SourceFile, find_files
+from tttlm.data.raw_document import FileDigests, RawDocument, Source, keyed
 from tttlm.data.store import file_state
 from tttlm.data.text_files import opened, read_jsonl, read_parquet, read_text
 from tttlm.errors import InputError
 
-_SEARCH_BYTES = 1 << 16  # a stretch that is held out begins at a line, where there is one this near
+_SEARCH_BYTES = 1 << 16  # the held-out end of a file begins at a line, if there is one within these bytes
 
 
 class FileSource:
     """Text files (one document each), JSON lines and Parquet (one a record), in the order of their names.
 
     Args:
-        files: what to read.
-        column: which field of a record holds the text.
-        passed_over: what was met beside them.
+        files: the files to read.
+        column: the field of a record that holds the text.
+        skipped: the files and folders that are skipped.
         tail: the fraction at the end of a text file that is a document of the validation split; 0 for none.
     """
 
-    def __init__(
-        self, files: list[SourceFile], column: str, passed_over: PassedOver | None = None, tail: float = 0.0
-    ) -> None:
+    def __init__(self, files: list[SourceFile], column: str, skipped: Skipped | None = None, tail: float = 0.0) -> None:
         self.files = files
         self.names = [file.name for file in files]
         self.total: int | None = sum(file.size for file in files)
         self.read = 0
         self.empty = 0
-        self.passed_over = passed_over or PassedOver()
-        self.known: Known = {}
+        self.skipped = skipped or Skipped()
+        self.digests: FileDigests = {}
         self._column, self._tail = column, tail
         self._next: dict[str, int] = {"file": 0, "record": 0, "offset": 0}
 
-    def fingerprint(self, known: Known) -> dict[str, Any]:
+    def fingerprint(self, digests: FileDigests) -> dict[str, Any]:
         digest = hashlib.sha256()
         for file in self.files:
             path = str(file.path.absolute())
             try:
                 state, content = file_state(file.path), ""
-                if path in known and known[path][0] == state:
-                    content = known[path][1]
+                if path in digests and digests[path][0] == state:
+                    content = digests[path][1]
                 else:
                     if file.format != "parquet":
-                        with opened(file.path):  # refuses what is no text, before anything is written
+                        with opened(file.path):  # refuses files that are not text, before anything is written
                             pass
                     with open(file.path, "rb") as stream:
                         content = hashlib.file_digest(stream, "sha256").hexdigest()
             except OSError as error:
                 raise InputError(f"{file.name} cannot be read: {error.strerror}") from error
-            self.known[path] = (state, content)
+            self.digests[path] = (state, content)
             digest.update(f"{file.name}\0{file.size}\0{file.format}\0{content}\n".encode())
         return {"files": len(self.files), "bytes": self.total, "sha256": digest.hexdigest()}
 
@@ -85,7 +83,7 @@ class FileSource:
             yield from self._with_tail(number, file, record, offset)
             return
         for at, after, consumed, read in self._records(file, record, offset):
-            # What comes after this document, known before it is handed out.
+            # The next position, set before the document is yielded.
             self._next = {"file": number, "record": at + 1, "offset": after}
             self.read = before + consumed
             key, size, content = keyed(read())
@@ -95,7 +93,7 @@ class FileSource:
                 self.empty += 1
 
     def _with_tail(self, number: int, file: SourceFile, record: int, offset: int) -> Iterator[RawDocument]:
-        """A text file as two documents: what is trained on, and the stretch at its end."""
+        """A text file as two documents: one for training, and its end for validation."""
         if record == 0:
             _, size, _ = keyed(read_text(file.path))
             if not size:
@@ -114,7 +112,7 @@ class FileSource:
                 yield RawDocument(number, at, key, self._counted(chunks, file.size / size * (1 - at)), split)
 
     def _counted(self, chunks: Iterable[bytes], scale: float) -> Iterator[bytes]:
-        """The chunks, while `read` grows by `scale` times their length."""
+        """Yields the chunks and adds `scale` times their length to `read`."""
         total, before = 0, self.read
         for chunk in chunks:
             yield chunk
@@ -132,9 +130,9 @@ class FileSource:
             yield number, after, consumed, lambda text=text: iter((text,) if text else ())
 
     def _refuse_changed(self, file: SourceFile) -> None:
-        known = self.known.get(str(file.path.absolute()))
-        if known and known[0] != file_state(file.path):
-            raise InputError(f"{file.name} changed while it was read; prepare it again when nothing writes to it")
+        recorded = self.digests.get(str(file.path.absolute()))
+        if recorded and recorded[0] != file_state(file.path):
+            raise InputError(f"{file.name} changed while it was read; prepare it again when no process writes to it")
 
 
 def _between(chunks: Iterable[bytes], start: int, stop: int | None) -> Iterator[bytes]:
@@ -153,8 +151,8 @@ def _line_after(path: Path, position: int) -> int:
     """Where a line begins after a position, or a word, or else a character."""
     near = b"".join(_between(read_text(path), position, position + _SEARCH_BYTES))
     for space in (b"\n", b" "):
-        if (found := near.find(space)) >= 0:
-            return position + found + (space == b"\n")
+        if (offset := near.find(space)) >= 0:
+            return position + offset + (space == b"\n")
     while near and near[0] & 0xC0 == 0x80:
         near, position = near[1:], position + 1
     return position
@@ -174,15 +172,15 @@ def open_source(config: PrepareConfig) -> Source:
 
         return DatasetSource(config.dataset, config.column)
     if config.source == ("stdlib",):
-        files, passed_over = _standard_library(config.max_file_bytes or 750_000), None
+        files, skipped = _standard_library(config.max_file_bytes or 750_000), None
     else:
-        files, passed_over = find_files(config)
+        files, skipped = find_files(config)
     if not files:
         raise InputError(f"no files to prepare under {', '.join(config.source)}")
     if not any(file.size for file in files):
         raise InputError(f"nothing to prepare: {_some(files)} {'is' if len(files) == 1 else 'are'} empty")
     alone = len(files) == 1 and 0 < config.held_out < 1
-    return FileSource(files, config.column, passed_over, config.held_out if alone else 0.0)
+    return FileSource(files, config.column, skipped, config.held_out if alone else 0.0)
 
 
 def _some(files: list[SourceFile]) -> str:

@@ -1,14 +1,14 @@
-"""Prepared data on disk: what a folder holds, and how it is mapped into memory. (`writing` writes it.)
+"""Prepared data on disk: the format of a folder, and reading it by memory mapping (`writing` writes it).
 
 folder/
-  prepare.json              what it is being made from; the same source and tokenizer may go on with it
+  prepare.json              source, tokenizer and configuration; a run with the same ones may resume
   tokenizer.model | .json   the tokenizer itself
-  part-00000/               a shard, put in place by one rename when it is whole
+  part-00000/               a shard, published by one rename when it is complete
     train.tokens            token ids, little-endian uint16 or uint32
     train.documents         one `DOCUMENT` record each
     validation.tokens, validation.documents
-    part.json               counts, and where the source goes on after it
-  manifest.json             written last: counts and the sha256 of every file; with it the folder is complete
+    part.json               counts, and the position in the source after it
+  manifest.json             written last: counts and the sha256 of every file; it makes the folder complete
 """
 
 import contextlib
@@ -32,16 +32,16 @@ FORMAT = 2
 SPLITS = ("train", "validation")
 DOCUMENT = np.dtype(
     [("tokens", "<u8"), ("bytes", "<u8"), ("key", "<u8"), ("record", "<u8"), ("file", "<u4")]
-)  # file: number in part.json's list of names
+)  # file: index in part.json's list of names
 MANIFEST = "manifest.json"
-BEGUN = "prepare.json"
+PREPARATION = "prepare.json"
 PART = "part.json"
 _ADVICE = "copy it again or prepare the folder again"
 
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What a file of a prepared folder was when it was written.
+    """Length and digest of a file of a prepared folder when it was written.
 
     Attributes:
         bytes: its length.
@@ -53,12 +53,12 @@ class FileFacts:
 
 
 class FileState(NamedTuple):
-    """What the file system says of a file; every change of its content changes one of these.
+    """Metadata of a file; every change of its content changes one of these.
 
     Attributes:
         bytes: its length.
-        modified, changed: when its content and when anything about it changed last, in ns.
-        inode: its number.
+        modified, changed: `st_mtime_ns` and `st_ctime_ns`.
+        inode: its inode number.
     """
 
     bytes: int
@@ -69,7 +69,7 @@ class FileState(NamedTuple):
 
 @dataclass(frozen=True)
 class Sums:
-    """The amount that a split holds."""
+    """Totals of a split."""
 
     documents: int
     tokens: int
@@ -78,12 +78,12 @@ class Sums:
 
 @dataclass(frozen=True)
 class Counts:
-    """The number of documents that were not plain.
+    """Counts of irregular documents.
 
     Attributes:
-        empty: left out, because there is no text in them.
-        invalid_utf8: not UTF-8, and repaired or left out as the configuration says.
-        forced_cuts: places where a document was cut inside a word, because it gave no other.
+        empty: documents skipped because they have no text.
+        invalid_utf8: documents with invalid UTF-8, repaired or skipped as configured.
+        forced_cuts: cuts inside a word, because no other cut was allowed.
     """
 
     empty: int = 0
@@ -93,16 +93,16 @@ class Counts:
 
 @dataclass(frozen=True)
 class Part:
-    """What `part.json` says of a shard.
+    """Content of `part.json`, the facts of a shard.
 
     Attributes:
-        number: which shard it is, from 0.
-        identity: the digest of what the folder is made from.
-        splits: what each split holds.
+        number: index of the shard, from 0.
+        identity: `Preparation.digest` of the folder.
+        splits: totals of each split.
         files: the shard's other files.
-        names: of the files its documents come from; the index refers to them by number.
-        position: where the source goes on after it.
-        counts: of its documents.
+        names: names of the files its documents come from; the document index refers to them by number.
+        position: the position in the source after it.
+        counts: counts of its irregular documents.
     """
 
     number: int
@@ -116,15 +116,15 @@ class Part:
 
 @dataclass(frozen=True)
 class PartFacts:
-    """What the manifest says of a shard: what its splits hold, and all of its files."""
+    """A shard in the manifest: the totals of its splits, and all of its files."""
 
     splits: dict[str, Sums]
     files: dict[str, FileFacts]
 
 
 @dataclass(frozen=True)
-class Begun:
-    """What `prepare.json` says: what a folder is being made from (`identity`), and the whole configuration."""
+class Preparation:
+    """Content of `prepare.json`: the identity of the source, tokenizer and settings, and the full configuration."""
 
     format: int
     identity: dict[str, Any]
@@ -132,22 +132,22 @@ class Begun:
 
     @property
     def digest(self) -> str:
-        """Changes with the identity; every shard carries it."""
+        """A digest of the identity, stored in every shard."""
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `manifest.json` says of a complete folder.
+    """Content of `manifest.json`, the facts of a complete folder.
 
     Attributes:
         format: `FORMAT`.
         config: the configuration it was prepared with.
-        source: what was read.
-        tokenizer: what the tokens were made with.
-        bos, eos: whether documents are stored with these.
-        dtype: of the token ids.
-        splits, counts: over all shards.
+        source: the identity of the source.
+        tokenizer: the tokenizer that the tokens were made with.
+        bos, eos: whether documents are stored with BOS and EOS.
+        dtype: dtype of the token ids, "uint16" or "uint32".
+        splits, counts: totals over all shards.
         fingerprint: changes with the tokens and the tokenizer.
         parts: the shards.
     """
@@ -167,7 +167,7 @@ class Manifest:
 
 @contextlib.contextmanager
 def reading(folder: str | Path) -> Iterator[None]:
-    """Turns what the operating system refuses while a prepared folder is read into one line.
+    """Turns errors of the operating system while a prepared folder is read into one line.
 
     Raises:
         InputError: names the file and the reason.
@@ -195,7 +195,7 @@ def part_name(number: int) -> str:
 
 
 def facts_of_file(path: Path) -> tuple[FileFacts, FileState]:
-    """Reads a file to its end: its length and digest, and the state it had meanwhile."""
+    """Computes the length and digest of a file, and returns them with its state while it was read."""
     state = file_state(path)
     return FileFacts(state.bytes, sha256(path)), state
 
@@ -204,48 +204,50 @@ def read_part(folder: Path, number: int, advice: str = _ADVICE) -> Part:
     """Reads the part.json of a shard.
 
     Raises:
-        InputError: it is missing, altered, or of another shard.
+        InputError: the file is missing, altered, or of another shard.
     """
     path = folder / part_name(number) / PART
-    part = read_record(path, Part, advice=advice, sealed=True, max_bytes=1 << 30)  # it names every small file
+    part = read_record(
+        path, Part, advice=advice, sealed=True, max_bytes=1 << 30
+    )  # it has the name of every source file
     if part.number != number:
-        raise InputError(f"{path} is that of shard {part.number}; {advice}")
+        raise InputError(f"{path} belongs to shard {part.number}; {advice}")
     return part
 
 
 def count_parts(folder: Path) -> int:
-    """Counts the shards that are in place; one that is missing among them counts."""
+    """Counts the finished shards, including missing ones before the last."""
     numbers = [int(path.name[5:]) for path in folder.glob("part-*") if path.name[5:].isdigit()]
     return max(numbers, default=-1) + 1
 
 
-def read_begun(folder: Path) -> Begun:
+def read_preparation(folder: Path) -> Preparation:
     """Reads prepare.json.
 
     Raises:
-        InputError: it cannot be read, or is of another version.
+        InputError: the file cannot be read, or has another format.
     """
     advice = "choose another folder, or delete this one"
-    return read_record(folder / BEGUN, Begun, advice=advice, format=FORMAT, sealed=True)
+    return read_record(folder / PREPARATION, Preparation, advice=advice, format=FORMAT, sealed=True)
 
 
 def read_manifest(folder: str | Path) -> Manifest:
     """Reads the manifest of a complete folder.
 
     Raises:
-        InputError: there is none, it is of another version, or it is not as it was written.
+        InputError: there is none, it has another format, or it was altered.
     """
     folder = Path(folder)
     if not (folder / MANIFEST).exists():
-        if (folder / BEGUN).exists():
-            raise InputError(f"{folder} is not finished; run the same prepare command again to go on")
+        if (folder / PREPARATION).exists():
+            raise InputError(f"{folder} is not finished; run the same prepare command again to resume")
         what = "holds no prepared data" if folder.is_dir() else "does not exist"
         raise InputError(f"{folder} {what}; make it with `python -m tttlm.cli.prepare`")
     return read_record(folder / MANIFEST, Manifest, advice="prepare the folder again", format=FORMAT, sealed=True)
 
 
 class Split:
-    """The tokens of one split of a prepared folder, mapped into memory: its shards as one long array.
+    """The memory-mapped tokens of one split of a prepared folder: its shards as one long array.
 
     Attributes:
         tokens: one array per shard; `starts[i]` is the number of tokens before shard i.
@@ -261,11 +263,11 @@ class Split:
         self.starts = [0, *accumulate(len(tokens) for tokens in self.tokens)]
 
     def __len__(self) -> int:
-        """Gives the number of tokens."""
+        """The number of tokens."""
         return self.starts[-1]
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Reads the tokens from `start` to `stop`, wherever shards end."""
+        """Reads the tokens from `start` to `stop`, across shards."""
         shard = bisect_right(self.starts, start) - 1
         first = start - self.starts[shard]
         out = self.tokens[shard][first : first + stop - start]
@@ -280,7 +282,7 @@ class Split:
         )
 
     def names(self) -> Iterator[str]:
-        """Gives the name of each document: its file, and the record's number from the second record on."""
+        """Yields the name of each document: its file, and the record's number from the second record on."""
         for part in self._parts:
             files = read_part(self.folder, part).names
             for document in self._mapped(part, "documents", DOCUMENT):
@@ -298,11 +300,11 @@ class Split:
 class Documents:
     """The documents of a split as training pairs: position p of a document is (input, target) p.
 
-    Where documents are stored without a BOS, the first input is the EOS that ends the document before, as it is
-    where documents are joined: every token of a document is then a target.
+    If documents are stored without a BOS, the first input is the EOS of the previous document, as in joined documents,
+    so that every token of a document is a target.
 
     Attributes:
-        positions: pairs of each document, int64 [documents].
+        positions: number of pairs of each document, int64 [documents].
     """
 
     def __init__(self, split: Split) -> None:
@@ -327,7 +329,7 @@ class Documents:
 
 
 def check_size(path: Path, size: int, advice: str = _ADVICE) -> None:
-    """Raises InputError where a file is missing or not as long as it was written."""
+    """Raises `InputError` if a file is missing or its length is not `size` bytes."""
     with reading(path):
         if not path.exists():
             raise InputError(f"{path} is missing; {advice}")

@@ -1,6 +1,6 @@
 """Reading text files, JSON lines and Parquet, compressed or not, in bounded memory.
 
-What a file is packed with is read off its first bytes, whatever its name. What is no text is refused by name.
+The compression of a file is detected from its first bytes, not its name. Files that are not text are refused by name.
 """
 
 import bz2
@@ -16,15 +16,15 @@ from typing import Any, BinaryIO, cast
 from tttlm.errors import InputError
 
 CHUNK = 1 << 20
-MAX_RECORD_BYTES = 1 << 27  # of a line of JSON
-# A file that unpacks to this many bytes, and to this many times its own size, holds no text that anybody wrote.
+MAX_RECORD_BYTES = 1 << 27  # length of a line of JSON
+# A file that decompresses to more bytes than this, and to more than this many times its own size, is refused.
 MAX_UNPACKED_BYTES, MAX_RATIO = 1 << 26, 500
 
-# (record number, offset of the next record, bytes of the file consumed, text as UTF-8 or None where there is none)
+# (record number, offset of the next record, bytes of the file consumed, text as UTF-8 or None if it has no text)
 Record = tuple[int, int, int, bytes | None]
 
 _BOM = b"\xef\xbb\xbf"
-_HEAD = 4_096  # bytes by which a file is recognised
+_HEAD = 4_096  # first bytes of a file, by which its format is detected
 _FAULTS = (EOFError, OSError, lzma.LZMAError, ValueError)  # what the readers of archives raise
 
 
@@ -46,7 +46,7 @@ _PACKINGS: dict[str, tuple[tuple[bytes, ...], tuple[str, ...], Callable[[BinaryI
 }
 PACKED = frozenset(suffix for _, suffixes, _ in _PACKINGS.values() for suffix in suffixes)
 
-_NO_TEXT = {  # what a file begins with that holds other things than text
+_NO_TEXT = {  # first bytes of files that are not text
     b"PK\x03\x04": "a ZIP archive",
     b"PK\x05\x06": "a ZIP archive",
     b"7z\xbc\xaf\x27\x1c": "a 7z archive",
@@ -75,10 +75,10 @@ _NO_TEXT = {  # what a file begins with that holds other things than text
 
 
 def read_text(path: Path) -> Iterator[bytes]:
-    """Reads the bytes of a text file in chunks, unpacked, without a byte order mark.
+    """Reads the bytes of a text file in chunks, decompressed, without a byte order mark.
 
     Raises:
-        InputError: the file cannot be read, is damaged, holds no text, or unpacks beyond any measure.
+        InputError: the file cannot be read, is damaged, is not text, or is a decompression bomb.
     """
     with opened(path) as (_, stream, _):
         chunk = stream.read(CHUNK).removeprefix(_BOM)
@@ -88,9 +88,9 @@ def read_text(path: Path) -> Iterator[bytes]:
 
 
 def read_jsonl(path: Path, name: str, column: str, record: int, offset: int) -> Iterator[Record]:
-    """Reads the records of a JSON-lines file from `record` on, which begins at byte `offset` where it is not packed."""
+    """Reads the records of a JSON-lines file from `record` on, at byte `offset` if the file is not compressed."""
     with opened(path) as (raw, stream, packed):
-        skip = record if packed else 0  # a packed file has to be read from its beginning
+        skip = record if packed else 0  # a compressed file has to be read from its start
         number, offset = (0, 0) if packed else (record, offset)
         if offset:
             stream.seek(offset)
@@ -122,7 +122,7 @@ def _field(line: bytes, where: str, column: str) -> bytes | None:
 
 
 def as_text(record: dict[str, Any], where: str, column: str) -> bytes | None:
-    """Gives the text of a record as bytes (invalid UTF-8 stays as it is); None where it is null."""
+    """The text of a record as bytes (invalid UTF-8 is kept); None if it is null."""
     if column not in record:
         there = ", ".join(map(str, record))[:200]
         raise InputError(f"{where}: no column {column!r}; there are: {there} (choose with --column)")
@@ -136,11 +136,11 @@ def as_text(record: dict[str, Any], where: str, column: str) -> bytes | None:
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
-        return text.encode("utf-8", "surrogatepass")  # half a pair written as \\ud800: invalid, and counted as such
+        return text.encode("utf-8", "surrogatepass")  # a lone surrogate (\\ud800) is counted as invalid UTF-8
 
 
 def read_parquet(path: Path, name: str, column: str, record: int, offset: int) -> Iterator[Record]:
-    """Reads the rows of a Parquet file from `record` on; every type of text that Arrow has is read as text."""
+    """Reads the rows of a Parquet file from `record` on; every text type of Arrow is read."""
     import pyarrow
     import pyarrow.parquet
 
@@ -192,7 +192,7 @@ def _holds_text(kind: Any) -> bool:
 
 
 def _as_bytes(column: Any) -> Any:
-    """The values as binary: what claims to be UTF-8 need not be."""
+    """The values as binary, because strings of Arrow may have invalid UTF-8."""
     import pyarrow
 
     column = getattr(column, "storage", column)
@@ -203,13 +203,13 @@ def _as_bytes(column: Any) -> Any:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO, bool]]:
-    """Opens a file of text, and unpacks it where it is packed.
+    """Opens a text file, and decompresses it if it is compressed.
 
-    Yields: (the file, its text, whether it is packed).
+    Yields: (the file, its text, whether it is compressed).
 
     Raises:
-        InputError: the file cannot be read, is damaged, holds no text, or unpacks beyond any measure; also while the
-            text is read.
+        InputError: the file cannot be read, is damaged, is not text, or is a decompression bomb; also while the text is
+            read.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -219,7 +219,7 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO, bool]]:
             packing = next((name for name, (magic, _, _) in _PACKINGS.items() if start.startswith(magic)), "")
             named = next((name for name, (_, suffixes, _) in _PACKINGS.items() if path.suffix.lower() in suffixes), "")
             if start and named and not packing:
-                raise ValueError(f"it is no {named} archive")
+                raise ValueError(f"it is not {named} data")
             stream: BinaryIO = raw
             if packing:
                 unpacking = _Unpacking(_PACKINGS[packing][2](raw), raw, path)
@@ -239,13 +239,13 @@ def _refuse_no_text(path: Path, head: bytes) -> None:
     if not what and head[257:262] == b"ustar":
         what = "a tar archive"
     if not what and b"\0" in head:
-        what = "no text: it holds bytes of value 0"
+        what = "not text: it has bytes of value 0"
     if what:
         raise InputError(f"{path} is {what}; name only files of UTF-8 text, for instance 'folder/**/*.txt'")
 
 
 class _Unpacking(io.RawIOBase):
-    """What an archive unpacks to, as long as that is in proportion."""
+    """The decompressed content of an archive; refuses a decompression bomb."""
 
     def __init__(self, source: Any, raw: BinaryIO, path: Path) -> None:
         self._source, self._raw, self._path, self._total = source, raw, path, 0
@@ -263,7 +263,7 @@ class _Unpacking(io.RawIOBase):
 
 def _refuse_endless(path: Path, unpacked: int, size: int) -> None:
     if unpacked > max(MAX_UNPACKED_BYTES, MAX_RATIO * size):
-        raise InputError(f"{path} unpacks to more than {MAX_RATIO} times its size, which no text does; leave it out")
+        raise InputError(f"{path} unpacks to more than {MAX_RATIO} times its size, so it is not text; leave it out")
 
 
 def _damaged(path: Path, error: BaseException) -> InputError:

@@ -1,7 +1,7 @@
 """Tokenizers behind one small interface: SentencePiece models, Hugging Face tokenizer.json files, raw bytes.
 
-`encode` and `encode_blocks` give plain text tokens: control tokens written out in a text ("</s>") are text, nothing
-is put in front or behind, nothing is truncated. BOS and EOS are added where documents are stored.
+`encode` and `encode_blocks` encode plain text: control tokens spelled out in a text ("</s>") are text, no tokens are
+added in front or at the end, nothing is truncated. BOS and EOS are added when documents are stored.
 """
 
 import hashlib
@@ -26,15 +26,15 @@ TRAINED: FileName = "tokenizer.model"
 
 
 class Tokenizer(Protocol):
-    """What the rest of the library knows of a tokenizer.
+    """The interface of a tokenizer.
 
     Attributes:
         kind: "sentencepiece", "tokenizers" or "bytes".
-        vocab_size: ids are below this.
-        bos_id, eos_id: the control tokens around a document; None where there is none.
-        entry_id: the token a document is entered from, in front of its own; None where it has nothing in front.
+        vocab_size: upper bound (exclusive) of the ids.
+        bos_id, eos_id: the control tokens around a document; None if there is none.
+        entry_id: the token in front of a document when it is read (its first input); None if there is none.
         fingerprint: changes with anything that changes what `encode` returns.
-        file_name, file_bytes: how it is stored beside the tokens; "" for raw bytes.
+        file_name, file_bytes: name and content of its file in a prepared folder; "" for raw bytes.
         cut_rule: where text may be cut without changing its tokens.
     """
 
@@ -53,36 +53,36 @@ class Tokenizer(Protocol):
         ...
 
     def id_of(self, token: str) -> int | None:
-        """Gives the id of a token by its name; None where there is no such token."""
+        """The id of a token by its name; None if there is no such token."""
         ...
 
     def name_controls(self, bos_id: int | None, eos_id: int | None) -> None:
-        """Sets the control tokens; documents are then entered from EOS, or from BOS where there is no EOS."""
+        """Sets the control tokens; `entry_id` is then the EOS, or the BOS if there is no EOS."""
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Gives the tokens of a text, without control tokens."""
+        """Encodes a text, without control tokens."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Gives the text of tokens; control tokens are left out."""
+        """Decodes tokens to text; control tokens are dropped."""
         ...
 
     def encode_blocks(self, blocks: Sequence[tuple[str, bool]]) -> list[np.ndarray]:
-        """Gives the tokens of blocks of text; the flag says that a block goes on where `CutRule` allowed a cut."""
+        """Encodes blocks of text; the flag says that a block begins at a cut that `CutRule` allowed."""
         ...
 
 
 @dataclass(frozen=True)
 class TokenizerFacts:
-    """What is stored about a tokenizer beside its file.
+    """Metadata that is stored with a tokenizer's file.
 
     Attributes:
         kind: "sentencepiece", "tokenizers" or "bytes".
         file: the name of its file; "" for bytes, which have none.
         bytes, sha256: length and digest of that file.
         fingerprint: changes with anything that changes tokens or control tokens.
-        vocab_size: ids are below this.
+        vocab_size: upper bound (exclusive) of the ids.
         bos_id, eos_id, entry_id: as in `Tokenizer`.
     """
 
@@ -98,7 +98,7 @@ class TokenizerFacts:
 
 
 def facts_of(tokenizer: Tokenizer) -> TokenizerFacts:
-    """Describes a tokenizer for a file beside it."""
+    """The metadata that is stored with a tokenizer's file."""
     return TokenizerFacts(
         kind=tokenizer.kind,
         file=tokenizer.file_name,
@@ -129,7 +129,7 @@ class _Described:
 
 
 class _InPieces(_Described):
-    """Encodes blocks through many short pieces, each as if it stood inside a text."""
+    """Encodes blocks in many short pieces, each as if it were inside a text."""
 
     cut_rule: CutRule
 
@@ -149,15 +149,15 @@ class _InPieces(_Described):
         texts: list[str] = []
         strip: list[int] = []
         ends: list[int] = []
-        for text, goes_on in blocks:
+        for text, continues in blocks:
             for piece in self.cut_rule.pieces(text):
-                if goes_on:
+                if continues:
                     texts.append(guard + piece)
                     strip.append(guard_tokens)
                 else:
                     texts.append(piece)
                     strip.append(0)
-                goes_on = True
+                continues = True
             ends.append(len(texts))
         ids = self._encode_batch(texts)
         out, begin = [], 0
@@ -186,13 +186,13 @@ class SentencePieceTokenizer(_InPieces):
         self.file_bytes = model
         self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.vocab_size = self._model.get_piece_size()
-        # A negative id is SentencePiece's way of saying that the model has none.
+        # SentencePiece returns a negative id if the model has none.
         bos_id, eos_id = self._model.bos_id(), self._model.eos_id()
         self.name_controls(bos_id if bos_id >= 0 else None, eos_id if eos_id >= 0 else None)
         self.cut_rule = rule_of_sentencepiece(model)
 
     def id_of(self, token: str) -> int | None:
-        number = self._model.piece_to_id(token)  # that of <unk> where there is no such piece
+        number = self._model.piece_to_id(token)  # the id of <unk> if there is no such piece
         return number if self._model.id_to_piece(number) == token else None
 
     def _encode_batch(self, texts: list[str]) -> list[list[int]]:
@@ -259,11 +259,11 @@ class ByteTokenizer(_Described):
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> SentencePieceTokenizer:
-    """Trains SentencePiece BPE: byte fallback, digits split, text kept as it is, so decoding gives back every byte.
+    """Trains a SentencePiece BPE with byte fallback, split digits and no normalisation, so that decoding is lossless.
 
     Args:
-        texts: the sample; cut into short stretches here, newlines kept, so that ends of lines join into pieces.
-        vocab_size: pieces, the 256 bytes and 3 control tokens included.
+        texts: the sample; it is cut into short texts that keep their newlines, so that pieces may contain newlines.
+        vocab_size: number of pieces, including the 256 bytes and 3 control tokens.
 
     Raises:
         InputError: the sample is too small for that many pieces.
@@ -285,7 +285,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> SentencePieceToken
             allow_whitespace_only_pieces=True,
             character_coverage=0.9999,
             max_sentence_length=1 << 20,
-            num_threads=8,  # written into the model, so not a property of the machine
+            num_threads=8,  # stored in the model, so it must not depend on the machine
             minloglevel=2,
         )
     except RuntimeError as error:

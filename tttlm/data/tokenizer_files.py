@@ -1,4 +1,4 @@
-"""Tokenizers from files, folders and names, into folders, and into other processes."""
+"""Loads tokenizers from files, folders and names, stores them in folders, and sends them to other processes."""
 
 import hashlib
 from pathlib import Path
@@ -16,8 +16,8 @@ from tttlm.data.tokenizer import (
 from tttlm.errors import InputError
 from tttlm.records import parse_json, read_record, read_text, write_file, write_sealed
 
-FACTS = "tokenizer_facts.json"  # beside a tokenizer that `save_tokenizer` stored
-_MAX_BYTES = 1 << 29  # of a tokenizer's file; the largest released ones have 35 MB
+FACTS = "tokenizer_facts.json"  # written by `save_tokenizer`
+_MAX_BYTES = 1 << 29  # limit of a tokenizer's file; the largest released ones have 35 MB
 
 
 def load_tokenizer(spec: str | Path, *, bos_token: str = "", eos_token: str = "") -> Tokenizer:
@@ -27,12 +27,12 @@ def load_tokenizer(spec: str | Path, *, bos_token: str = "", eos_token: str = ""
         spec: a SentencePiece `.model`, a `tokenizer.json`, a folder (a prepared one, one that `save_tokenizer` wrote,
             or one of a released model), or "bytes". A released folder that holds both files is read as its
             `tokenizer.json`, as `transformers` does.
-        bos_token, eos_token: the control tokens, where the tokenizer's files do not name them or name others. By
-            default they are those that `tokenizer_config.json` or `special_tokens_map.json` beside the file name, and
-            else those of the SentencePiece model.
+        bos_token, eos_token: the control tokens, if the tokenizer's files name none or others. By default they are
+            those that `tokenizer_config.json` or `special_tokens_map.json` in the same folder name, else those of the
+            SentencePiece model.
 
     Raises:
-        InputError: there is no such file, it cannot be read as a tokenizer, or it lacks a named control token.
+        InputError: the file does not exist, is not a tokenizer, or lacks a named control token.
     """
     if str(spec) == "bytes":
         tokenizer: Tokenizer = ByteTokenizer()
@@ -51,11 +51,11 @@ def load_tokenizer(spec: str | Path, *, bos_token: str = "", eos_token: str = ""
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
-    """Stores a tokenizer in a folder of its own, from which `load_tokenizer` gives the same one back.
+    """Stores a tokenizer in a folder of its own, from which `load_tokenizer` loads the same one.
 
     Args:
-        tokenizer: the tokenizer; its control tokens and the token that documents are entered from are stored with it.
-        folder: made if need be; then holds `tokenizer_facts.json` and, except for bytes, the tokenizer's own file.
+        tokenizer: the tokenizer; its control tokens and `entry_id` are stored with it.
+        folder: created if it does not exist; gets `tokenizer_facts.json` and, except for bytes, the tokenizer's file.
 
     Raises:
         OSError: the folder cannot be written.
@@ -68,7 +68,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
 
 
 def tokenizer_from_state(state: dict[str, Any]) -> Tokenizer:
-    """Makes the tokenizer that `tokenizer_state` described, in another process."""
+    """Restores, in another process, the tokenizer that `tokenizer_state` described."""
     tokenizer: Tokenizer
     if state["kind"] == "bytes":
         tokenizer = ByteTokenizer()
@@ -81,7 +81,7 @@ def tokenizer_from_state(state: dict[str, Any]) -> Tokenizer:
 
 
 def tokenizer_state(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Describes a tokenizer by plain values that can be sent to another process."""
+    """A tokenizer as plain values that can be sent to another process."""
     names = ("kind", "file_bytes", "bos_id", "eos_id")
     return {name: getattr(tokenizer, name) for name in names}
 
@@ -97,7 +97,7 @@ def _of_folder(folder: Path) -> Tokenizer:
     models = sorted(folder.glob("*.model"))
     named = [path for path in models if path.name == SentencePieceTokenizer.file_name] or models
     if len(named) > 1:
-        raise InputError(f"{folder} holds {named[0].name} and {named[1].name}; name the file that is the tokenizer")
+        raise InputError(f"{folder} has {named[0].name} and {named[1].name}; name the file that is the tokenizer")
     if not named:
         raise InputError(f"no tokenizer in {folder}: looked for tokenizer.json, tokenizer.model and *.model")
     return _of_file(named[0], beside=True)
@@ -106,7 +106,7 @@ def _of_folder(folder: Path) -> Tokenizer:
 def _as_described(folder: Path, facts: TokenizerFacts) -> Tokenizer:
     data = _read(folder / facts.file) if facts.file else b""
     if hashlib.sha256(data).hexdigest() != facts.sha256:
-        raise InputError(f"{folder / facts.file} was altered, or is another tokenizer than was stored; copy it again")
+        raise InputError(f"{folder / facts.file} is not the tokenizer that was stored; copy it again")
     tokenizer = _parsed(folder / facts.file, data) if facts.file else ByteTokenizer()
     tokenizer.name_controls(facts.bos_id, facts.eos_id)
     tokenizer.entry_id = facts.entry_id
@@ -114,7 +114,7 @@ def _as_described(folder: Path, facts: TokenizerFacts) -> Tokenizer:
 
 
 def _of_file(path: Path, *, beside: bool) -> Tokenizer:
-    """Reads one file; `beside` says whether the files beside it are asked for the control tokens."""
+    """Reads one file; `beside` says whether files in the same folder may name the control tokens."""
     if not path.is_file():
         raise InputError(f"tokenizer {path} does not exist; name a .model, a tokenizer.json, a folder, or 'bytes'")
     tokenizer = _parsed(path, _read(path))
@@ -130,11 +130,11 @@ def _read(path: Path) -> bytes:
         with open(path, "rb") as stream:
             data = stream.read(_MAX_BYTES + 1)
     except FileNotFoundError:
-        raise InputError(f"{path} is missing; put it back or prepare the folder again") from None
+        raise InputError(f"{path} is missing; restore it or prepare the folder again") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     if len(data) > _MAX_BYTES:
-        raise InputError(f"{path} is no tokenizer: it is longer than {_MAX_BYTES:,} bytes")
+        raise InputError(f"{path} is not a tokenizer: it is longer than {_MAX_BYTES:,} bytes")
     return data
 
 
@@ -145,12 +145,12 @@ def _parsed(path: Path, data: bytes) -> Tokenizer:
         return HuggingFaceTokenizer(data) if as_json else SentencePieceTokenizer(data)
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except BaseException as error:  # the packages raise bare Exception, and what Rust calls a panic
+    except BaseException as error:  # the packages raise bare Exception, and Rust panics as BaseException
         raise InputError(f"{path} is no {what} ({(str(error).splitlines() or ['unreadable'])[0][:200]})") from None
 
 
 def _control_tokens(folder: Path) -> dict[str, str]:
-    """What the files of a released tokenizer say about its BOS and EOS."""
+    """The BOS and EOS that the files of a released tokenizer name."""
     tokens: dict[str, str] = {}
     advice = "repair or remove it"
     for name in ("special_tokens_map.json", "tokenizer_config.json"):

@@ -10,14 +10,14 @@ from tttlm.errors import InputError
 
 
 class Windows:
-    """Example i reads tokens `[i T, (i + 1) T]`, the last of which is a target only (and the next one's first input).
+    """Example i has tokens `[i T, (i + 1) T]`, the last of which is only a target (and the next example's first input).
 
     Args:
         split: the tokens.
         length: tokens of an example, T.
 
     Raises:
-        InputError: there are fewer tokens than one example takes.
+        InputError: there are fewer tokens than one example has.
     """
 
     def __init__(self, split: Split, length: int) -> None:
@@ -32,7 +32,7 @@ class Windows:
         return (len(self._split) - 1) // self._length
 
     def take(self, indices: Sequence[int]) -> Batch[np.ndarray]:
-        """Gives examples as a batch of inputs and targets alone."""
+        """Reads examples as a batch of inputs and targets only."""
         tokens = np.empty((len(indices), self._length + 1), np.int32)
         for example, index in zip(tokens, indices, strict=True):
             start = index * self._length

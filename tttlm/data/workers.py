@@ -1,8 +1,8 @@
 """Tokenizing in other processes.
 
 A worker is a plain Python process that reads tasks from its standard input and writes results to its standard
-output. It ends when its input ends, so a `kill -9` of the parent leaves none behind; it imports neither JAX nor the
-person's main module, so starting one is quick wherever `prepare` was called from.
+output. It exits when its input ends, so a `kill -9` of the parent leaves no orphan; it imports neither JAX nor the
+caller's main module, so it starts quickly.
 """
 
 import os
@@ -24,12 +24,12 @@ from tttlm.data.tokenizer import Tokenizer
 from tttlm.data.tokenizer_files import tokenizer_from_state, tokenizer_state
 from tttlm.errors import InputError
 
-Task = list[tuple[bytes, bool]]  # blocks of bytes; the flag says that a block goes on where a cut was allowed
+Task = list[tuple[bytes, bool]]  # blocks of bytes; the flag says that a block begins at an allowed cut
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """What became of one block: its tokens, and whether its bytes were valid UTF-8."""
+    """The result of one block: its tokens, and whether its bytes were valid UTF-8."""
 
     tokens: np.ndarray
     valid: bool
@@ -42,14 +42,14 @@ def encode_task(tokenizer: Tokenizer, dtype: str, task: Task) -> list[Encoded]:
         InputError: the tokenizer cannot encode a text.
     """
     texts, valid = [], []
-    for data, goes_on in task:
+    for data, continues in task:
         try:
             text = data.decode()
             valid.append(True)
         except UnicodeDecodeError:
             text = data.decode("utf-8", "replace")
             valid.append(False)
-        texts.append((text, goes_on))
+        texts.append((text, continues))
     try:
         encoded = tokenizer.encode_blocks(texts)
     except Exception as error:  # the packages raise bare Exception
@@ -59,7 +59,7 @@ def encode_task(tokenizer: Tokenizer, dtype: str, task: Task) -> list[Encoded]:
 
 
 class Workers:
-    """Processes that encode tasks; `submit` may be called until as many tasks wait as memory should hold."""
+    """Processes that encode tasks. The caller limits the number of submitted tasks, which are kept in memory."""
 
     def __init__(self, tokenizer: Tokenizer, dtype: str, count: int) -> None:
         self._pool = ThreadPoolExecutor(count)
@@ -79,8 +79,8 @@ class Workers:
             answer = _receive(process.stdout)
         except (EOFError, BrokenPipeError, OSError) as error:
             raise InputError(
-                f"a tokenizing process ended by itself (status {process.wait()}; out of memory?); "
-                "run the same command again to go on, with fewer --workers if memory is short"
+                f"a tokenizing process died (status {process.wait()}; out of memory?); "
+                "run the same command again to resume, with fewer --workers if memory is short"
             ) from error
         self._idle.put(process)
         if isinstance(answer, str):
@@ -100,7 +100,7 @@ class Workers:
 
 @contextmanager
 def workers(tokenizer: Tokenizer, dtype: str, count: int) -> Iterator[Workers]:
-    """Starts worker processes, and stops them however the block ends."""
+    """Starts worker processes, and stops them when the block ends, also after an error."""
     pool = Workers(tokenizer, dtype, count)
     try:
         yield pool
@@ -113,13 +113,13 @@ def available_cores() -> int:
 
 
 def serve() -> None:
-    """Serves as a worker: reads tasks from standard input and writes results until there are no more."""
+    """The main function of a worker: reads tasks from standard input and writes results until the input ends."""
     import signal
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes our input
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and closes our input
     source = os.fdopen(os.dup(0), "rb")
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints must not get between the answers
+    os.dup2(2, 1)  # output that a library prints must not mix with the results
     try:
         state, dtype = _receive(source)
         tokenizer = tokenizer_from_state(state)

@@ -1,4 +1,4 @@
-"""Writing a prepared folder: the lock that keeps a second writer out, and shards that appear in one stroke."""
+"""Writing a prepared folder: the lock against a second writer, and shards that are published atomically."""
 
 import contextlib
 import errno
@@ -30,19 +30,19 @@ from tttlm.records import sync_folder, write_sealed
 
 @contextlib.contextmanager
 def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Holds the folder for one writer; the lock goes with the process, however that ends.
+    """Locks the folder for one writer; the lock ends with the process, also when it is killed.
 
-    Where the file system has no locks of the operating system, a file that names the process stands for one.
+    If the file system does not support `flock`, a file with the id of the process is used as the lock.
 
     Raises:
-        InputError: another process holds it and `wait` is not set.
+        InputError: another process holds the lock and `wait` is not set.
     """
     import filelock
 
     folder.mkdir(parents=True, exist_ok=True)
     lock: filelock.BaseFileLock = filelock.FileLock(folder / ".lock")
     try:
-        with warnings.catch_warnings(action="ignore"):  # that it does without the operating system's
+        with warnings.catch_warnings(action="ignore"):  # about the missing support for flock
             _acquire(lock, folder, wait)
     except (NotImplementedError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
@@ -73,7 +73,7 @@ def _acquire(lock: Any, folder: Path, wait: bool) -> None:
 
 
 class PartWriter:
-    """Writes one shard under a hidden name; `commit` puts it in place."""
+    """Writes one shard under a hidden name; `commit` publishes it."""
 
     def __init__(self, folder: Path, number: int, dtype: str, identity: str) -> None:
         self.final = folder / part_name(number)
@@ -90,11 +90,11 @@ class PartWriter:
         self._tokens[split].write(np.ascontiguousarray(tokens, self._dtype).data)
 
     def offset(self, split: str) -> int:
-        """Bytes of tokens so far, to go back to by `cut`."""
+        """Bytes of tokens so far, a position that `cut` can return to."""
         return self._tokens[split].tell()
 
     def cut(self, split: str, offset: int) -> None:
-        """Forgets the tokens written after `offset`."""
+        """Truncates the tokens to `offset` bytes."""
         self._tokens[split].seek(offset)
         self._tokens[split].truncate()
 
@@ -103,14 +103,14 @@ class PartWriter:
         self._documents[split].append((tokens, size, key, record, file))
 
     def commit(self, position: Any, counts: Counts) -> tuple[Part, PartFacts, dict[str, FileState]]:
-        """Puts the shard in place.
+        """Publishes the shard by renaming it.
 
         Args:
-            position: where the source goes on after it.
-            counts: of its documents.
+            position: the position in the source after it.
+            counts: counts of its irregular documents.
 
         Returns:
-            its part.json, what the manifest will say of it, and the state of each file when its digest was taken.
+            Its part.json, its entry in the manifest, and the state of each file when its digest was computed.
         """
         splits, files = {}, {}
         states: dict[str, FileState] = {}
