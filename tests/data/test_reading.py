@@ -202,7 +202,7 @@ def test_parquet_without_text_is_counted_and_other_types_are_refused(tmp_path: P
         assert "not text" in refused(tmp_path / "c.parquet", tmp_path / "other")
 
 
-# Names, links, and what is passed over
+# Names, links, and skipped files
 
 
 def test_a_file_name_may_be_invalid_utf8_or_have_several_lines(tmp_path: Path, capsys) -> None:

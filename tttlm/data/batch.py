@@ -13,8 +13,8 @@ class Batch(NamedTuple, Generic[ArrayT]):
         targets: the token that follows each input, int32 [B, T].
         segment_ids: the document of each token, int32 [B, T], 0 for padding; None if examples are not padded.
         weights: the weight of each target in the loss, float32 [B, T], 0 where there is no target; None counts all.
-        continues: whether an example continues the document of the same index of the batch at the previous step, bool [B];
-            None if no state is carried from step to step.
+        continues: whether an example continues the document of the same index of the batch at the previous step,
+            bool [B]; None if no state is carried from step to step.
     """
 
     inputs: ArrayT
