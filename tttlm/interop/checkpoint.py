@@ -2,6 +2,7 @@
 
 import fnmatch
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from tttlm.errors import InputError
-from tttlm.interop import llama, mamba, mamba2, ttt
+from tttlm.interop import llama, mamba, mamba2, official_jax, ttt
 from tttlm.interop.architecture import LAYOUTS, Architecture, Entry
 from tttlm.interop.tensors import INDEX, SINGLE, Tensors, Written, read_json, safetensors, write_safetensors
 from tttlm.model import LanguageModel, ModelConfig
@@ -22,7 +23,7 @@ ARCHITECTURES = {
     for architecture in (
         *(llama.LLAMA, llama.QWEN2, llama.QWEN3),
         *(mamba.MAMBA, mamba.MAMBA_SSM, mamba2.MAMBA2, mamba2.MAMBA2_SSM),
-        ttt.TTT,
+        *(ttt.TTT, official_jax.OFFICIAL_JAX),
     )
 }
 # Constants that some versions of the reference code store beside the parameters, and what they are.
@@ -86,18 +87,20 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        file = folder / "config.json"
-        self.values = read_json(file)
-        self.architecture = _architecture(self.values, file)
+        refuse_run(folder)
+        official = not (folder / "config.json").exists() and bool(official_jax.streams(folder))
+        file = folder / (official_jax.CONFIG if official else "config.json")
+        self.values = _values(file)
+        self.architecture = official_jax.OFFICIAL_JAX if official else _architecture(self.values, file)
         try:
             self.config = self.architecture.config(self.values)
         except InputError as error:
-            raise InputError(f"{folder}: {error}") from None
-        self.tensors: Tensors = safetensors(folder)
+            raise InputError(f"{folder}: {re.sub('^config.json', file.name, str(error))}") from None
+        self.tensors: Tensors = official_jax.read_parameters(folder) if official else safetensors(folder)
         if self.config.num_layers > len(self.tensors):
             raise InputError(
-                f"{folder}: config.json says num_hidden_layers = {self.config.num_layers}, but the folder holds "
-                f"{len(self.tensors)} tensors in all; check config.json against the file"
+                f"{folder}: {file.name} says num_hidden_layers = {self.config.num_layers}, but the folder holds "
+                f"{len(self.tensors)} tensors in all; check {file.name} against the file"
             )
         _, parameters = abstract_parameters(self.config)
         self._shapes = {path: variable.shape for path, variable in parameters.items()}
@@ -144,12 +147,35 @@ class Checkpoint:
                     "(tie_word_embeddings, also where it is left out); set it to false if the head is one of its own"
                 )
             raise InputError(
-                f"{tensors.folder}: tensor {name!r} is no part of the model that config.json describes; "
-                "check config.json against the file"
+                f"{tensors.folder}: tensor {name!r} is no part of the model that {tensors.source} describes; "
+                f"check {tensors.source} against the file"
             )
 
 
 HEAD = "lm_head.weight"
+
+
+def refuse_run(folder: Path) -> None:
+    """Refuses the folder of a run, which is read by another call.
+
+    Raises:
+        InputError: says which.
+    """
+    if (folder / "config.yaml").is_file() and not (folder / "config.json").exists():
+        raise InputError(
+            f"{folder} is the folder of a run: read it with tttlm.evaluation.run.load_run({str(folder)!r}).model, or "
+            f"convert it first: python -m tttlm.cli.convert {folder} FOLDER"
+        )
+
+
+def _values(file: Path) -> dict[str, Any]:
+    if file.name == official_jax.CONFIG and not file.exists():
+        pickled = " (metadata.pkl, which holds it too, is a pickle and never opened)"
+        hint = pickled if (file.parent / "metadata.pkl").exists() else ""
+        raise InputError(
+            f"{file}: is missing{hint}; write the `config` that the trainer was started with there, as JSON"
+        )
+    return read_json(file)
 
 
 def _architecture(values: dict[str, Any], file: Path) -> Architecture:
@@ -205,6 +231,7 @@ def write_checkpoint(
     dtype: Callable[[Part], np.dtype],
     *,
     shard_bytes: int,
+    train_state: bool = False,
 ) -> None:
     """Writes a model tensor by tensor, and its configuration file last.
 
@@ -215,7 +242,8 @@ def write_checkpoint(
         values: what the configuration file is to say.
         read: gives the values of a part in our layout.
         dtype: gives the dtype in which they come.
-        shard_bytes: how large one file may be.
+        shard_bytes: how large one file of safetensors may be.
+        train_state: whether the official JAX trainer is to find a train state, at step 0, and not parameters alone.
 
     Raises:
         InputError: the folder holds a checkpoint already, or cannot be written.
@@ -229,7 +257,11 @@ def write_checkpoint(
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_safetensors(folder, [written(part) for part in parts(architecture, config)], shard_bytes)
+        tensors = [written(part) for part in parts(architecture, config)]
+        if architecture.layout == "official_jax":
+            official_jax.write_parameters(folder, tensors, train_state=train_state)
+        else:
+            write_safetensors(folder, tensors, shard_bytes)
         (folder / LAYOUTS[architecture.layout]).write_text(json.dumps(values, indent=2) + "\n")
     except OSError as error:
         raise InputError(
@@ -239,7 +271,7 @@ def write_checkpoint(
 
 def refuse_checkpoint(folder: Path) -> None:
     """Refuses a folder that holds a checkpoint already."""
-    if (folder / SINGLE).exists() or (folder / INDEX).exists():
+    if (folder / SINGLE).exists() or (folder / INDEX).exists() or official_jax.streams(folder):
         raise InputError(f"{folder} holds a checkpoint already; choose another folder or remove it first")
 
 

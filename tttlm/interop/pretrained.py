@@ -1,5 +1,6 @@
 """`from_pretrained` and `save_pretrained`: a folder in a released layout is our model, and back."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,18 @@ from tttlm.interop.checkpoint import (
     model_parameters,
     write_checkpoint,
 )
+from tttlm.interop.origin import Origin, check_there, copy_files, kept_values
 from tttlm.model import LanguageModel
 
 
 def from_pretrained(folder: str | Path, *, dtype: str | None = None, param_dtype: str = "float32") -> LanguageModel:
-    """The language model in a folder of `config.json` and `model.safetensors`, or `model-*.safetensors` with index.
+    """The language model in a folder of a released layout.
+
+    That is `config.json` and `model.safetensors`, or `model-*.safetensors` with their index; or `model_config.json` and
+    a stream of the official JAX trainer of TTT models, `streaming_params` or `streaming_train_state`.
 
     Args:
-        folder: as Hugging Face's `save_pretrained` writes it, or with the `config.json` of Mamba's authors.
+        folder: as Hugging Face's `save_pretrained` writes it, as Mamba's authors do, or as the official JAX trainer.
         dtype: what the model computes in; None: as `param_dtype`.
         param_dtype: what the parameters are kept in, whatever the file has.
 
@@ -46,28 +51,40 @@ def from_pretrained(folder: str | Path, *, dtype: str | None = None, param_dtype
         values = pieces.pop(path)
         value = np.stack(values) if path in stacked else values[0]
         state.append((path, variable.replace(jnp.asarray(value, param_dtype))))
-    return nnx.merge(graph, nnx.from_flat_state(state))
+    model = nnx.merge(graph, nnx.from_flat_state(state))
+    model.origin = Origin(str(checkpoint.folder), checkpoint.architecture.name, json.dumps(checkpoint.values))
+    return model
 
 
 def save_pretrained(
-    model: LanguageModel, folder: str | Path, *, layout: str | None = None, shard_bytes: int = 5 * 10**9
+    model: LanguageModel,
+    folder: str | Path,
+    *,
+    layout: str | None = None,
+    shard_bytes: int = 5 * 10**9,
+    train_state: bool = False,
 ) -> None:
     """Writes a folder that `from_pretrained`, and the code the checkpoints come from, can read.
+
+    What the model came with goes with it: token ids, positions and the rest of its configuration file, and the files of
+    its tokenizer.
 
     Args:
         model: of one kind of mixer; a hybrid has no released layout.
         folder: made when missing; it must not hold a checkpoint yet.
-        layout: `huggingface` or, for both Mambas, that of the authors' code, `mamba_ssm`; None: Hugging Face's.
+        layout: `huggingface`; for both Mambas that of their authors' code, `mamba_ssm`; for TTT models and
+            Transformers that of the official JAX trainer, `official_jax`. None: the one that the model came in, or
+            Hugging Face's.
         shard_bytes: how large one file may be; a larger model is cut into `model-*.safetensors` with an index.
+        train_state: in the layout `official_jax`, write `streaming_train_state` at step 0 and not `streaming_params`.
 
     Raises:
         InputError: when no released layout has such a model, or the folder holds one already.
     """
-    config = model.config
-    architecture = architecture_for(config, layout=layout)
-    values = architecture.values(config)
-    if architecture.layout == "huggingface":
-        values["torch_dtype"] = config.param_dtype
+    config, origin, folder = model.config, model.origin, Path(folder)
+    architecture = architecture_for(config, like=origin.architecture if origin else "", layout=layout)
+    values = kept_values(origin, architecture, config)
+    check_there(origin)
     parameters = model_parameters(model)
 
     def read(part: Part) -> np.ndarray:
@@ -75,11 +92,13 @@ def save_pretrained(
         return np.asarray(value if part.repeat is None else value[part.repeat])
 
     write_checkpoint(
-        Path(folder),
+        folder,
         architecture,
         config,
         values,
         read,
         lambda part: np.dtype(parameters[part.path].dtype),
         shard_bytes=shard_bytes,
+        train_state=train_state,
     )
+    copy_files(origin, folder)

@@ -195,6 +195,13 @@ class Written(NamedTuple):
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
+    def made(self) -> np.ndarray:
+        """The values, contiguous."""
+        value = np.ascontiguousarray(self.value()).reshape(self.shape)
+        if value.dtype != self.dtype:
+            raise AssertionError(f"{self.name} is of {value.dtype}, not what was said: {self.dtype}")
+        return value
+
 
 def write_safetensors(folder: Path, tensors: Iterable[Written], shard_bytes: int) -> None:
     """Writes tensors one at a time; more than `shard_bytes` are cut into files with an index beside them.
@@ -238,7 +245,7 @@ def _write_file(path: Path, tensors: list[Written]) -> None:
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for tensor in tensors:
-            write_array(file, tensor)
+            write_values(file, tensor.made())
 
 
 @contextlib.contextmanager
@@ -253,14 +260,9 @@ def unfinished(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
-def write_array(file: BinaryIO, tensor: Written) -> None:
-    """Writes the values of a tensor without a further copy of them."""
-    value = np.ascontiguousarray(tensor.value())
-    if value.shape != tensor.shape or value.dtype != tensor.dtype:
-        raise AssertionError(
-            f"{tensor.name}: {value.shape} of {value.dtype}, {tensor.shape} of {tensor.dtype} was said"
-        )
-    file.write(value.reshape(-1).view(np.uint8).data)
+def write_values(file: BinaryIO, values: np.ndarray) -> None:
+    """Writes the values of a contiguous array without a further copy of them."""
+    file.write(values.reshape(-1).view(np.uint8).data)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -56,7 +56,12 @@ class LanguageModel(nnx.Module):
     Args:
         config: see `ModelConfig`.
         rngs: for the parameters.
+
+    Attributes:
+        origin: What a model that was read from a released folder came with, see `tttlm.interop`; None for others.
     """
+
+    origin: Any = None
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         check_precision(config)
