@@ -1,6 +1,7 @@
 """The ready comparisons are whole: every model can be trained, and no two are the same."""
 
 import dataclasses
+import functools
 from itertools import pairwise
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from tttlm.cli.compare import read_comparison
 from tttlm.comparison.experiment import matched_models
+from tttlm.mixers import mixer_names, registered
 from tttlm.model import parameter_count
 from tttlm.training.config import TrainConfig, check
 
@@ -16,6 +18,7 @@ FILES = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "sha
 ABLATION = ["linear_attention", "learned_start", "norm_and_residual", "mini_batch_16", "learned_rate", "mamba_backbone"]
 
 
+@functools.cache
 def read(name: str) -> dict[str, TrainConfig]:
     config, models, given, order = read_comparison([str(CONFIGS / f"{name}.yaml"), "--data", "a/folder"])
     assert not given
@@ -39,6 +42,15 @@ def test_the_small_comparison_has_every_layer_and_models_of_one_size():
     assert {mixer for run in models.values() for mixer in run.model.mixers} == {
         *("attention", "ttt_linear", "ttt_mlp", "mamba", "mamba2", "sliding_attention")
     }
+    sizes = [parameter_count(run.model) for run in models.values()]
+    assert max(sizes) / min(sizes) < 1.05
+
+
+def test_the_comparison_of_learners_has_every_published_one():
+    models = read("learners")
+    learners = {name for name in mixer_names() if registered(name).__module__.startswith("tttlm.mixers.learners")}
+    assert len(learners) == 13
+    assert learners <= {mixer for run in models.values() for mixer in run.model.mixers}
     sizes = [parameter_count(run.model) for run in models.values()]
     assert max(sizes) / min(sizes) < 1.05
 

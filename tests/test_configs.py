@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tttlm.cli.arguments import parse
+from tttlm.mixers import mixer_names, registered
 from tttlm.model import ModelConfig, parameter_count
 from tttlm.training.config import TrainConfig, check
 
@@ -21,6 +22,8 @@ MODELS = {
     "mamba2": ("mamba2", "mamba"),
 }
 RECIPE = {"125m": (4800, 3e-3), "350m": (13500, 1.5e-3), "760m": (29000, 1.25e-3), "1.3b": (50000, 1e-3)}
+
+LEARNERS = sorted((CONFIGS / "125m" / "learners").glob("*.yaml"))
 
 
 def read(file: Path) -> TrainConfig:
@@ -66,12 +69,27 @@ def test_every_model_of_a_size_has_the_papers_recipe_at_every_context(size):
 def test_no_other_files_stand_among_them_and_no_two_share_a_folder_of_runs():
     runs = []
     for size in RECIPE:
-        files = set((CONFIGS / size).rglob("*.yaml")) - {CONFIGS / size / "size.yaml"}
+        files = set((CONFIGS / size).rglob("*.yaml")) - {CONFIGS / size / "size.yaml", *LEARNERS}
         assert {(file.parent.relative_to(CONFIGS / size), file.stem) for file in files} == {
             (Path(context), name) for context in CONTEXTS for name in MODELS
         }
         runs += [read(file).run for file in files]
     assert len(set(runs)) == len(runs)
+
+
+@pytest.mark.parametrize("file", LEARNERS, ids=lambda file: file.stem)
+def test_every_published_learner_has_a_model_with_the_parameters_of_the_transformer(file):
+    config, transformer = read(file), read(CONFIGS / "125m" / "transformer.yaml")
+    assert file.stem in config.model.mixers
+    assert parameter_count(config.model) == pytest.approx(parameter_count(transformer.model), rel=0.01)
+    same = ("steps", "batch_size", "sequence_length", "optimizer", "schedule", "data")
+    assert all(getattr(config, field) == getattr(transformer, field) for field in same)
+    assert config.run.endswith(file.stem)
+
+
+def test_every_published_learner_has_a_configuration():
+    learners = {name for name in mixer_names() if registered(name).__module__.startswith("tttlm.mixers.learners")}
+    assert {file.stem for file in LEARNERS} == learners
 
 
 @pytest.mark.parametrize(

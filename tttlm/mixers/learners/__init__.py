@@ -3,31 +3,58 @@
 What a paper has of its own stands in one file: configuration, learner, what is around it, and the mixer's name.
 """
 
+from tttlm.mixers.learners.atlas import ATLAS, ATLASConfig
+from tttlm.mixers.learners.comba import Comba, CombaConfig
 from tttlm.mixers.learners.deltanet import DeltaNet, DeltaNetConfig
+from tttlm.mixers.learners.deltaproduct import DeltaProduct, DeltaProductConfig
 from tttlm.mixers.learners.gated_deltanet import GatedDeltaNet, GatedDeltaNetConfig
 from tttlm.mixers.learners.gates import TokenGate
 from tttlm.mixers.learners.gla import GLA, GLAConfig
+from tttlm.mixers.learners.inplace_ttt import InPlaceTTT, InPlaceTTTConfig
 from tttlm.mixers.learners.kda import KDA, KDAConfig
+from tttlm.mixers.learners.lact import LaCT, LaCTConfig
 from tttlm.mixers.learners.layer import TTT, Conventions, OutputGate, TTTState
+from tttlm.mixers.learners.longhorn import Longhorn, LonghornConfig
 from tttlm.mixers.learners.memory import Gates
+from tttlm.mixers.learners.mesanet import MesaNet, MesaNetConfig
 from tttlm.mixers.learners.mixer import LearnerConfig, LearnerMixer, PublishedLayer
+from tttlm.mixers.learners.titans import Titans, TitansConfig
+from tttlm.mixers.learners.tnt import TNT, TNTConfig
 
 __all__ = [
+    "ATLAS",
     "GLA",
     "KDA",
+    "TNT",
     "TTT",
+    "ATLASConfig",
+    "Comba",
+    "CombaConfig",
     "Conventions",
     "DeltaNet",
     "DeltaNetConfig",
+    "DeltaProduct",
+    "DeltaProductConfig",
     "GLAConfig",
     "GatedDeltaNet",
     "GatedDeltaNetConfig",
     "Gates",
+    "InPlaceTTT",
+    "InPlaceTTTConfig",
     "KDAConfig",
+    "LaCT",
+    "LaCTConfig",
     "LearnerConfig",
     "LearnerMixer",
+    "Longhorn",
+    "LonghornConfig",
+    "MesaNet",
+    "MesaNetConfig",
     "OutputGate",
     "PublishedLayer",
+    "TNTConfig",
     "TTTState",
+    "Titans",
+    "TitansConfig",
     "TokenGate",
 ]

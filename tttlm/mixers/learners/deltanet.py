@@ -26,7 +26,7 @@ class DeltaNetConfig(LearnerConfig):
 class DeltaNet(PublishedLayer):
     """Plain steps of the half square loss at every token's own weights, with a rate of `sigmoid(x W)`."""
 
-    Config: ClassVar[type] = DeltaNetConfig
+    Config: ClassVar[type[LearnerConfig]] = DeltaNetConfig
 
     @classmethod
     def recipe(cls, config: DeltaNetConfig, head_dim: int, value_dim: int) -> tuple[Learner, Conventions]:

@@ -29,7 +29,7 @@ class GatedDeltaNet(PublishedLayer):
     A key has half of `D / H` channels by default, so that a layer has as many parameters as one of attention.
     """
 
-    Config: ClassVar[type] = GatedDeltaNetConfig
+    Config: ClassVar[type[LearnerConfig]] = GatedDeltaNetConfig
     expand: ClassVar[tuple[float, float]] = (0.5, 1.0)
 
     @classmethod

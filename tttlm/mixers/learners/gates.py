@@ -149,3 +149,13 @@ class LogSigmoidOver:
 def twice_sigmoid(logits: Float[Array, "*S"]) -> Float[Array, "*S"]:
     """`2 sigmoid(logits)`: rates that can turn what is written along a key into its opposite (arXiv 2411.12537)."""
     return 2 * jax.nn.sigmoid(logits)
+
+
+@dataclass(frozen=True)
+class SigmoidUpTo:
+    """`maximum sigmoid(logits)`."""
+
+    maximum: float
+
+    def __call__(self, logits: Float[Array, "*S"]) -> Float[Array, "*S"]:
+        return self.maximum * jax.nn.sigmoid(logits)

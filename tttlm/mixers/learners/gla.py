@@ -30,7 +30,7 @@ class GLAConfig(LearnerConfig):
 class GLA(PublishedLayer):
     """Linear attention whose weights decay by a gate for every key channel, with a gated norm of the output."""
 
-    Config: ClassVar[type] = GLAConfig
+    Config: ClassVar[type[LearnerConfig]] = GLAConfig
     expand: ClassVar[tuple[float, float]] = (0.5, 1.0)
 
     @classmethod

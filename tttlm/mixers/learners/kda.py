@@ -26,7 +26,7 @@ class KDAConfig(LearnerConfig):
 class KDA(PublishedLayer):
     """Gated DeltaNet with a gate for every key channel; gates of weights and output have `V` features in between."""
 
-    Config: ClassVar[type] = KDAConfig
+    Config: ClassVar[type[LearnerConfig]] = KDAConfig
 
     @classmethod
     def recipe(cls, config: KDAConfig, head_dim: int, value_dim: int) -> tuple[Learner, Conventions]:

@@ -12,7 +12,7 @@ from flax.typing import Dtype, Initializer
 from tttlm.errors import InputError
 from tttlm.mixers.learners.layer import TTT, Conventions, default_kernel_init
 from tttlm.mixers.registry import Mixer
-from tttlm.ops.ttt import IMPLEMENTATIONS, Learner, Shapes, supported
+from tttlm.ops.ttt import Learner, Shapes, supported
 from tttlm.ops.ttt.cost import flops_per_token
 from tttlm.parts.partition import CONV_KERNEL, FEATURES, FROM_FEATURES, TO_FEATURES
 from tttlm.ranges import Count, Size, SizeOrZero
@@ -102,6 +102,10 @@ class PublishedLayer(TTT):
             implementation=config.implementation,
             rngs=rngs,
         )
+        self._add_parameters(config)
+
+    def _add_parameters(self, config: Any) -> None:
+        """Parameters that only this layer has."""
 
     @classmethod
     def head_sizes(cls, hidden_size: int, num_heads: int, config: LearnerConfig) -> tuple[int, int]:
@@ -122,6 +126,21 @@ class PublishedLayer(TTT):
     def recipe(cls, config: Any, head_dim: int, value_dim: int) -> tuple[Learner | tuple[Learner, ...], Conventions]:
         """The learner, and what is around it."""
         raise NotImplementedError
+
+
+def check_implementation(mixer: str, name: str | None, learner: Learner, shapes: Shapes) -> None:
+    """Refuses the name of an implementation that is none, or that cannot compute the learner of a mixer.
+
+    Raises:
+        InputError: in one line, why.
+    """
+    if name is None:
+        return
+    reasons = supported(learner, shapes)
+    if name not in reasons:
+        raise InputError(f"{mixer}: implementation must be one of {', '.join(reasons)}, got {name!r}")
+    if reasons[name] is not None:
+        raise InputError(f"{mixer}: implementation {name!r} cannot compute this learner: {reasons[name]}")
 
 
 @dataclass(frozen=True)
@@ -165,15 +184,9 @@ class LearnerMixer(Mixer[C]):
         return self.layer.head_sizes(self.model.hidden_size, self.model.num_heads, self.settings)
 
     def check(self) -> None:
-        name = self.settings.implementation
         shapes = Shapes(1, 2, self.model.num_heads, *self._sizes)
         for learner in self.learners:
-            if name is None:
-                continue
-            if name not in IMPLEMENTATIONS:
-                raise InputError(f"{self.name}: implementation must be one of {list(IMPLEMENTATIONS)}, got {name!r}")
-            if reason := supported(learner, shapes)[name]:
-                raise InputError(f"{self.name}: implementation {name!r} cannot compute this learner: {reason}")
+            check_implementation(self.name, self.settings.implementation, learner, shapes)
 
     def flops_per_token(self, sequence_length: int) -> float:
         layer = nnx.eval_shape(lambda: self.build(rngs=nnx.Rngs(0)))

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from tttlm.ops.documents import Documents
+from tttlm.ops.documents import Documents, num_positions
 
 
 class Neighbors(NamedTuple):
-    """The last keys `[B, A, F]` and inputs `[B, A, D]` before a stretch; zeros for padding and before the first."""
+    """The last keys `[B, A, F]` and inputs `[B, A, D]` before a stretch, of the document in progress; else zeros."""
 
     keys: Float[Array, "B A F"]
     inputs: Float[Array, "B A D"]
@@ -63,8 +63,11 @@ def neighbor_writes(
     own = sum(jnp.where(near[by], conv[:, ahead - by] * back(inputs, by), 0) for by in range(ahead + 1))
     later = [jnp.where(near[by], conv[:, ahead + by] * back(inputs, 0), 0) for by in range(1, ahead + 1)]
     of_writes = lambda parts: jnp.stack(parts, axis=2).reshape(batch, time * (1 + ahead), -1)
-    return (
-        of_writes([back(keys, by) for by in range(ahead + 1)]),
-        of_writes([own, *later]),
-        Neighbors(keys[:, time:], inputs[:, time:]),
-    )
+    after = Neighbors(keys[:, time:], inputs[:, time:])
+    if docs is not None:  # the tokens before the next one, of its document alone
+        taken = jnp.broadcast_to(jnp.asarray(num_positions(docs, time)), (batch,))
+        last = taken[:, None] + jnp.arange(ahead)
+        kept = jnp.take_along_axis(index, last, axis=1) == docs.last_index[:, None]
+        at_last = lambda a: jnp.take_along_axis(a, last[..., None], axis=1)
+        after = Neighbors(*(jnp.where(kept[..., None], at_last(a), 0) for a in (keys, inputs)))
+    return of_writes([back(keys, by) for by in range(ahead + 1)]), of_writes([own, *later]), after

@@ -1,0 +1,31 @@
+"""Small layers of every published learner, in float64 and with weights large enough for what is learned to show."""
+
+import jax.numpy as jnp
+from flax import nnx
+
+from tttlm.mixers import learners as of
+
+WIDTH, TIME = 16, 12
+F64 = {"dtype": jnp.float64, "param_dtype": jnp.float64, "kernel_init": nnx.initializers.normal(0.4)}
+
+
+def _layer(layer, **config):
+    return lambda rngs: layer(WIDTH, 2, layer.Config(**config), rngs=rngs, **F64)
+
+
+LAYERS = {
+    "deltanet": _layer(of.DeltaNet),
+    "gated_deltanet": _layer(of.GatedDeltaNet),
+    "kda": _layer(of.KDA),
+    "deltaproduct": _layer(of.DeltaProduct),
+    "comba": _layer(of.Comba),
+    "gla": _layer(of.GLA),
+    "mesanet": _layer(of.MesaNet),
+    "longhorn": _layer(of.Longhorn, head_dim=4, rate_rank=3),
+    "titans": _layer(of.Titans, chunk_size=4, inner_learning_rate=1.0),
+    "titans_mlp": _layer(of.Titans, chunk_size=4, inner_size=6, inner_learning_rate=1.0),
+    "lact": _layer(of.LaCT, chunk_size=4),
+    "tnt": _layer(of.TNT, chunk_size=4, local_chunk_size=2, local_shard_size=4, inner_learning_rate=1.0),
+    "atlas": _layer(of.ATLAS, chunk_size=4, window=3, inner_learning_rate=1.0),
+    "inplace_ttt": lambda rngs: of.InPlaceTTT(WIDTH, 24, chunk_size=4, rngs=rngs, **F64),
+}

@@ -1,0 +1,35 @@
+"""Layers of published learners: what holds for each beyond the contract, which tests/mixers/test_contract.py tests."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.mixers.learners import LAYERS, TIME, WIDTH
+
+# Documents that start anywhere, some within a chunk, with padding before, within and between them.
+IDS = jnp.asarray([[0, 1, 1, 1, 1, 0, 2, 2, 2, 3, 3, 3], [5, 5, 5, 5, 5, 5, 5, 6, 6, 6, 6, 6]])
+QUICK = ("gated_deltanet", "deltaproduct", "comba", "lact", "inplace_ttt")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in LAYERS]
+)
+def test_cut_within_a_chunk_and_packed_a_layer_gives_what_it_gives_whole(name, x64):
+    graph, parameters = nnx.split(nnx.jit(lambda: LAYERS[name](nnx.Rngs(0)))())
+    rng = np.random.default_rng(1)
+    parameters = jax.tree.map(lambda p: p + 0.05 * rng.normal(size=p.shape), parameters)
+    x = jnp.asarray(rng.normal(size=(2, TIME, WIDTH)))
+
+    @jax.jit
+    def both(parameters, x):
+        layer = nnx.merge(graph, parameters)
+        first, state = layer.extend(x[:, :7], layer.init_state(2), IDS[:, :7])
+        second, state = layer.extend(x[:, 7:], state, IDS[:, 7:])
+        return layer(x, IDS), jnp.concatenate([first, second], axis=1)
+
+    whole, pieces = both(parameters, x)
+    real = np.asarray(IDS != 0)
+    np.testing.assert_allclose(np.asarray(pieces)[real], np.asarray(whole)[real], rtol=1e-9, atol=1e-12)
+    assert np.std(np.asarray(whole)[real]) > 1e-6

@@ -1,0 +1,257 @@
+"""In-Place TTT (arXiv 2604.06169): a feed-forward layer whose down projection learns, with the layer of its code."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.typing import Dtype, Initializer
+from jaxtyping import Array, Bool, Float, Int
+
+from tttlm.mixers.learners.layer import default_kernel_init
+from tttlm.mixers.learners.mixer import check_implementation
+from tttlm.mixers.registry import Mixer, register
+from tttlm.ops.documents import SegmentIds, documents
+from tttlm.ops.projection import projection
+from tttlm.ops.ttt import (
+    InnerStatistics,
+    LearnerInputs,
+    LearnerState,
+    Neighbors,
+    Shapes,
+    init_learner_state,
+    learn,
+    learner_statistics,
+    neighbor_writes,
+    published,
+)
+from tttlm.ops.ttt.cost import flops_per_token
+from tttlm.ops.ttt.state import InnerLayer
+from tttlm.parts.explicit_axes import any_mesh
+from tttlm.parts.padding import read_sequences
+from tttlm.parts.partition import FROM_FEATURES, TO_FEATURES
+from tttlm.ranges import Count, PositiveFloat, Size
+
+
+class InPlaceTTTState(NamedTuple):
+    """The state: what the down projection has learned, and the last tokens, to whose targets those to come will add."""
+
+    inner: LearnerState
+    tail: Neighbors
+
+    @property
+    def document(self) -> Int[Array, "*R B"]:
+        """The id of the document in progress; in a stack of layers that of each."""
+        return self.inner.document
+
+
+class InPlaceTTT(nnx.Module):
+    """`h = silu(x G) ∘ (x U)`, `y = h W`; every chunk adds `lr Σ h_sᵀ target_s` to the `W` that the next one reads.
+
+    A target is a convolution of the tokens around, two of them ahead, within the chunk, times a matrix. The convolution
+    starts at zero, so that a layer starts as the feed-forward layer whose weights it can take over.
+
+    >>> layer = InPlaceTTT(64, 128, rngs=nnx.Rngs(0))
+    >>> layer(jnp.ones((2, 50, 64))).shape
+    (2, 50, 64)
+
+    Args:
+        hidden_size: model width `D`.
+        intermediate_size: hidden size `F` of the feed-forward layer.
+        chunk_size: tokens of a chunk.
+        inner_learning_rate: rate of every token.
+        dtype: dtype of the projections; None promotes input and parameters. The down projection learns in float32 at
+            least.
+        param_dtype: dtype of all parameters.
+        kernel_init: initialiser of the three kernels.
+        remat_chunks: chunks that the backward pass computes again at a time (see `tttlm.ops.ttt.learn`).
+        implementation: name of an implementation of `tttlm.ops.ttt.learn`; None picks.
+        rngs: random keys for the parameters.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        *,
+        chunk_size: int = 64,
+        inner_learning_rate: float = 1.0,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        kernel_init: Initializer = default_kernel_init,
+        remat_chunks: int = 1,
+        implementation: str | None = None,
+        rngs: nnx.Rngs,
+    ):
+        self.hidden_size, self.intermediate_size = hidden_size, intermediate_size
+        self.learner, self.inner_learning_rate = published.inplace_ttt(chunk_size), inner_learning_rate
+        self.dtype, self.param_dtype = dtype, param_dtype
+        self.remat_chunks, self.implementation = remat_chunks, implementation
+
+        def linear(outputs: int, kernel_init: Initializer) -> nnx.Linear:
+            return nnx.Linear(
+                hidden_size,
+                outputs,
+                use_bias=False,
+                dtype=dtype,
+                param_dtype=param_dtype,
+                kernel_init=kernel_init,
+                dot_general=projection,
+                rngs=rngs,
+            )
+
+        self.gate_proj, self.up_proj = (linear(intermediate_size, kernel_init) for _ in range(2))
+        self.target_proj = linear(hidden_size, lambda key, shape, dtype, *_: jnp.eye(shape[0], dtype=dtype))
+        self.down_proj = nnx.Param(kernel_init(rngs.params(), (intermediate_size, hidden_size), param_dtype))
+        self.target_conv = nnx.Param(jnp.zeros((hidden_size, 5), param_dtype))
+
+    @any_mesh
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        segment_ids: SegmentIds = None,
+        *,
+        lengths: Int[Array, "B"] | None = None,
+        mask: Bool[Array, "B T"] | None = None,
+        inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
+    ) -> Float[Array, "B T D"]:
+        """The layer from its initial state; arguments as for a call of `TTT`."""
+        return self._forward(x, None, segment_ids, lengths, mask, inner_learning_rate_multiplier)[0]
+
+    @any_mesh
+    def extend(
+        self,
+        x: Float[Array, "B T D"],
+        state: InPlaceTTTState,
+        segment_ids: SegmentIds = None,
+        *,
+        lengths: Int[Array, "B"] | None = None,
+        mask: Bool[Array, "B T"] | None = None,
+        on_boundary: bool = False,
+        inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
+    ) -> tuple[Float[Array, "B T D"], InPlaceTTTState]:
+        """Goes on from `state` and returns the next one; arguments as for `extend` of `TTT`."""
+        return self._forward(x, state, segment_ids, lengths, mask, inner_learning_rate_multiplier, on_boundary)
+
+    def init_state(self, batch: int) -> InPlaceTTTState:
+        """The state before the first token, for `batch` rows."""
+        inner = init_learner_state(self.learner, self._weights(), batch, self.intermediate_size, self.hidden_size)
+        dtype, sizes = self.dtype or self.param_dtype, (self.intermediate_size, self.hidden_size)
+        return InPlaceTTTState(inner, Neighbors(*(jnp.zeros((batch, 2, size), dtype) for size in sizes)))
+
+    def inner_statistics(
+        self,
+        x: Float[Array, "B T D"],
+        segment_ids: Int[Array, "B T"] | None = None,
+        *,
+        inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
+    ) -> InnerStatistics:
+        """How well the down projection learns from `x`, and how far it moves; arguments as for a call."""
+        inputs, _ = self._inputs(x, None, documents(segment_ids), inner_learning_rate_multiplier)
+        return learner_statistics(self.learner, inputs, self._weights(), segment_ids=segment_ids)
+
+    def _weights(self) -> tuple[InnerLayer]:
+        return (InnerLayer(self.down_proj[...][None], None),)
+
+    def _inputs(self, x, state, docs, multiplier):
+        """What the tokens bring to the learner, whose one head is the whole layer; and the next tail."""
+        keys = jax.nn.silu(self.gate_proj(x)) * self.up_proj(x)
+        tail, offset = (None, None) if state is None else (state.tail, state.inner.offset)
+        conv = self.target_conv[...].astype(keys.dtype)
+        size = self.learner.clocks.step
+        written, targets, tail = neighbor_writes(
+            keys, x.astype(keys.dtype), conv, size, tail=tail, offset=offset, docs=docs
+        )
+        targets = self.target_proj(targets)
+        rates = jnp.full(written.shape[:2], self.inner_learning_rate * multiplier, jnp.float32)
+        return LearnerInputs(keys[:, :, None], written[:, :, None], targets[:, :, None], rates[..., None]), tail
+
+    def _forward(self, x, state, segment_ids, lengths, mask, multiplier, on_boundary=False):
+        carried = None if state is None else state.document
+        x, docs, finish = read_sequences(x, segment_ids, carried, lengths, mask)
+        inputs, tail = self._inputs(x, state, docs, multiplier)
+        y, inner = learn(
+            self.learner,
+            inputs,
+            self._weights(),
+            state=None if state is None else state.inner,
+            segment_ids=docs,
+            on_boundary=on_boundary,
+            remat_chunks=self.remat_chunks,
+            implementation=self.implementation,
+        )
+        return finish(y[:, :, 0]), InPlaceTTTState(inner, tail)
+
+
+@dataclass(frozen=True)
+class InPlaceTTTConfig:
+    """Configuration of the mixer `inplace_ttt`; see `InPlaceTTT`."""
+
+    intermediate_size: Size | None = None
+    """Hidden size of the layer; None: 8/3 of hidden_size."""
+    chunk_size: Count = 64
+    """Tokens of a chunk, whose writes the next one reads."""
+    inner_learning_rate: PositiveFloat = 1.0
+    """Rate of every token."""
+    remat_chunks: Count = 1
+    """The backward pass keeps the weights before every so many chunks and computes those in between again: more saves
+    memory and takes time. It changes no result."""
+    implementation: str | None = None
+    """Of `tttlm.ops.ttt.learn`; None: the fastest that is exact here."""
+
+
+@register("inplace_ttt")
+@dataclass(frozen=True)
+class InPlaceTTTMixer(Mixer[InPlaceTTTConfig]):
+    """In-Place TTT, in a pattern with attention that has no other feed-forward layers (`intermediate_size: 0`)."""
+
+    Settings: ClassVar[type] = InPlaceTTTConfig
+    has_inner_model: ClassVar[bool] = True
+    extends_on_boundary: ClassVar[bool] = True
+    changes_no_result: ClassVar[tuple[str, ...]] = ("remat_chunks",)
+    parameter_rules = (
+        (r"down_proj$", FROM_FEATURES),
+        (r"target_conv$", ("tensor context fsdp", "")),  # D J
+        (r"(gate|up|target)_proj/kernel$", TO_FEATURES),
+    )
+
+    @property
+    def intermediate_size(self) -> int:
+        """Hidden size of the layer."""
+        given = self.settings.intermediate_size
+        return max(1, 8 * self.model.hidden_size // 3) if given is None else given
+
+    @property
+    def sharded(self) -> tuple[str, int]:
+        return "heads of in-place TTT", 1
+
+    def check(self) -> None:
+        sizes = self.intermediate_size, self.model.hidden_size
+        learner = published.inplace_ttt(self.settings.chunk_size)
+        check_implementation(self.name, self.settings.implementation, learner, Shapes(1, 2, 1, *sizes))
+
+    @property
+    def alignment(self) -> int:
+        return self.settings.chunk_size
+
+    def build(self, *, rngs: nnx.Rngs) -> InPlaceTTT:
+        settings: Any = self.settings
+        return InPlaceTTT(
+            self.model.hidden_size,
+            self.intermediate_size,
+            chunk_size=settings.chunk_size,
+            inner_learning_rate=settings.inner_learning_rate,
+            kernel_init=self.kernel_init,
+            remat_chunks=settings.remat_chunks,
+            implementation=settings.implementation,
+            rngs=rngs,
+            **self.dtypes,
+        )
+
+    def flops_per_token(self, sequence_length: int) -> float:
+        inputs, size = self.model.hidden_size, self.intermediate_size
+        learner = published.inplace_ttt(self.settings.chunk_size)
+        projections = 4 * inputs * size + 2 * learner.clocks.writes_per_token * inputs * inputs
+        inner = flops_per_token(learner, size, inputs, sequence_length, self.settings.implementation)
+        return float(projections + inner)
