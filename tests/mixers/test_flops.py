@@ -26,6 +26,16 @@ MIXERS = {
     "gated_deltanet": {},
     "kda": {},
     "gla": {},
+    "deltaproduct": {},
+    "comba": {},
+    "mesanet": {},
+    "longhorn": {"mixer_options": {"longhorn": {"rate_rank": 512}}},
+    "titans": {},
+    "titans, a memory with hidden units": {"mixer_options": {"titans": {"inner_size": 512}}},
+    "lact": {},
+    "tnt": {},
+    "atlas": {},
+    "inplace_ttt": {},
     "mamba2, longer chunks": {"mamba2": {"state_size": 512, "head_dim": 1024, "num_groups": 2, "chunk_size": 256}},
 }
 
@@ -42,6 +52,10 @@ def operations(jaxpr) -> float:
             total += eqn.outvars[0].aval.size
         elif eqn.primitive.name == "triangular_solve":
             total += eqn.outvars[0].aval.size * eqn.invars[0].aval.shape[-1]
+        elif eqn.primitive.name == "lu":
+            total += 2 / 3 * eqn.outvars[0].aval.size * eqn.outvars[0].aval.shape[-1]
+        elif eqn.primitive.name == "custom_linear_solve":
+            total += operations(eqn.params["jaxprs"].solve.jaxpr)
         elif eqn.primitive.name == "cond":
             total += max(operations(branch.jaxpr) for branch in eqn.params["branches"])
         elif inside:

@@ -7,10 +7,15 @@ import pytest
 from flax import nnx
 
 from tests.mixers.learners import LAYERS, TIME, WIDTH
+from tttlm.errors import InputError
+from tttlm.layers import TTT
+from tttlm.model import ModelConfig, TTTConfig
+from tttlm.ops.ttt import Learner
+from tttlm.ops.ttt.models import MLP
 
 # Documents that start anywhere, some within a chunk, with padding before, within and between them.
 IDS = jnp.asarray([[0, 1, 1, 1, 1, 0, 2, 2, 2, 3, 3, 3], [5, 5, 5, 5, 5, 5, 5, 6, 6, 6, 6, 6]])
-QUICK = ("gated_deltanet", "deltaproduct", "comba", "lact", "inplace_ttt")
+QUICK = ("gated_deltanet", "comba", "inplace_ttt")
 
 
 @pytest.mark.parametrize(
@@ -33,3 +38,23 @@ def test_cut_within_a_chunk_and_packed_a_layer_gives_what_it_gives_whole(name, x
     real = np.asarray(IDS != 0)
     np.testing.assert_allclose(np.asarray(pieces)[real], np.asarray(whole)[real], rtol=1e-9, atol=1e-12)
     assert np.std(np.asarray(whole)[real]) > 1e-6
+
+
+def test_a_configuration_names_the_implementation_or_is_told_in_one_line_why_it_cannot():
+    model = ModelConfig(mixers=("gated_deltanet",), mixer_options={"gated_deltanet": {"implementation": "chunked"}})
+    assert nnx.eval_shape(lambda: model.pattern[0].build(rngs=nnx.Rngs(0))).implementation == "chunked"
+    for options, message in (
+        ({"mixers": ("titans",), "mixer_options": {"titans": {"implementation": "delta"}}}, "titans: .*'delta' cannot"),
+        ({"mixers": ("lact",), "mixer_options": {"lact": {"implementation": "fast"}}}, "lact: implementation must be"),
+        ({"ttt": TTTConfig(implementation="linear_scan")}, r"model\.ttt: implementation 'linear_scan' cannot"),
+        ({"mixers": ("atlas",), "mixer_options": {"atlas": {"momentum": False}}}, "muon needs momentum"),
+        ({"mixers": ("gla",), "num_heads": 7}, "num_heads must divide"),
+    ):
+        with pytest.raises(InputError, match=message) as error:
+            ModelConfig(**options)
+        assert "\n" not in str(error.value)
+
+
+def test_an_inner_model_that_cannot_start_from_zero_is_refused():
+    with pytest.raises(InputError, match="it needs learned_start"):
+        TTT(WIDTH, 2, learner=Learner(model=MLP((8,))), rngs=nnx.Rngs(0))

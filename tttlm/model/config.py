@@ -29,7 +29,8 @@ class ModelConfig:
     """Biases of the feed-forward blocks."""
     mixers: tuple[str, ...] = ("ttt_linear",)
     """The pattern of sequence layers, repeated over the depth; more than one makes a hybrid: ttt_linear, ttt_mlp,
-    attention, sliding_attention, mamba, mamba2, and what else was registered (docs/adding-a-mixer.md)."""
+    attention, sliding_attention, mamba, mamba2, the published learners (docs/inner-learner.md), and what else was
+    registered (docs/adding-a-mixer.md)."""
     backbone: Literal["transformer", "mamba"] = "mamba"
     """What surrounds a TTT layer: `mamba` adds a convolution before each block, shared queries and keys, and a gate."""
     conv_before_block: bool | None = None
@@ -49,7 +50,8 @@ class ModelConfig:
     mamba: MambaConfig = field(default_factory=MambaConfig)
     mamba2: Mamba2Config = field(default_factory=Mamba2Config)
     mixer_options: dict[str, dict[str, Any]] = field(default_factory=dict, hash=False)
-    """Configurations of mixers that were registered from outside the package, by name."""
+    """Configurations of mixers without a field of their own, by name: of published learners (docs/inner-learner.md), and
+    of mixers that were registered from outside the package."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """What is computed in; inner states stay in float32 at least."""
     param_dtype: Literal["float32", "bfloat16", "float64"] = "float32"

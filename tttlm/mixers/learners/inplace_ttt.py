@@ -7,19 +7,21 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from tttlm.errors import InputError
 from tttlm.mixers.learners.layer import default_kernel_init
-from tttlm.mixers.learners.mixer import check_implementation
 from tttlm.mixers.registry import Mixer, register
-from tttlm.ops.documents import SegmentIds, documents
+from tttlm.ops.documents import Documents, documents
 from tttlm.ops.projection import projection
 from tttlm.ops.ttt import (
+    IMPLEMENTATIONS,
     InnerStatistics,
     LearnerInputs,
     LearnerState,
     Neighbors,
     Shapes,
+    choose,
     init_learner_state,
     learn,
     learner_statistics,
@@ -28,9 +30,8 @@ from tttlm.ops.ttt import (
 )
 from tttlm.ops.ttt.cost import flops_per_token
 from tttlm.ops.ttt.state import InnerLayer
-from tttlm.parts.explicit_axes import any_mesh
-from tttlm.parts.padding import read_sequences
 from tttlm.parts.partition import FROM_FEATURES, TO_FEATURES
+from tttlm.parts.sequence_layer import LearningLayer, at_least_one, check_implementation
 from tttlm.ranges import Count, PositiveFloat, Size
 
 
@@ -46,7 +47,7 @@ class InPlaceTTTState(NamedTuple):
         return self.inner.document
 
 
-class InPlaceTTT(nnx.Module):
+class InPlaceTTT(LearningLayer[InPlaceTTTState]):
     """`h = silu(x G) ∘ (x U)`, `y = h W`; every chunk adds `lr Σ h_sᵀ target_s` to the `W` that the next one reads.
 
     A target is a convolution of the tokens around, two of them ahead, within the chunk, times a matrix. The convolution
@@ -68,6 +69,9 @@ class InPlaceTTT(nnx.Module):
         remat_chunks: chunks that the backward pass computes again at a time (see `tttlm.ops.ttt.learn`).
         implementation: name of an implementation of `tttlm.ops.ttt.learn`; None picks.
         rngs: random keys for the parameters.
+
+    Raises:
+        InputError: a size is below 1, or the implementation is unknown.
     """
 
     def __init__(
@@ -84,6 +88,9 @@ class InPlaceTTT(nnx.Module):
         implementation: str | None = None,
         rngs: nnx.Rngs,
     ):
+        at_least_one(hidden_size=hidden_size, intermediate_size=intermediate_size, chunk_size=chunk_size)
+        at_least_one(remat_chunks=remat_chunks)
+        check_implementation(implementation, IMPLEMENTATIONS)
         self.hidden_size, self.intermediate_size = hidden_size, intermediate_size
         self.learner, self.inner_learning_rate = published.inplace_ttt(chunk_size), inner_learning_rate
         self.dtype, self.param_dtype = dtype, param_dtype
@@ -106,36 +113,7 @@ class InPlaceTTT(nnx.Module):
         self.down_proj = nnx.Param(kernel_init(rngs.params(), (intermediate_size, hidden_size), param_dtype))
         self.target_conv = nnx.Param(jnp.zeros((hidden_size, 5), param_dtype))
 
-    @any_mesh
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        segment_ids: SegmentIds = None,
-        *,
-        lengths: Int[Array, "B"] | None = None,
-        mask: Bool[Array, "B T"] | None = None,
-        inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
-    ) -> Float[Array, "B T D"]:
-        """The layer from its initial state; arguments as for a call of `TTT`."""
-        return self._forward(x, None, segment_ids, lengths, mask, inner_learning_rate_multiplier)[0]
-
-    @any_mesh
-    def extend(
-        self,
-        x: Float[Array, "B T D"],
-        state: InPlaceTTTState,
-        segment_ids: SegmentIds = None,
-        *,
-        lengths: Int[Array, "B"] | None = None,
-        mask: Bool[Array, "B T"] | None = None,
-        on_boundary: bool = False,
-        inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
-    ) -> tuple[Float[Array, "B T D"], InPlaceTTTState]:
-        """Goes on from `state` and returns the next one; arguments as for `extend` of `TTT`."""
-        return self._forward(x, state, segment_ids, lengths, mask, inner_learning_rate_multiplier, on_boundary)
-
-    def init_state(self, batch: int) -> InPlaceTTTState:
-        """The state before the first token, for `batch` rows."""
+    def _init_state(self, batch: int) -> InPlaceTTTState:
         inner = init_learner_state(self.learner, self._weights(), batch, self.intermediate_size, self.hidden_size)
         dtype, sizes = self.dtype or self.param_dtype, (self.intermediate_size, self.hidden_size)
         return InPlaceTTTState(inner, Neighbors(*(jnp.zeros((batch, 2, size), dtype) for size in sizes)))
@@ -167,9 +145,18 @@ class InPlaceTTT(nnx.Module):
         rates = jnp.full(written.shape[:2], self.inner_learning_rate * multiplier, jnp.float32)
         return LearnerInputs(keys[:, :, None], written[:, :, None], targets[:, :, None], rates[..., None]), tail
 
-    def _forward(self, x, state, segment_ids, lengths, mask, multiplier, on_boundary=False):
-        carried = None if state is None else state.document
-        x, docs, finish = read_sequences(x, segment_ids, carried, lengths, mask)
+    def _whole(self, x: Float[Array, "B T D"], docs: Documents | None, **options: Any) -> Float[Array, "B T D"]:
+        return self._extend(x, None, docs, **options)[0]
+
+    def _extend(
+        self,
+        x: Float[Array, "B T D"],
+        state: InPlaceTTTState | None,
+        docs: Documents | None,
+        *,
+        multiplier: Any,
+        on_boundary: bool = False,
+    ) -> tuple[Float[Array, "B T D"], InPlaceTTTState]:
         inputs, tail = self._inputs(x, state, docs, multiplier)
         y, inner = learn(
             self.learner,
@@ -181,7 +168,7 @@ class InPlaceTTT(nnx.Module):
             remat_chunks=self.remat_chunks,
             implementation=self.implementation,
         )
-        return finish(y[:, :, 0]), InPlaceTTTState(inner, tail)
+        return y[:, :, 0], InPlaceTTTState(inner, tail)
 
 
 @dataclass(frozen=True)
@@ -229,7 +216,10 @@ class InPlaceTTTMixer(Mixer[InPlaceTTTConfig]):
     def check(self) -> None:
         sizes = self.intermediate_size, self.model.hidden_size
         learner = published.inplace_ttt(self.settings.chunk_size)
-        check_implementation(self.name, self.settings.implementation, learner, Shapes(1, 2, 1, *sizes))
+        try:
+            choose(learner, Shapes(1, 2, 1, *sizes), self.settings.implementation)
+        except InputError as error:
+            raise InputError(f"{self.name}: {error}") from None
 
     @property
     def alignment(self) -> int:

@@ -12,7 +12,7 @@ from flax.typing import Dtype, Initializer
 from tttlm.errors import InputError
 from tttlm.mixers.learners.layer import TTT, Conventions, default_kernel_init
 from tttlm.mixers.registry import Mixer
-from tttlm.ops.ttt import Learner, Shapes, supported
+from tttlm.ops.ttt import Learner, Shapes, choose
 from tttlm.ops.ttt.cost import flops_per_token
 from tttlm.parts.partition import CONV_KERNEL, FEATURES, FROM_FEATURES, TO_FEATURES
 from tttlm.ranges import Count, Size, SizeOrZero
@@ -128,21 +128,6 @@ class PublishedLayer(TTT):
         raise NotImplementedError
 
 
-def check_implementation(mixer: str, name: str | None, learner: Learner, shapes: Shapes) -> None:
-    """Refuses the name of an implementation that is none, or that cannot compute the learner of a mixer.
-
-    Raises:
-        InputError: in one line, why.
-    """
-    if name is None:
-        return
-    reasons = supported(learner, shapes)
-    if name not in reasons:
-        raise InputError(f"{mixer}: implementation must be one of {', '.join(reasons)}, got {name!r}")
-    if reasons[name] is not None:
-        raise InputError(f"{mixer}: implementation {name!r} cannot compute this learner: {reasons[name]}")
-
-
 @dataclass(frozen=True)
 class LearnerMixer(Mixer[C]):
     """A published learner in a language model: a subclass names its layer."""
@@ -185,8 +170,11 @@ class LearnerMixer(Mixer[C]):
 
     def check(self) -> None:
         shapes = Shapes(1, 2, self.model.num_heads, *self._sizes)
-        for learner in self.learners:
-            check_implementation(self.name, self.settings.implementation, learner, shapes)
+        try:
+            for learner in self.learners:
+                choose(learner, shapes, self.settings.implementation)
+        except InputError as error:
+            raise InputError(f"{self.name}: {error}") from None
 
     def flops_per_token(self, sequence_length: int) -> float:
         layer = nnx.eval_shape(lambda: self.build(rngs=nnx.Rngs(0)))

@@ -9,6 +9,7 @@ from flax import nnx
 from tttlm.errors import InputError
 from tttlm.mixers.registry import Mixer, register
 from tttlm.mixers.ttt.layer import TTTMLP, MiniBatchTTT, TTTLinear
+from tttlm.ops.ttt import Shapes, choose, published
 from tttlm.parts.partition import CONV_KERNEL, FEATURES, FROM_FEATURES, TO_FEATURES
 from tttlm.ranges import Count, PositiveFloat
 
@@ -36,6 +37,8 @@ class TTTConfig:
     remat_mini_batches: Count = 1
     """The backward pass keeps the inner weights before every so many mini-batches and computes those in between again:
     more saves memory and takes time. It changes no result."""
+    implementation: str | None = None
+    """Of `tttlm.ops.ttt.learn`; None: the fastest that is exact here."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,13 @@ class TTTMixer(Mixer[TTTConfig]):
                 "model.num_heads must divide model.hidden_size into even head dimensions, "
                 f"got hidden_size {hidden_size} and num_heads {num_heads}"
             )
+        settings, sizes = self.settings, self.inner_sizes
+        norm, bias = settings.inner_norm, settings.inner_bias
+        learner = published.ttt(sizes[1:-1], settings.mini_batch_size, norm=norm, use_bias=bias)
+        try:
+            choose(learner, Shapes(1, 2, num_heads, sizes[0], sizes[-1]), settings.implementation)
+        except InputError as error:
+            raise InputError(f"model.ttt: {error}") from None
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -106,6 +116,7 @@ class TTTMixer(Mixer[TTTConfig]):
         return {
             "mini_batch_size": settings.mini_batch_size,
             "remat_mini_batches": settings.remat_mini_batches,
+            "implementation": settings.implementation,
             "inner_learning_rate": self.inner_learning_rate,
             "inner_norm": settings.inner_norm,
             "inner_bias": settings.inner_bias,

@@ -98,7 +98,7 @@ def learn(
         aligned=aligned,
         remat_chunks=remat_chunks,
     )
-    chosen = _choose(learner, _shapes(inputs), implementation)
+    chosen = choose(learner, _shapes(inputs), implementation)
     outputs, after = chosen(problem)
     after = after._replace(document=document_in_progress(state.document, docs))
     return outputs.astype(inputs.queries.dtype), after
@@ -116,7 +116,12 @@ def supported(learner: Learner, shapes: Shapes, device: str | None = None) -> di
     return {name: one.supports(learner, device, shapes) for name, one in IMPLEMENTATIONS.items()}
 
 
-def _choose(learner: Learner, shapes: Shapes, name: str | None) -> Implementation:
+def choose(learner: Learner, shapes: Shapes, name: str | None) -> Implementation:
+    """The implementation of that name, or the fastest that computes `learner` where it is None.
+
+    Raises:
+        InputError: the name is unknown, or in one line why the implementation cannot compute the learner.
+    """
     reasons = supported(learner, shapes)
     if name is None:
         name = next(name for name, reason in reasons.items() if reason is None)
