@@ -50,8 +50,8 @@ class ModelConfig:
     mamba: MambaConfig = field(default_factory=MambaConfig)
     mamba2: Mamba2Config = field(default_factory=Mamba2Config)
     mixer_options: dict[str, dict[str, Any]] = field(default_factory=dict, hash=False)
-    """Configurations of mixers without a field of their own, by name: of published learners (docs/inner-learner.md), and
-    of mixers that were registered from outside the package."""
+    """Configurations of mixers without a field of their own, by name: published learners (docs/inner-learner.md), and
+    mixers that were registered from outside the package."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """What is computed in; inner states stay in float32 at least."""
     param_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
