@@ -10,6 +10,7 @@ import pkgutil
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tttlm.inference import generate
     from tttlm.interop import from_pretrained, save_pretrained
     from tttlm.layers import TTTMLP, Attention, Mamba, Mamba2, TTTLinear
     from tttlm.model import LanguageModel, ModelConfig
@@ -25,6 +26,7 @@ _HOMES = {
     "LanguageModel": "tttlm.model",
     "ModelConfig": "tttlm.model",
     "from_pretrained": "tttlm.interop",
+    "generate": "tttlm.inference",
     "save_pretrained": "tttlm.interop",
 }
 _ROOMS = tuple(room.name for room in pkgutil.iter_modules(__path__) if room.ispkg and room.name != "cli")
@@ -37,6 +39,7 @@ __all__ = [
     "ModelConfig",
     "TTTLinear",
     "from_pretrained",
+    "generate",
     "save_pretrained",
 ]
 

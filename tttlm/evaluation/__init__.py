@@ -1,1 +1,1 @@
-"""What a trained model is worth: held-out loss by streaming, samples, plots."""
+"""What a trained model is worth: loss, loss by position, recall, and their plots."""

@@ -2,18 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from tttlm.data import Document
+from tttlm.inference import stream_losses
 from tttlm.model import LanguageModel
 from tttlm.progress import progress_bar
 from tttlm.ranges import Count, CountOrZero
-from tttlm.training.loss import token_losses
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ def stretches(documents: Iterable[Document], length: int, count: int) -> list[St
 def losses_by_position(
     model: LanguageModel, parts: Sequence[Stretch], bins: Sequence[int], *, rows: int, chunk: int, description: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Streams stretches through `extend`, in memory that does not depend on their length.
+    """Scores stretches, in memory that does not depend on their length.
 
     Args:
         model: bound to its parameters; an attention cache needs room for the longest stretch.
@@ -81,34 +77,14 @@ def losses_by_position(
     Returns:
         summed losses in nats and numbers of tokens, both float64 `[documents, bins]`.
     """
-    graph, params = nnx.split(model)
-
-    @jax.jit
-    def extend(params: Any, state: Any, inputs: jax.Array, targets: jax.Array) -> Any:
-        logits, state = nnx.merge(graph, params).extend(inputs, state)
-        return token_losses(logits, targets), state
-
     parts = sorted(parts, key=lambda part: -len(part.tokens))
-    count, length = 1 + max(part.document for part in parts), bins[-1]
-    nats, tokens = np.zeros((2, count, len(bins) - 1))
-    start_of = np.asarray(bins[:-1])
+    of = np.asarray([part.document for part in parts])
+    shape = 1 + int(of.max()), len(bins) - 1
+    nats, tokens = np.zeros((2, *shape))
     with progress_bar(sum(len(part.tokens) - 1 for part in parts), description, unit="token") as bar:
-        for first in range(0, len(parts), rows):
-            group = parts[first : first + rows]
-            longest = len(group[0].tokens) - 1
-            padded = np.zeros((rows, -(-longest // chunk) * chunk + 1), np.int32)
-            real = np.zeros((rows, max(length, padded.shape[1] - 1)))
-            for row, part in enumerate(group):
-                padded[row, : len(part.tokens)] = part.tokens
-                real[row, : len(part.tokens) - 1] = 1
-            state, losses = model.init_state(rows), np.zeros(real.shape)
-            for at in range(0, padded.shape[1] - 1, chunk):
-                piece = padded[:, at : at + chunk + 1]
-                out, state = extend(params, state, jnp.asarray(piece[:, :-1]), jnp.asarray(piece[:, 1:]))
-                losses[:, at : at + chunk] = out
-            losses *= real
-            for row, part in enumerate(group):
-                nats[part.document] += np.add.reduceat(losses[row, :length], start_of)
-                tokens[part.document] += np.add.reduceat(real[row, :length], start_of)
-            bar.update(sum(len(part.tokens) - 1 for part in group))
+        for losses in stream_losses(model, ([part.tokens] for part in parts), rows=rows, chunk=chunk):
+            at = of[losses.document], np.searchsorted(bins, losses.position, side="right") - 1
+            np.add.at(nats, at, losses.nats)
+            np.add.at(tokens, at, 1)
+            bar.update(len(losses.nats))
     return nats, tokens

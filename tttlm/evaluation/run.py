@@ -7,13 +7,11 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
-from flax import nnx
-
 from tttlm.data import Document, Tokenizer, encode_file, held_out_documents
 from tttlm.data.integrity import verify
 from tttlm.errors import InputError
-from tttlm.evaluation.generate import sample
 from tttlm.evaluation.loss import Chunk, Score, stream_score
+from tttlm.inference import generate, with_room_for
 from tttlm.model import LanguageModel
 from tttlm.progress import progress_bar
 from tttlm.training.checkpoint_files import load_params
@@ -88,9 +86,7 @@ class Run:
         chunk = -(-chunk // self.config.align) * self.config.align
         model = self.model if longest is None else self.with_room_for(-(-longest // chunk) * chunk)
         with progress_bar(total, "scoring", unit="B") as bar:
-            return stream_score(
-                model, documents, rows=rows, chunk=chunk, align=self.config.align, on_progress=bar.update
-            )
+            return stream_score(model, documents, rows=rows, chunk=chunk, on_progress=bar.update)
 
     def score_held_out(self, *, limit: int = 0, rows: int = 16, chunk: int = 256) -> Score:
         """The score of the held-out documents, each read from its start."""
@@ -124,17 +120,12 @@ class Run:
             raise InputError(f"{self.checked_data} has no held-out text to begin with")
         tokenizer, prompt = self.tokenizer(), document.tokens[: prompt_tokens + 1].tolist()
         model = self.with_room_for(len(prompt) + length)
-        written = sample(model, prompt, length, pieces=tokenizer.vocab_size)
-        entered = prompt[1:] if tokenizer.entry_id == prompt[0] else prompt
-        start = tokenizer.decode(entered)
-        return start, tokenizer.decode([*entered, *written])[len(start) :]
+        written = generate(model, prompt, tokenizer, max_tokens=length, temperature=0.8, end_ids=())
+        return tokenizer.decode(prompt[1:] if tokenizer.entry_id == prompt[0] else prompt), written[0].text
 
     def with_room_for(self, tokens: int) -> LanguageModel:
         """The model, its states with room for so many tokens."""
-        if self.config.model.cache_length is None:
-            return self.model
-        room = self.config.model.with_cache_length(tokens)
-        return Model(room).bind(nnx.to_pure_dict(nnx.state(self.model, nnx.Param)))
+        return with_room_for(self.model, tokens)
 
     def held_out_gzip(self, limit: int = 0) -> float:
         """Bits per byte that `gzip -9` needs for the held-out documents joined."""

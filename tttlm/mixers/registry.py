@@ -133,6 +133,26 @@ class Mixer(ABC, Generic[S]):
             InputError: there is no room, and the tokens in the state are known, which they are not while compiling.
         """
 
+    def with_inner(self, *, mini_batch_size: int | None = None, learning_rate_multiplier: float = 1.0) -> S:
+        """The configuration with other mini-batches of the inner model (None: as they are), or another inner rate.
+
+        Mixers that cannot be changed so give their configuration as it is.
+        """
+        return self.settings
+
+    def resized(self, path: str, value: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """A parameter of the layer, for a configuration of `with_inner` in which it has another shape.
+
+        Args:
+            path: its path within the layer.
+            value: the parameter, with the axis of stacked blocks in front.
+            shape: the shape wanted.
+
+        Raises:
+            InputError: it cannot be had.
+        """
+        raise InputError(f"{self.name}: {path} is {value.shape}, and cannot be made {shape}")
+
     @property
     def hidden_size_unit(self) -> int:
         """The model's hidden size can be any multiple of this without another head dimension."""

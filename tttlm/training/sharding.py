@@ -78,6 +78,16 @@ def check_mesh(mesh: Mesh | AbstractMesh, config: TrainConfig) -> None:
             f"a device holds {tokens} tokens of a sequence under mesh.context = {size['context']}, "
             f"fewer than the {model.conv_kernel - 1} that a convolution of model.conv_kernel looks back: lower it"
         )
+    check_model_mesh(mesh, model)
+
+
+def check_model_mesh(mesh: Mesh | AbstractMesh, model: ModelConfig) -> None:
+    """Refuses a model that cannot be sharded evenly over the mesh.
+
+    Raises:
+        InputError: heads or channels are not divisible by the number of devices they are sharded over.
+    """
+    size = mesh.shape
     shards = size["tensor"] * size["context"]
     for mixer in model.pattern:
         what, count = mixer.sharded

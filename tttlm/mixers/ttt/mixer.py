@@ -1,9 +1,11 @@
 """The mixers `ttt_linear` and `ttt_mlp`: configuration, cost, sharding and needs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from tttlm.errors import InputError
@@ -89,6 +91,20 @@ class TTTMixer(Mixer[TTTConfig]):
     @property
     def alignment(self) -> int:
         return self.settings.mini_batch_size
+
+    def with_inner(self, *, mini_batch_size: int | None = None, learning_rate_multiplier: float = 1.0) -> TTTConfig:
+        size = self.settings.mini_batch_size if mini_batch_size is None else mini_batch_size
+        rate = self.settings.inner_learning_rate
+        if learning_rate_multiplier != 1:
+            rate = self.inner_learning_rate * learning_rate_multiplier
+        return replace(self.settings, mini_batch_size=size, inner_learning_rate=rate)
+
+    def resized(self, path: str, value: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """`token_scale` is cut, or learned nothing at positions it was not trained at, where it stays 1 / (t + 1)."""
+        if path != "token_scale":
+            return super().resized(path, value, shape)
+        kept = value[:, : shape[1]]
+        return jnp.pad(kept, ((0, 0), (0, shape[1] - kept.shape[1])))
 
     @property
     def hidden_size_unit(self) -> int:

@@ -1,0 +1,161 @@
+"""`python -m tttlm.cli.generate`: text from a run or a released model, as it is made."""
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from tttlm.cli.arguments import parse, program, run_command
+from tttlm.errors import InputError
+from tttlm.inference.sampling import Sampling
+from tttlm.ranges import Count, CountOrZero, FilePath
+from tttlm.training.config import MeshConfig
+
+if TYPE_CHECKING:
+    from tttlm.inference import Generation, Piece
+
+DESCRIPTION = """Goes on from a prompt, from a text that was read before, or both.
+
+For example:  python -m tttlm.cli.generate runs/quickstart --prompt "Once upon a time"
+Read a book once, go on from it as often as wanted:
+  python -m tttlm.cli.generate runs/quickstart --prompt_file book.txt --save_state book.safetensors --max_tokens 0
+  python -m tttlm.cli.generate runs/quickstart --load_state book.safetensors --prompt "And then" """
+
+
+@dataclass(frozen=True)
+class GenerateConfig(Sampling):
+    """What is generated."""
+
+    model: tyro.conf.Positional[FilePath] = ""
+    """The folder of a run or of a released model."""
+    tokenizer: FilePath = ""
+    """For a released model without a tokenizer beside it: a tokenizer file, a folder with one, or "bytes"."""
+    step: CountOrZero | None = None
+    """The checkpoint of a run; None is the newest."""
+    prompt: tuple[str, ...] = ()
+    """Text to go on from; several prompts are read together."""
+    prompt_file: FilePath = ""
+    """A text file to go on from, in place of --prompt."""
+    max_tokens: CountOrZero = 128
+    """Tokens of a sample at most; 0 reads only, for --save_state."""
+    num_samples: Count = 1
+    """Samples of each prompt."""
+    stop: tuple[str, ...] = ()
+    """Strings that end a sample."""
+    ignore_end: bool = False
+    """Go on past the token that ends a document."""
+    save_state: FilePath = ""
+    """A file to keep the state in, as it is when the prompt was read."""
+    load_state: FilePath = ""
+    """A file of --save_state to go on from; the prompt then comes behind what was read."""
+    max_length: CountOrZero = 0
+    """Tokens that attention has room for; 0 is what the model was configured with."""
+    chunk: Count = 512
+    """Tokens of a prompt that are read at a time."""
+    json: bool = False
+    """Print JSON, with tokens and log-probabilities, when all is done."""
+    mesh: MeshConfig = field(default_factory=lambda: MeshConfig(fsdp=1))
+    """Devices that the model is sharded over."""
+
+
+def main(arguments: list[str]) -> int:
+    config = parse(GenerateConfig, arguments, prog=program("generate"), description=DESCRIPTION)
+    if not config.model:
+        raise InputError("name a model, for example: python -m tttlm.cli.generate runs/quickstart --prompt 'The'")
+    if config.prompt and config.prompt_file:
+        raise InputError("--prompt and --prompt_file are both there: give one of them")
+    if not (config.max_tokens or config.save_state):
+        raise InputError("max_tokens = 0 reads only: name a file to --save_state to, or raise it")
+    if config.save_state:
+        _check_writable(Path(config.save_state))
+    if config.load_state and not Path(config.load_state).is_file():
+        raise InputError(f"{config.load_state} does not exist: name a file of --save_state")
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    from tttlm.evaluation.loading import load_model, on_mesh
+    from tttlm.inference import begin, load_reading, read, save_reading, stream, with_room_for
+    from tttlm.inference.generation import prompt_ids
+    from tttlm.progress import progress_bar
+
+    prompts = [_read_prompt(config.prompt_file)] if config.prompt_file else list(config.prompt) or [""]
+    if config.save_state and len(prompts) > 1:
+        raise InputError(f"--save_state keeps the state of one prompt, {len(prompts)} came: give one")
+    with on_mesh(config.mesh) as mesh:
+        loaded = load_model(config.model, tokenizer=config.tokenizer, step=config.step, mesh=mesh)
+        model, tokenizer = loaded.model, loaded.tokenizer
+        if config.max_length:
+            model = with_room_for(model, config.max_length)
+        reading = load_reading(config.load_state, model, tokenizer.fingerprint) if config.load_state else None
+        if config.save_state:
+            ids = prompt_ids(model, prompts, tokenizer, continues=reading is not None)
+            with progress_bar(len(ids[0]), "reading", unit="token", disable=len(ids[0]) < 4 * config.chunk) as bar:
+                start = begin(model, 1) if reading is None else reading
+                reading = read(model, start, ids, chunk=config.chunk, on_tokens=bar.update)
+            save_reading(config.save_state, reading, model, tokenizer.fingerprint)
+            prompts = [""]
+            if not config.max_tokens:
+                return 0
+        pieces = stream(
+            model,
+            prompts,
+            tokenizer,
+            max_tokens=config.max_tokens,
+            num_samples=config.num_samples,
+            stop=config.stop,
+            end_ids=() if config.ignore_end else None,
+            reading=reading,
+            chunk=config.chunk,
+            **{name: getattr(config, name) for name in Sampling.__dataclass_fields__},
+        )
+        finished = _show(pieces, 0 if config.json else len(prompts) * config.num_samples)
+    if config.json:
+        record: dict[str, Any] = {"model": config.model, "step": loaded.step, "prompts": prompts}
+        print(json.dumps({**record, "samples": [asdict(one) for one in finished]}, indent=2, ensure_ascii=False))
+    return 0
+
+
+def _show(pieces: Iterator["Piece"], count: int) -> list["Generation"]:
+    """Prints one sample as it is made, several each when it is finished, none of 0; returns all, in order."""
+    finished = []
+    for piece in pieces:
+        if count == 1:
+            print(piece.text, end="", flush=True)
+        if (one := piece.finished) is not None:
+            finished.append(one)
+            if count > 1:
+                print(f"--- prompt {one.prompt + 1}, sample {one.sample + 1}\n{one.text}", flush=True)
+    if count == 1:
+        print()
+    return sorted(finished, key=lambda one: (one.prompt, one.sample))
+
+
+def _read_prompt(name: str) -> str:
+    from tttlm.data.text_files import read_text
+
+    if not Path(name).is_file():
+        raise InputError(f"text file {name} does not exist")
+    return b"".join(read_text(Path(name))).decode("utf-8", "replace")
+
+
+def _check_writable(path: Path) -> None:
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name a file for --save_state")
+    try:
+        with open(path, "ab"):
+            pass
+        if not path.stat().st_size:
+            path.unlink()
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}: choose another path") from None
+
+
+def run() -> None:
+    run_command(lambda: main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,253 @@
+"""Text from a model: prompts are read together, each is gone on from as often as wanted, text comes as it is made."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from tttlm.errors import InputError
+from tttlm.inference.decoding import MOST_ENDS, decode
+from tttlm.inference.reading import Reading, begin, check_room, check_tokens, read
+from tttlm.inference.sampling import Sampling
+from tttlm.inference.text import TextStream, TextTokenizer
+from tttlm.model import LanguageModel
+
+Prompt = str | Sequence[int]
+Reason = Literal["length", "end", "stop"]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What was written after a prompt.
+
+    Attributes:
+        prompt: The number of the prompt.
+        sample: The number of the sample of that prompt.
+        text: What was written, without the token that ended it or the stop string; "" without a tokenizer.
+        tokens: The tokens that were drawn, an end-of-document token included.
+        log_probs: Log p of each token under the model, in nats: without temperature, penalty or filters.
+        finish_reason: Whether it has all its tokens ("length"), a token ended it ("end") or a stop string ("stop").
+    """
+
+    prompt: int
+    sample: int
+    text: str
+    tokens: list[int]
+    log_probs: list[float]
+    finish_reason: Reason
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text that has just become certain.
+
+    Attributes:
+        prompt: The number of the prompt.
+        sample: The number of the sample of that prompt.
+        text: The next characters; may be none.
+        finished: All of the sample, with its last piece.
+    """
+
+    prompt: int
+    sample: int
+    text: str
+    finished: Generation | None = None
+
+
+def generate(
+    model: LanguageModel,
+    prompts: Prompt | Sequence[Prompt],
+    tokenizer: TextTokenizer | None = None,
+    *,
+    max_tokens: int = 128,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    seed: int = 0,
+    num_samples: int = 1,
+    stop: Sequence[str] = (),
+    end_ids: Sequence[int] | None = None,
+    reading: Reading | None = None,
+    chunk: int = 512,
+) -> list[Generation]:
+    """Goes on from prompts; each gives what it gives alone.
+
+    >>> generate(model, "Call me", tokenizer, temperature=0.0)[0].text
+
+    Args:
+        model: The model, bound to its parameters.
+        prompts: Text, or token ids, of one prompt or several. Text is read after the token that documents are entered
+            from, or directly after `reading`.
+        tokenizer: Of the model; None takes and gives token ids only.
+        max_tokens: The most tokens of a sample.
+        temperature: See `Sampling`, also for the settings up to `seed`.
+        top_k: Draw among so many of the likeliest tokens; 0 among all.
+        top_p: Draw among the fewest likeliest tokens with this probability together.
+        min_p: Draw among tokens with this fraction of the probability of the likeliest.
+        repetition_penalty: Makes tokens that were there before less likely where it is above 1.
+        seed: Seed of the draws.
+        num_samples: Samples of each prompt.
+        stop: Strings that end a sample.
+        end_ids: Tokens that end a sample; None is the tokenizer's end-of-document token, and () is none.
+        reading: What was read before the prompts: of one sequence, or of as many as there are prompts.
+        chunk: Tokens of a prompt that are read at a time.
+
+    Returns:
+        the samples of the first prompt, then those of the second, and so on.
+
+    Raises:
+        InputError: A prompt is empty and there is nothing to begin from, a token is unknown, or an attention cache has
+            no room.
+    """
+    pieces = stream(
+        model,
+        prompts,
+        tokenizer,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        num_samples=num_samples,
+        stop=stop,
+        end_ids=end_ids,
+        reading=reading,
+        chunk=chunk,
+    )
+    finished = [piece.finished for piece in pieces if piece.finished is not None]
+    return sorted(finished, key=lambda one: (one.prompt, one.sample))
+
+
+def stream(
+    model: LanguageModel,
+    prompts: Prompt | Sequence[Prompt],
+    tokenizer: TextTokenizer | None = None,
+    *,
+    max_tokens: int = 128,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    seed: int = 0,
+    num_samples: int = 1,
+    stop: Sequence[str] = (),
+    end_ids: Sequence[int] | None = None,
+    reading: Reading | None = None,
+    chunk: int = 512,
+) -> Iterator[Piece]:
+    """The same as `generate`, piece by piece as it is made; what cannot work is refused before anything is computed.
+
+    Arguments and errors are as for `generate`.
+    """
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    if max_tokens < 1 or num_samples < 1:
+        raise InputError(f"max_tokens and num_samples must be at least 1, got {max_tokens} and {num_samples}")
+    ids = prompt_ids(model, prompts, tokenizer, continues=reading is not None)
+    if (stop and tokenizer is None) or "" in stop:
+        raise InputError("stop strings are compared with text: they need a tokenizer, and none may be empty")
+    if end_ids is None:
+        end_ids = () if tokenizer is None or tokenizer.eos_id is None else (tokenizer.eos_id,)
+    if len(end_ids) > MOST_ENDS:
+        raise InputError(f"at most {MOST_ENDS} tokens can end a sample, got {len(end_ids)}")
+    if reading is not None and len(reading) not in (1, len(ids)):
+        raise InputError(f"{len(ids)} prompts need a reading of 1 or {len(ids)} sequences, got {len(reading)}")
+    before = np.zeros(len(ids), np.int64) if reading is None else reading.num_tokens
+    check_room(model, before + np.asarray([len(part) for part in ids]) + max_tokens)
+    vocab_size = model.config.vocab_size if tokenizer is None else min(tokenizer.vocab_size, model.config.vocab_size)
+
+    def pieces() -> Iterator[Piece]:
+        start = begin(model, len(ids)) if reading is None else reading
+        if len(start) < len(ids):
+            start = start.take([0] * len(ids))
+        forked = read(model, start, ids, chunk=chunk).take(np.repeat(np.arange(len(ids)), num_samples).tolist())
+        samples = [_Sample(row // num_samples, row % num_samples, ids, tokenizer, stop) for row in range(len(forked))]
+        stopped = np.zeros(len(samples), bool)
+        drawn_tokens = decode(
+            model,
+            forked,
+            sampling,
+            max_tokens=max_tokens,
+            ends=end_ids,
+            samples=[one.sample for one in samples],
+            vocab_size=vocab_size,
+            stopped=stopped,
+        )
+        for drawn in drawn_tokens:
+            for row, one in enumerate(samples):
+                if drawn.active[row] and not stopped[row]:
+                    piece = one.push(int(drawn.tokens[row]), float(drawn.log_probs[row]), end_ids, max_tokens)
+                    stopped[row] = piece.finished is not None
+                    if piece.text or piece.finished:
+                        yield piece
+
+    return pieces()
+
+
+def prompt_ids(
+    model: LanguageModel, prompts: Prompt | Sequence[Prompt], tokenizer: TextTokenizer | None, *, continues: bool
+) -> list[np.ndarray]:
+    """Token ids of each prompt, those of text after the entry token unless it `continues`.
+
+    Raises:
+        InputError: There is no prompt, or one that is no text of this model.
+    """
+    one = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int | np.integer))
+    several: Sequence[Prompt] = [prompts] if one else list(prompts)  # type: ignore[list-item,arg-type]
+    if not several:
+        raise InputError("there is no prompt to go on from")
+    found = []
+    for number, prompt in enumerate(several, start=1):
+        if isinstance(prompt, str):
+            if tokenizer is None:
+                raise InputError("prompts of text need a tokenizer; without one give token ids")
+            entry = [] if continues or tokenizer.entry_id is None else [tokenizer.entry_id]
+            prompt = [*entry, *tokenizer.encode(prompt)]
+        if not len(prompt) and not continues:
+            raise InputError(f"prompt {number} is empty, and nothing enters a document here: give some text")
+        found.append(np.asarray(prompt, np.int64))
+    check_tokens(model, found)
+    return found
+
+
+class _Sample:
+    """One sample while it is made."""
+
+    def __init__(
+        self,
+        prompt: int,
+        sample: int,
+        ids: Sequence[np.ndarray],
+        tokenizer: TextTokenizer | None,
+        stop: Sequence[str],
+    ) -> None:
+        self.prompt, self.sample = prompt, sample
+        self._text = None if tokenizer is None else TextStream(tokenizer, ids[prompt].tolist(), stop)
+        self._parts: list[str] = []
+        self._tokens: list[int] = []
+        self._log_probs: list[float] = []
+
+    def push(self, token: int, log_prob: float, ends: Sequence[int], max_tokens: int) -> Piece:
+        self._tokens.append(token)
+        self._log_probs.append(log_prob)
+        text, reason = "", None
+        if token in ends:
+            reason = "end"
+        elif self._text is not None:
+            text = self._text.push(token)
+        if reason is None and len(self._tokens) == max_tokens:
+            reason = "length"
+        if reason is not None and self._text is not None:
+            text += self._text.finish()
+        if self._text is not None and self._text.stopped:
+            reason = "stop"
+        self._parts.append(text)
+        if reason is None:
+            return Piece(self.prompt, self.sample, text)
+        found = "".join(self._parts), self._tokens, self._log_probs
+        return Piece(self.prompt, self.sample, text, Generation(self.prompt, self.sample, *found, reason))  # type: ignore[arg-type]

@@ -1,0 +1,189 @@
+"""What a model has read, and reading on in chunks through the path that it was trained on."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from tttlm.errors import InputError
+from tttlm.model import LanguageModel
+from tttlm.model.language_model import State
+
+SMALLEST = 16  # tokens of the shortest chunk that is compiled
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a model has read, for each sequence of a batch: all that is needed to go on.
+
+    Attributes:
+        state: The state of the model; leaves are `[repeats, B, ...]`.
+        logits: Logits of the next token; zeros before the first one.
+        seen: Which tokens of the vocabulary were read, for the repetition penalty.
+        num_tokens: How many tokens were read.
+    """
+
+    state: State
+    logits: Float[Array, "B V"]
+    seen: Bool[Array, "B V"]
+    num_tokens: Int[np.ndarray, "B"]
+
+    def __len__(self) -> int:
+        return len(self.num_tokens)
+
+    def take(self, index: Sequence[int]) -> "Reading":
+        """The sequences at these positions of the batch, each as often as it is named: how a reading is forked."""
+        at = np.asarray(index, np.int32)
+        state, logits, seen = _take((self.state, self.logits, self.seen), at)
+        return Reading(state, logits, seen, self.num_tokens[at])
+
+
+def begin(model: LanguageModel, batch: int) -> Reading:
+    """A reading of nothing, for `batch` sequences."""
+    graph, params = nnx.split(model)
+    state, logits, seen = _begin(graph, params, batch)
+    return Reading(state, logits, seen, np.zeros(batch, np.int64))
+
+
+def read(
+    model: LanguageModel,
+    reading: Reading,
+    tokens: Sequence[Int[np.ndarray, "T"] | Sequence[int]],
+    *,
+    chunk: int = 512,
+    on_tokens: Callable[[int], Any] = lambda count: None,
+) -> Reading:
+    """Reads on, `chunk` tokens of each sequence at a time; sequences may have any numbers of tokens.
+
+    While every sequence has a whole chunk left they are read as in training. What is left is read in chunks of powers
+    of two, of which a sequence takes what it has, so that few programs are compiled whatever the lengths are.
+
+    Args:
+        model: The model, bound to its parameters.
+        reading: What was read before; it stays as it is.
+        tokens: Token ids for each sequence.
+        chunk: Tokens of a chunk, rounded up to a multiple of the model's mini-batches.
+        on_tokens: Called with the number of tokens that were read since the last call.
+
+    Raises:
+        InputError: A token is not in the vocabulary, or an attention cache has no room.
+    """
+    parts = [np.asarray(part, np.int64).reshape(-1) for part in tokens]
+    check_tokens(model, parts)
+    check_room(model, reading.num_tokens + [len(part) for part in parts])
+    align = model.config.alignment
+    chunk = -(-chunk // align) * align
+    graph, params = nnx.split(model)
+    state, logits, seen = _copy((reading.state, reading.logits, reading.seen))
+    done = np.zeros(len(parts), np.int64)
+    total = np.asarray([len(part) for part in parts])
+    while (left := total - done).any():
+        within = np.where(left > 0, (reading.num_tokens + done) % align, 0)
+        whole = left.min() >= chunk and not within.any()
+        if whole:
+            size, lengths = chunk, np.full(len(parts), chunk)
+        elif within.any():  # up to the next boundary first, from where chunks cost less
+            lengths = np.minimum(left, -within % align)
+            size = _size(int(lengths.max()), chunk)
+        else:
+            size = _size(int(left.max()), chunk)
+            lengths = np.minimum(left, size)
+        padded = np.zeros((len(parts), size), np.int32)
+        for row, (part, at, length) in enumerate(zip(parts, done, lengths, strict=True)):
+            padded[row, :length] = part[at : at + length]
+        of_rows = None if whole else lengths.astype(np.int32)
+        state, logits, seen = _read(graph, params, state, logits, seen, padded, of_rows)
+        done += lengths
+        on_tokens(int(lengths.sum()))
+    return Reading(state, logits, seen, reading.num_tokens + total)
+
+
+def with_room_for(model: LanguageModel, tokens: int) -> LanguageModel:
+    """The model, its attention caches with room for so many tokens; the same model where the state has one size."""
+    if model.config.cache_length is None:
+        return model
+    config = model.config.with_cache_length(tokens)
+    graph = nnx.graphdef(nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0))))
+    return nnx.merge(graph, nnx.state(model))
+
+
+def check_room(model: LanguageModel, num_tokens: Int[np.ndarray, "B"]) -> None:
+    """Refuses sequences that are longer than an attention cache.
+
+    Raises:
+        InputError: One is.
+    """
+    room, most = model.config.cache_length, int(max(num_tokens, default=0))
+    if room is not None and most > room:
+        raise InputError(
+            f"a sequence of {most:,} tokens does not fit the attention cache, which has room for {room:,}: raise "
+            "max_length, or give less"
+        )
+
+
+def check_tokens(model: LanguageModel, parts: Sequence[Int[np.ndarray, "T"]]) -> None:
+    """Refuses tokens that the model does not know.
+
+    Raises:
+        InputError: There is one.
+    """
+    size = model.config.vocab_size
+    for part in parts:
+        if len(part) and not (part.min() >= 0 and part.max() < size):
+            wrong = int(part.max()) if part.max() >= size else int(part.min())
+            raise InputError(
+                f"token {wrong} is not in the model's vocabulary of {size:,}: is the tokenizer that of another model?"
+            )
+
+
+def _size(tokens: int, chunk: int) -> int:
+    """The power of two, of at least `SMALLEST`, that holds so many tokens; or `chunk`."""
+    return min(chunk, max(SMALLEST, 1 << (tokens - 1).bit_length()))
+
+
+@jax.jit
+def _copy(tree: Any) -> Any:
+    return jax.tree.map(jnp.copy, tree)
+
+
+@jax.jit
+def _take(parts: tuple[State, Array, Array], at: Int[Array, "N"]) -> tuple[State, Array, Array]:
+    state, logits, seen = parts
+    return jax.tree.map(lambda a: a[:, at], state), logits[at], seen[at]
+
+
+@partial(jax.jit, static_argnums=(0, 2))
+def _begin(graph: Any, params: Any, batch: int) -> tuple[State, Array, Array]:
+    model = nnx.merge(graph, params)
+    shape = (batch, model.config.vocab_size)
+    dtype = jnp.promote_types(model.norm.dtype, jnp.float32)
+    return model.init_state(batch), jnp.zeros(shape, dtype), jnp.zeros(shape, bool)
+
+
+@partial(jax.jit, static_argnums=(0,), donate_argnums=(2, 3, 4))
+def _read(
+    graph: Any,
+    params: Any,
+    state: State,
+    logits: Float[Array, "B V"],
+    seen: Bool[Array, "B V"],
+    tokens: Int[Array, "B T"],
+    lengths: Int[Array, "B"] | None,
+) -> tuple[State, Array, Array]:
+    """Reads a chunk; without `lengths` it is whole for every sequence and starts on a boundary."""
+    model: LanguageModel = nnx.merge(graph, params)
+    rows, time = jnp.arange(tokens.shape[0])[:, None], tokens.shape[1]
+    if lengths is None:
+        h, state = model.extend_features(tokens, state, on_boundary=True)
+        return state, model.head(h[:, -1]), seen.at[rows, tokens].set(True)
+    h, state = model.extend_features(tokens, state, lengths=lengths)
+    last = jnp.take_along_axis(h, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
+    logits = jnp.where(lengths[:, None] > 0, model.head(last), logits)
+    taken = jnp.where(jnp.arange(time) < lengths[:, None], tokens, model.config.vocab_size)
+    return state, logits, seen.at[rows, taken].set(True, mode="drop")

@@ -1,0 +1,187 @@
+"""The loss of every token of documents of any length, streamed side by side in constant memory."""
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import count
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from tttlm.errors import InputError
+from tttlm.inference.reading import check_tokens
+from tttlm.model import LanguageModel
+from tttlm.model.language_model import State
+
+LOGITS = 1 << 24  # how many are held at a time
+
+
+class Losses(NamedTuple):
+    """Tokens that were scored together, of one document or several.
+
+    Attributes:
+        document: The number of each token's document, in the order they were given.
+        position: How many tokens of its document, besides the first, come before it.
+        nats: -log p of each token given all before it in its document.
+        hit: Whether the token is the likeliest one.
+    """
+
+    document: Int[np.ndarray, "N"]
+    position: Int[np.ndarray, "N"]
+    nats: Float[np.ndarray, "N"]
+    hit: Bool[np.ndarray, "N"]
+
+
+def stream_losses(
+    model: LanguageModel,
+    documents: Iterable[Iterable[Int[np.ndarray, "T"]]],
+    *,
+    rows: int = 8,
+    chunk: int = 512,
+) -> Iterator[Losses]:
+    """Scores documents, however long they are; each is read as if it were alone.
+
+    `rows` documents are read side by side, one after another in each row of the batch. A document starts on a
+    mini-batch boundary, so that every chunk takes the path of training. Attention over all of the past has its cache
+    emptied where a chunk starts; it needs room for the longest document.
+
+    Args:
+        model: The model, bound to its parameters.
+        documents: Each an iterable of token arrays, read as needed. The first token of a document is what it is entered
+            from and is not predicted.
+        rows: Documents that are read side by side.
+        chunk: Tokens of a document in one call, rounded up to a multiple of the model's mini-batches.
+
+    Raises:
+        InputError: A document is longer than an attention cache, or has a token that the model does not know.
+    """
+    align, room = model.config.alignment, model.config.cache_length
+    chunk = -(-chunk // align) * align
+    graph, params = nnx.split(model)
+    waiting = zip(count(), documents)
+    feeds = [_Row(model, waiting, align if room is None else chunk) for _ in range(rows)]
+    state = _init_state(graph, params, rows)
+    ids = np.zeros(rows, np.int32)  # the document in progress, as the state has it
+    pending: tuple[tuple[Array, Array], np.ndarray] | None = None
+    while True:
+        filled = np.stack([feed.take(chunk) for feed in feeds])
+        inputs, targets, document, position = filled.swapaxes(0, 1)
+        real = document >= 0
+        if not real.any():
+            break
+        if room is not None and (most := int(position.max(initial=0, where=real)) + 1) > room:
+            raise InputError(
+                f"a document has more than the {room:,} tokens that attention has room for (it is at {most:,}): "
+                "raise max_length"
+            )
+        begins = real[:, 0] & (position[:, 0] == 0)
+        several = ((position == 0) & real)[:, 1:].any()
+        segments = _segments(document, position, ids) if several else None
+        if segments is None:
+            ids = np.where(begins, 1, np.maximum(ids, 1))
+        else:
+            begins = np.zeros(rows, bool)
+            ids = np.where(real.any(axis=1), segments.max(axis=1), ids)
+        arrays = begins, inputs.astype(np.int32), targets.astype(np.int32), segments
+        found, state = _score(graph, params, state, *arrays)
+        if pending is not None:  # one call behind, so that reading text and computing overlap
+            yield _found(*pending)
+        pending = found, np.stack([document, position])
+    if pending is not None:
+        yield _found(*pending)
+
+
+def _found(found: tuple[Array, Array], of: np.ndarray) -> Losses:
+    document, position = of
+    real = document >= 0
+    nats, hit = (np.asarray(a)[real] for a in found)
+    return Losses(document[real], position[real], nats, hit)
+
+
+def _segments(document: np.ndarray, position: np.ndarray, ids: np.ndarray) -> Int[np.ndarray, "B T"]:
+    """Ids that go on from those in progress, and count up where a document starts; 0 at padding."""
+    real = document >= 0
+    started = np.cumsum((position == 0) & real, axis=1)
+    return np.where(real, np.maximum(ids, 1)[:, None] + started, 0).astype(np.int32)
+
+
+class _Row:
+    """One row of the stream: (input, target, document, position) for token after token of document after document."""
+
+    def __init__(self, model: LanguageModel, documents: Iterator[tuple[int, Iterable[np.ndarray]]], align: int) -> None:
+        self._model, self._documents, self._align = model, documents, align
+        self._pairs = self._read()
+        self._left = np.zeros((4, 0), np.int64)
+
+    def take(self, length: int) -> Int[np.ndarray, "4 T"]:
+        """The next tokens; document -1 where there is nothing to read."""
+        parts, have = [self._left], self._left.shape[1]
+        while have < length and (piece := next(self._pairs, None)) is not None:
+            parts.append(piece)
+            have += piece.shape[1]
+        joined = np.concatenate([*parts, _padding(max(0, length - have))], axis=1)
+        self._left = joined[:, length:]
+        return joined[:, :length]
+
+    def _read(self) -> Iterator[np.ndarray]:
+        for number, document in self._documents:
+            last, at = np.zeros(0, np.int64), 0
+            for tokens in document:
+                check_tokens(self._model, [np.asarray(tokens)])
+                known = np.concatenate([last, np.asarray(tokens, np.int64)])
+                if (n := len(known) - 1) > 0:
+                    yield np.stack([known[:-1], known[1:], np.full(n, number), np.arange(at, at + n)])
+                    at += n
+                last = known[-1:]
+            if gap := -at % self._align:
+                yield _padding(gap)
+
+
+def _padding(length: int) -> Int[np.ndarray, "4 T"]:
+    empty = np.zeros((4, length), np.int64)
+    empty[2] = -1
+    return empty
+
+
+@partial(jax.jit, static_argnums=(0, 2))
+def _init_state(graph: Any, params: Any, rows: int) -> State:
+    return nnx.merge(graph, params).init_state(rows)
+
+
+@partial(jax.jit, static_argnums=(0,), donate_argnums=(2,))
+def _score(
+    graph: Any,
+    params: Any,
+    state: State,
+    begins: Bool[Array, "B"],
+    inputs: Int[Array, "B T"],
+    targets: Int[Array, "B T"],
+    segments: Int[Array, "B T"] | None,
+) -> tuple[tuple[Array, Array], State]:
+    """-log p of every target and whether it is the likeliest token, `[B, T]`; and the next state."""
+    model: LanguageModel = nnx.merge(graph, params)
+    rows = len(begins)
+    first = model.init_state(rows)
+
+    def emptied() -> State:
+        of_rows = lambda a: begins.reshape(1, -1, *[1] * (a.ndim - 2))  # leaves are [repeats, rows, ...]
+        return jax.tree.map(lambda new, old: jnp.where(of_rows(old), new, old), first, state)
+
+    state = jax.lax.cond(jnp.any(begins), emptied, lambda: state)
+    h, state = model.extend_features(inputs, state, segments, on_boundary=True)
+    time = h.shape[1]
+    most = max(1, LOGITS // (rows * model.config.vocab_size))
+    piece = next(size for size in range(min(most, time), 0, -1) if time % size == 0)
+
+    def scored(part: tuple[Array, Array]) -> tuple[Array, Array]:
+        logits, targets = model.head(part[0]), part[1]
+        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        return jax.nn.logsumexp(logits, axis=-1) - chosen, jnp.argmax(logits, axis=-1) == targets
+
+    in_pieces = lambda a: a.reshape(rows, -1, piece, *a.shape[2:]).swapaxes(0, 1)
+    found = jax.lax.map(scored, (in_pieces(h), in_pieces(targets)))
+    nats, hit = (a.swapaxes(0, 1).reshape(rows, time) for a in found)
+    return (nats, hit), state
