@@ -114,21 +114,23 @@ class Checkpoint:
         Raises:
             InputError: names the tensor that is missing, of another shape, or cannot be read.
         """
-        return part.entry.load(self.tensors.read(self._stored_name(part), shape_there(part, self._shapes[part.path])))
+        return part.entry.load(self.tensors.read(self.stored_name(part), shape_there(part, self._shapes[part.path])))
 
-    def _stored_name(self, part: Part) -> str:
+    def stored_name(self, part: Part) -> str:
         """The name of the tensor; of tied ones some writers keep the head alone."""
         tied = self.config.tie_embeddings and part.path == ("embed", "embedding")
         return "lm_head.weight" if tied and part.name not in self.tensors and HEAD in self.tensors else part.name
 
-    def check_unread(self) -> None:
-        """Refuses a tensor that was not read, unless it is only a copy of what was read or of a constant.
+    def check(self) -> None:
+        """Refuses a tensor that is missing or of another shape, and one that is neither a parameter nor a copy of one.
 
         Raises:
             InputError: names the tensor.
         """
         tensors, config = self.tensors, self.config
-        for name in sorted(tensors.unread):
+        for part in self.parts:
+            tensors.check(self.stored_name(part), shape_there(part, self._shapes[part.path]))
+        for name in sorted(set(tensors) - {self.stored_name(part) for part in self.parts}):
             known = next((of for pattern, of in CONSTANTS.items() if fnmatch.fnmatch(name, pattern)), None)
             if known is not None:
                 value = tensors.read_any(name).ravel().astype(np.float64)

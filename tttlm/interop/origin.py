@@ -8,6 +8,7 @@ from typing import Any
 
 from tttlm.errors import InputError
 from tttlm.interop.architecture import Architecture
+from tttlm.interop.checkpoint import Checkpoint
 from tttlm.model import ModelConfig
 
 FILES = (
@@ -40,6 +41,11 @@ class Origin:
     def values(self) -> dict[str, Any]:
         """What its configuration file says."""
         return json.loads(self.text)
+
+
+def origin_of(checkpoint: Checkpoint) -> Origin:
+    """Where a model is read from."""
+    return Origin(str(checkpoint.folder), checkpoint.architecture.name, json.dumps(checkpoint.values))
 
 
 def kept_values(origin: Origin | None, architecture: Architecture, config: ModelConfig) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """`from_pretrained` and `save_pretrained`: a folder in a released layout is our model, and back."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from tttlm.interop.checkpoint import (
     model_parameters,
     write_checkpoint,
 )
-from tttlm.interop.origin import Origin, check_there, copy_files, kept_values
+from tttlm.interop.origin import check_there, copy_files, kept_values, origin_of
 from tttlm.model import LanguageModel
 
 
@@ -38,13 +37,13 @@ def from_pretrained(folder: str | Path, *, dtype: str | None = None, param_dtype
             damaged file, or of no use; then nothing was loaded.
     """
     checkpoint = Checkpoint(Path(folder))
+    checkpoint.check()
     precision: dict[str, Any] = {"dtype": dtype or param_dtype, "param_dtype": param_dtype}
     config = replace(checkpoint.config, **precision)
     graph, parameters = abstract_parameters(config)
     pieces: dict[Place, list[np.ndarray]] = {}
     for part in checkpoint.parts:
         pieces.setdefault(part.path, []).append(checkpoint.read(part))
-    checkpoint.check_unread()
     stacked = {part.path for part in checkpoint.parts if part.repeat is not None}
     state = []
     for path, variable in parameters.items():
@@ -52,7 +51,7 @@ def from_pretrained(folder: str | Path, *, dtype: str | None = None, param_dtype
         value = np.stack(values) if path in stacked else values[0]
         state.append((path, variable.replace(jnp.asarray(value, param_dtype))))
     model = nnx.merge(graph, nnx.from_flat_state(state))
-    model.origin = Origin(str(checkpoint.folder), checkpoint.architecture.name, json.dumps(checkpoint.values))
+    model.origin = origin_of(checkpoint)
     return model
 
 

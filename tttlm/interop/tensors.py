@@ -46,7 +46,7 @@ class Tensor(NamedTuple):
 
 
 class Tensors:
-    """The tensors of a folder by name, read one at a time; every one that is read is ticked off.
+    """The tensors of a folder by name, read one at a time.
 
     A tensor is read from the file into memory of its own, without a memory map whose pages would stay.
     """
@@ -54,10 +54,12 @@ class Tensors:
     def __init__(self, folder: Path, where: dict[str, Tensor], source: str = "config.json") -> None:
         self.folder, self.source = folder, source
         self._where = where
-        self.unread = set(where)
 
     def __len__(self) -> int:
         return len(self._where)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
 
     def __contains__(self, name: str) -> bool:
         return name in self._where
@@ -69,11 +71,11 @@ class Tensors:
         """The tensor of that name, whatever its shape."""
         return self.read(name, self._where[name].shape)
 
-    def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """The tensor of that name, which must have that shape.
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Refuses a tensor that is missing, of another shape, or of no dtype for parameters.
 
         Raises:
-            InputError: it is missing, of another shape, of no dtype for parameters, or cannot be read.
+            InputError: names the tensor.
         """
         if name not in self._where:
             raise InputError(f"{self.folder}: tensor {name!r} is missing; expected one of shape {list(shape)}")
@@ -88,6 +90,15 @@ class Tensors:
                 f"{tensor.path}: tensor {name!r} has shape {list(tensor.shape)} of {tensor.dtype}, but {self.source} "
                 f"asks for {list(shape)} of floating-point numbers"
             )
+
+    def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """The tensor of that name, which must have that shape.
+
+        Raises:
+            InputError: it is missing, of another shape, of no dtype for parameters, or cannot be read.
+        """
+        self.check(name, shape)
+        tensor = self._where[name]
         data = np.empty(math.prod(shape), jnp.dtype(tensor.dtype))
         view, done = memoryview(data.view(np.uint8)), 0
         try:
@@ -103,7 +114,6 @@ class Tensors:
             raise InputError(
                 f"{tensor.path}: tensor {name!r} cannot be read ({error.strerror}); fetch the file again"
             ) from None
-        self.unread.discard(name)
         return data.reshape(shape)
 
 

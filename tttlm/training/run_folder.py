@@ -126,12 +126,12 @@ class RunFolder:
         self.check_config(config)
         self._check_data(facts)
         try:
-            self._write(self.config, _with_head(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)))
+            self._write(self.config, with_head(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)))
             if not self.facts.exists():
                 self._before[self.facts] = None
                 write_json(self.facts, facts)
             if not (self.tokenizer / TOKENIZER_FACTS).exists():  # it is written last
-                self._keep_tokenizer(tokenizer)
+                self.keep_tokenizer(tokenizer)
         except OSError as error:
             raise InputError(
                 f"{self.path} cannot be written: {error.strerror}: make room, or choose another --run"
@@ -245,7 +245,8 @@ class RunFolder:
             )
         return found
 
-    def _keep_tokenizer(self, tokenizer: Tokenizer) -> None:
+    def keep_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Writes the tokenizer into the run's folder."""
         self._before[self.tokenizer] = None
         save_tokenizer(tokenizer, self.tokenizer)
 
@@ -266,7 +267,8 @@ class RunFolder:
         write_file(path, text.encode())
 
 
-def _with_head(text: str) -> str:
+def with_head(text: str) -> str:
+    """The text of a run's configuration behind the line that tells its version and digest."""
     digest = hashlib.sha256(text.encode()).hexdigest()
     return f"# tttlm {tttlm.__version__}, sha256 of what follows: {digest}\n{text}"
 

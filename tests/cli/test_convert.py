@@ -1,0 +1,120 @@
+"""The command that converts models: every way there and back gives the same tensors, and its check can fail."""
+
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import tttlm
+from tttlm.cli import convert
+from tttlm.errors import CannotWrite, InputError
+from tttlm.interop.convert import FolderParameters, streamed_logits
+from tttlm.interop.stream import read_stream
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+OFFICIAL = FIXTURES / "official_jax" / "ttt_linear"
+QWEN = FIXTURES / "reference" / "qwen3"
+
+
+def same_tensors(one: Path, other: Path) -> None:
+    a, b = (load_file(folder / "model.safetensors") for folder in (one, other))
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_a_stream_becomes_a_folder_a_run_and_a_stream_again(tmp_path, capsys):
+    assert convert.main([str(OFFICIAL), str(tmp_path / "hf")]) == 0
+    out = capsys.readouterr().out
+    assert "model.embed_tokens.weight" in out
+    assert "model.wte.embedding" in out
+    assert "[101, 64]" in out
+    assert "bfloat16" in out
+    assert "logits of 32 random tokens agree: they differ by 0 at most" in out
+    assert convert.main([str(tmp_path / "hf"), str(tmp_path / "run"), "--layout", "run"]) == 0
+    captured = capsys.readouterr()
+    assert "stack/blocks/0/mixer/q_proj/kernel[1]" in captured.out
+    assert "has no tokenizer" in captured.err
+    assert convert.main([str(tmp_path / "run"), str(tmp_path / "back")]) == 0
+    same_tensors(tmp_path / "hf", tmp_path / "back")
+    assert convert.main([str(tmp_path / "back"), str(tmp_path / "stream"), "--train_state"]) == 0
+    before, after = (
+        read_stream(OFFICIAL / "streaming_train_state"),
+        read_stream(tmp_path / "stream/streaming_train_state"),
+    )
+    assert {key: tensor[1:3] for key, tensor in before.items()} == {key: tensor[1:3] for key, tensor in after.items()}
+
+
+def test_a_run_takes_its_tokenizer_along_and_can_be_read(tmp_path, capsys):
+    folder = tmp_path / "released"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_bytes((QWEN / name).read_bytes())
+    from tokenizers import Tokenizer, models
+
+    words = {f"w{i}": i for i in range(64)}
+    Tokenizer(models.WordLevel(words, unk_token="w0")).save(str(folder / "tokenizer.json"))
+    assert convert.main([str(folder), str(tmp_path / "run"), "--check_tokens", "0"]) == 0  # Qwen's other layout
+    from tttlm.evaluation.run import load_run
+
+    run = load_run(tmp_path / "run")
+    assert run.tokenizer().encode("w5") == [5]
+    tokens = jnp.arange(20)[None]
+    np.testing.assert_array_equal(run.model(tokens), tttlm.from_pretrained(folder, param_dtype="bfloat16")(tokens))
+    capsys.readouterr()
+    assert convert.main([str(tmp_path / "run"), str(tmp_path / "out"), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["largest_difference"] == 0
+    assert {"name": "model.norm.weight", "source": "norm/scale", "shape": [32], "dtype": "bfloat16"} in report[
+        "tensors"
+    ]
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+    same_tensors(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["qwen3", "mamba2", "smollm"])
+def test_logits_of_one_block_at_a_time_are_those_of_the_model(name):
+    folder, tokens = FIXTURES / "reference" / name, np.arange(30)[None]
+    logits = streamed_logits(FolderParameters(folder), tokens)
+    np.testing.assert_allclose(logits, tttlm.from_pretrained(folder)(jnp.asarray(tokens)), atol=2e-5)
+
+
+def test_the_check_of_logits_can_fail(tmp_path, monkeypatch):
+    """What is written is read back from the disk: here it is altered in between."""
+    from tttlm.interop import convert as library
+
+    def altered(source, folder, layout, **options):
+        written = original(source, folder, layout, **options)
+        tensors = load_file(folder / "model.safetensors")
+        norm = tensors["model.norm.weight"]
+        tensors["model.norm.weight"] = (1.02 * norm.astype(np.float32)).astype(norm.dtype)
+        save_file(tensors, folder / "model.safetensors")
+        return written
+
+    original = library.convert
+    monkeypatch.setattr(library, "convert", altered)
+    with pytest.raises(CannotWrite, match=r"computes other logits than .*: they differ by .*; do not use it"):
+        convert.main([str(QWEN), str(tmp_path / "out"), "--layout", "huggingface"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["only"], "name two folders, FROM and TO, 1 came"),
+        ([str(QWEN), "OUT", "--layout", "mamba_ssm"], "layout mamba_ssm has no model of mixers"),
+        ([str(QWEN), "OUT", "--layout", "official_jax"], "neither grouped heads"),
+        ([str(QWEN), "OUT", "--train_state"], "--train_state is for the layout official_jax, but TO becomes run"),
+        ([str(QWEN), "OUT", "--step", "3"], "--step names a checkpoint of a run"),
+        ([str(QWEN), str(QWEN), "--layout", "huggingface"], "holds a checkpoint already"),
+        ([str(QWEN), str(QWEN), "--layout", "run"], "is there and not empty"),
+        (["no/such/folder", "OUT"], "config.json: is missing"),
+    ],
+)
+def test_what_cannot_be_converted_is_one_line_and_leaves_nothing(tmp_path, words, message):
+    with pytest.raises(InputError, match=message) as error:
+        convert.main([str(tmp_path / "out") if word == "OUT" else word for word in words])
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()

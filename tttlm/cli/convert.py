@@ -1,0 +1,161 @@
+"""`python -m tttlm.cli.convert FROM TO`: a model from one layout to another, tensor by tensor."""
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from tttlm.cli.arguments import parse, program, run_command
+from tttlm.errors import CannotWrite, InputError
+from tttlm.ranges import CountOrZero, FilePath, Range, Seed
+
+DESCRIPTION = """Converts a model between released layouts and the folders of runs, one tensor at a time.
+
+For example:  python -m tttlm.cli.convert runs/quickstart released/       # a run becomes a Hugging Face folder
+              python -m tttlm.cli.convert official/ released/             # so does a stream of the official JAX trainer
+              python -m tttlm.cli.convert released/ official/ --layout official_jax
+              python -m tttlm.cli.convert released/ runs/new --layout run
+
+Prints the name, source, shape and dtype of every tensor, and compares the logits of both for random tokens."""
+_AGREES = 1e-5  # of the largest logit; the same numbers in another layout give the same logits
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """What is converted, and to what."""
+
+    folders: tyro.conf.Positional[tuple[FilePath, ...]] = ()
+    """The folders FROM and TO. FROM is a run or a released folder; TO is made, and must not hold a model yet."""
+    layout: Literal["auto", "huggingface", "mamba_ssm", "official_jax", "run"] = "auto"
+    """What TO becomes. auto: huggingface, or where FROM is that, the other layout of its family: official_jax for TTT
+    models, mamba_ssm for both Mambas, run for others."""
+    step: CountOrZero | None = None
+    """The checkpoint of a run; None is the newest."""
+    train_state: bool = False
+    """In the layout official_jax, write streaming_train_state at step 0 and not streaming_params."""
+    shard_bytes: Annotated[int, Range(least=1, most=2**50)] = 5 * 10**9
+    """How large one file of safetensors may be."""
+    check_tokens: Annotated[int, Range(least=0, most=4096)] = 32
+    """Random tokens for which logits are compared; 0 compares none."""
+    seed: Seed = 0
+    """The seed of these tokens."""
+    json: bool = False
+    """Print JSON."""
+
+
+def main(arguments: list[str]) -> int:
+    config = parse(ConvertConfig, arguments, prog=program("convert"), description=DESCRIPTION)
+    if len(config.folders) != 2:
+        raise InputError(
+            f"name two folders, FROM and TO, {len(config.folders)} came, for example: "
+            "python -m tttlm.cli.convert runs/quickstart released"
+        )
+    source_path, target_path = (Path(name) for name in config.folders)
+    from tttlm.interop.convert import convert, largest_difference
+
+    source, origin = _open(source_path, config.step)
+    layout = _other_layout(source) if config.layout == "auto" else config.layout
+    if config.train_state and layout != "official_jax":
+        raise InputError(f"--train_state is for the layout official_jax, but TO becomes {layout}")
+    if layout == "run":
+        written = _write_run(source, source_path, target_path)
+    else:
+        written = convert(
+            source,
+            target_path,
+            layout,
+            origin=origin,
+            shard_bytes=config.shard_bytes,
+            train_state=config.train_state,
+        )
+    difference = None
+    if config.check_tokens:
+        target, _ = _open(target_path, None)
+        difference, scale = largest_difference(source, target, num_tokens=config.check_tokens, seed=config.seed)
+        if not difference <= _AGREES * scale:
+            raise CannotWrite(
+                f"{target_path} computes other logits than {source_path}: they differ by {difference:.3g} where the "
+                f"largest is {scale:.3g}; do not use it"
+            )
+    if config.json:
+        tensors = [asdict(tensor) for tensor in written]
+        record = {"from": str(source_path), "to": str(target_path), "layout": layout, "tensors": tensors}
+        print(json.dumps(record | {"check_tokens": config.check_tokens, "largest_difference": difference}, indent=1))
+        return 0
+    print(_table(written))
+    print(f"{target_path}: {len(written):,} tensors in the layout {layout}")
+    if difference is not None:
+        print(f"logits of {config.check_tokens} random tokens agree: they differ by {difference:.3g} at most")
+    return 0
+
+
+def _open(path: Path, step: int | None) -> tuple[Any, Any]:
+    """The parameters in a folder, and what else it has for a released folder."""
+    from tttlm.interop.convert import FolderParameters
+    from tttlm.interop.origin import Origin
+
+    if (path / "config.yaml").is_file() and not (path / "config.json").exists():
+        from tttlm.training.run_parameters import RunParameters
+
+        run = RunParameters(path, step)
+        if not run.folder.facts.exists():
+            return run, None
+        tokenizer = run.folder.read_tokenizer()
+        ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+        return run, Origin(str(run.folder.tokenizer), "", json.dumps({k: v for k, v in ids.items() if v is not None}))
+    if step is not None:
+        raise InputError(f"--step names a checkpoint of a run, but {path} is no run")
+    folder = FolderParameters(path)
+    return folder, folder.origin
+
+
+def _other_layout(source: Any) -> str:
+    from tttlm.interop.convert import FolderParameters
+
+    if not isinstance(source, FolderParameters) or source.checkpoint.architecture.layout != "huggingface":
+        return "huggingface"
+    name = source.checkpoint.architecture.name
+    return {"ttt": "official_jax", "mamba": "mamba_ssm", "mamba2": "mamba_ssm"}.get(name, "run")
+
+
+def _write_run(source: Any, source_path: Path, target: Path) -> list[Any]:
+    from tttlm.data import load_tokenizer
+    from tttlm.interop.convert import Converted
+    from tttlm.interop.origin import FILES
+    from tttlm.training.run_parameters import RunParameters, write_run
+
+    tokenizer = None
+    if isinstance(source, RunParameters):
+        tokenizer = source.folder.read_tokenizer() if source.folder.facts.exists() else None
+    elif any((source_path / name).exists() for name in FILES if name in ("tokenizer.json", "tokenizer.model")):
+        tokenizer = load_tokenizer(source_path)
+    written = []
+
+    def read(path: tuple[Any, ...], repeat: int | None) -> Any:
+        value = source.read(path, repeat)
+        name = "/".join(map(str, path)) + ("" if repeat is None else f"[{repeat}]")
+        written.append(Converted(name, source.name(path, repeat), value.shape, value.dtype.name))
+        return value
+
+    write_run(target, source.config, read, tokenizer)
+    if tokenizer is None:
+        print(f"note: {source_path} has no tokenizer, so that the run has none", file=sys.stderr)
+    return written
+
+
+def _table(written: list[Any]) -> str:
+    rows = [("tensor", "from", "shape", "dtype")]
+    rows += [(tensor.name, tensor.source, str(list(tensor.shape)), tensor.dtype) for tensor in written]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return "\n".join("  ".join(f"{cell:{n}}" for cell, n in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def run() -> None:
+    run_command(lambda: main(sys.argv[1:]), kept="FROM is as it was")
+
+
+if __name__ == "__main__":
+    run()

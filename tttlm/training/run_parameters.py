@@ -1,0 +1,134 @@
+"""The parameters of a run one by one, and a run that is made of parameters from elsewhere."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import yaml
+from orbax.checkpoint import v1 as ocp
+
+from tttlm.data import Tokenizer
+from tttlm.errors import InputError
+from tttlm.model import ModelConfig
+from tttlm.records import write_file, write_json
+from tttlm.training.checkpoint_files import Damaged, Unreadable, check_path, pick_step, read_arrays, read_facts
+from tttlm.training.checkpoints import Checkpoints
+from tttlm.training.config import TrainConfig, to_dict
+from tttlm.training.run_folder import RunFacts, RunFolder, with_head
+from tttlm.training.step import Model
+
+_PARTIAL = ocp.options.PyTreeOptions(loading=ocp.options.PyTreeOptions.Loading(partial_load=True))
+
+
+class RunParameters:
+    """The parameters in a checkpoint of a run, each read and checked against its digest when it is asked for.
+
+    Attributes:
+        folder: The run's folder.
+        config: The configuration of its model.
+        step: The step of the checkpoint.
+
+    Raises:
+        InputError: it is no run, or has no such checkpoint.
+    """
+
+    def __init__(self, path: Path, step: int | None = None) -> None:
+        self.folder = RunFolder(path)
+        self.config: ModelConfig = self.folder.read_config().model
+        self.step = pick_step(self.folder.checkpoints, step)
+        self._path = self.folder.checkpoints / str(self.step)
+        self._facts = self._tell(lambda: read_facts(self._path))
+        self._last: tuple[tuple[Any, ...], np.ndarray] | None = None
+        self._shapes = Model(self.config).shapes
+
+    def name(self, path: tuple[Any, ...], repeat: int | None) -> str:
+        return "/".join(map(str, path)) + ("" if repeat is None else f"[{repeat}]")
+
+    def dtype(self, path: tuple[Any, ...], repeat: int | None) -> np.dtype:
+        digest = self._facts.params.get(self.name(path, None), f"{self.config.param_dtype}:")
+        return jnp.dtype(digest.partition(":")[0])
+
+    def read(self, path: tuple[Any, ...], repeat: int | None) -> np.ndarray:
+        """The values of a parameter, or what one repeat has of a stacked one; the last array read is kept."""
+        if self._last is None or self._last[0] != path:
+            self._last = None
+            self._last = (path, self._tell(lambda: self._load(path)))
+        value = self._last[1]
+        return value if repeat is None else value[repeat]
+
+    def _load(self, path: tuple[Any, ...]) -> np.ndarray:
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        tree = self._shapes
+        for part in path:
+            tree = tree[part]
+        like: Any = tree.update(sharding=here)
+        for part in reversed(path):
+            like = {part: like}
+        with ocp.Context(pytree_options=_PARTIAL):
+            loaded = read_arrays(self._path, self._facts, {"params": like})["params"]
+        (array,) = jax.tree.leaves(loaded)
+        return np.asarray(array)
+
+    def _tell(self, read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except Damaged as error:
+            raise InputError(f"checkpoint {self._path} is damaged ({error}): choose another --step") from None
+        except Unreadable as error:
+            raise InputError(f"checkpoint {self._path} cannot be read ({error}): try again once it can be") from None
+
+
+def write_run(
+    path: Path,
+    config: ModelConfig,
+    read: Callable[[tuple[Any, ...], int | None], np.ndarray],
+    tokenizer: Tokenizer | None,
+) -> None:
+    """Makes the folder of a run at step 0, whose parameters come from elsewhere; it can be scored and sampled from.
+
+    The parameters are in memory as a whole, as the library that writes checkpoints wants them.
+
+    Args:
+        path: the folder; it must not be there, or be empty.
+        config: the model.
+        read: gives the values of a parameter, or of one repeat of a stacked one.
+        tokenizer: the tokenizer that the run is to keep; None for none, then only tokens can be scored.
+
+    Raises:
+        InputError: there is something in the folder, or it cannot be written.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"{path} is there and not empty: choose another folder")
+    model = Model(config)
+
+    def value(where: tuple[Any, ...], like: jax.ShapeDtypeStruct) -> jax.Array:
+        keys = tuple(getattr(part, "key", part) for part in where)
+        if keys[0] != "stack":
+            return jnp.asarray(read(keys, None), like.dtype)
+        stacked = np.empty(like.shape, like.dtype)
+        for repeat in range(len(stacked)):
+            stacked[repeat] = read(keys, repeat)
+        return jnp.asarray(stacked)
+
+    folder = RunFolder(path)
+    try:
+        folder.checkpoints.mkdir(parents=True)
+        check_path(folder.checkpoints)
+        values = to_dict(TrainConfig(run=str(path), model=config))
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        if tokenizer is not None:
+            write_json(folder.facts, RunFacts("", tokenizer.fingerprint, "", ""))
+            folder.keep_tokenizer(tokenizer)
+        checkpoints = Checkpoints(folder.checkpoints, TrainConfig().checkpoint)
+        try:
+            params = jax.tree_util.tree_map_with_path(value, model.shapes)
+            checkpoints.save(0, params, {"converted": jnp.ones(())}, {})
+            checkpoints.wait()
+        finally:
+            checkpoints.close()
+        write_file(folder.config, with_head(text).encode())
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}): make room, or choose another folder") from None
