@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from tttlm.errors import InputError
-from tttlm.interop import llama, mamba, mamba2, official_jax, ttt
+from tttlm.interop import fla, llama, mamba, mamba2, official_jax, ttt
 from tttlm.interop.architecture import LAYOUTS, Architecture, Entry
 from tttlm.interop.tensors import INDEX, SINGLE, Tensors, Written, read_json, safetensors, write_safetensors
 from tttlm.model import LanguageModel, ModelConfig
@@ -24,6 +24,7 @@ ARCHITECTURES = {
         *(llama.LLAMA, llama.QWEN2, llama.QWEN3),
         *(mamba.MAMBA, mamba.MAMBA_SSM, mamba2.MAMBA2, mamba2.MAMBA2_SSM),
         *(ttt.TTT, official_jax.OFFICIAL_JAX),
+        *(fla.DELTANET, fla.GATED_DELTANET, fla.KDA, fla.GLA),
     )
 }
 # Constants that some versions of the reference code store beside the parameters, and what they are.

@@ -17,7 +17,7 @@ from tttlm.mixers.learners.layer import TTT, Conventions, OutputGate, TTTState
 from tttlm.mixers.learners.longhorn import Longhorn, LonghornConfig
 from tttlm.mixers.learners.memory import Gates
 from tttlm.mixers.learners.mesanet import MesaNet, MesaNetConfig
-from tttlm.mixers.learners.mixer import LearnerConfig, LearnerMixer, PublishedLayer
+from tttlm.mixers.learners.mixer import ChunkedConfig, LearnerConfig, LearnerMixer, PublishedLayer
 from tttlm.mixers.learners.titans import Titans, TitansConfig
 from tttlm.mixers.learners.tnt import TNT, TNTConfig
 
@@ -28,6 +28,7 @@ __all__ = [
     "TNT",
     "TTT",
     "ATLASConfig",
+    "ChunkedConfig",
     "Comba",
     "CombaConfig",
     "Conventions",
