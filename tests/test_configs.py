@@ -1,6 +1,8 @@
 """The configurations of the published sizes are the paper's recipe, and their models have the published sizes."""
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -122,3 +124,15 @@ def test_parameters_are_what_the_shapes_of_the_paper_give(size):
     named = float(size[:-1]) * (1e9 if size.endswith("b") else 1e6)
     for name, count in counts.items():
         assert 0.85 < count / named < 1.05, (size, name)
+
+
+def test_a_configuration_is_made_before_any_device_is_asked_for():
+    """Processes of a cluster can only be joined before that."""
+    program = (
+        "from jax._src import xla_bridge; from tests import test_configs as of\n"
+        "for file in [of.CONFIGS / 'quickstart.yaml', *of.CONFIGS.glob('125m/*.yaml'), *of.LEARNERS]: of.read(file)\n"
+        "print(xla_bridge.backends_are_initialized())"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=root)
+    assert done.stdout.split() == ["False"]

@@ -1,7 +1,11 @@
 """Training that carries the state of mixers from step to step reads documents whole, and nothing else than them."""
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -156,3 +160,16 @@ def test_what_a_carried_state_cannot_do_is_refused_before_anything_is_written(lo
     with pytest.raises(InputError, match=r"the longest document takes [\d,]+ positions .* attention has room for 64"):
         loop.train(short)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mixer", ["ttt_linear", "attention", "mamba2"])
+def test_documents_are_carried_the_same_on_a_mesh(mixer):
+    command = [sys.executable, "-m", "tests.training.carried_meshes", mixer, "1x1", "2x1", "1x4", "2x2"]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, *others = json.loads(done.stdout)
+    assert len(one) == 5
+    for other in others:
+        assert other == pytest.approx(one, abs=1e-5, rel=0)

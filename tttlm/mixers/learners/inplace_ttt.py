@@ -21,7 +21,7 @@ from tttlm.ops.ttt import (
     LearnerState,
     Neighbors,
     Shapes,
-    choose,
+    check_choice,
     init_learner_state,
     learn,
     learner_statistics,
@@ -217,7 +217,7 @@ class InPlaceTTTMixer(Mixer[InPlaceTTTConfig]):
         sizes = self.intermediate_size, self.model.hidden_size
         learner = published.inplace_ttt(self.settings.chunk_size)
         try:
-            choose(learner, Shapes(1, 2, 1, *sizes), self.settings.implementation)
+            check_choice(learner, Shapes(1, 2, 1, *sizes), self.settings.implementation)
         except InputError as error:
             raise InputError(f"{self.name}: {error}") from None
 

@@ -12,7 +12,7 @@ from flax.typing import Dtype, Initializer
 from tttlm.errors import InputError
 from tttlm.mixers.learners.layer import TTT, Conventions, default_kernel_init
 from tttlm.mixers.registry import Mixer
-from tttlm.ops.ttt import Learner, Shapes, choose
+from tttlm.ops.ttt import Learner, Shapes, check_choice
 from tttlm.ops.ttt.cost import flops_per_token
 from tttlm.parts.partition import CONV_KERNEL, FEATURES, FROM_FEATURES, TO_FEATURES
 from tttlm.ranges import Count, Size, SizeOrZero
@@ -172,7 +172,7 @@ class LearnerMixer(Mixer[C]):
         shapes = Shapes(1, 2, self.model.num_heads, *self._sizes)
         try:
             for learner in self.learners:
-                choose(learner, shapes, self.settings.implementation)
+                check_choice(learner, shapes, self.settings.implementation)
         except InputError as error:
             raise InputError(f"{self.name}: {error}") from None
 

@@ -11,7 +11,7 @@ from flax import nnx
 from tttlm.errors import InputError
 from tttlm.mixers.registry import Mixer, register
 from tttlm.mixers.ttt.layer import TTTMLP, MiniBatchTTT, TTTLinear
-from tttlm.ops.ttt import Shapes, choose, published
+from tttlm.ops.ttt import Shapes, check_choice, published
 from tttlm.parts.partition import CONV_KERNEL, FEATURES, FROM_FEATURES, TO_FEATURES
 from tttlm.ranges import Count, PositiveFloat
 
@@ -121,7 +121,7 @@ class TTTMixer(Mixer[TTTConfig]):
         norm, bias = settings.inner_norm, settings.inner_bias
         learner = published.ttt(sizes[1:-1], settings.mini_batch_size, norm=norm, use_bias=bias)
         try:
-            choose(learner, Shapes(1, 2, num_heads, sizes[0], sizes[-1]), settings.implementation)
+            check_choice(learner, Shapes(1, 2, num_heads, sizes[0], sizes[-1]), settings.implementation)
         except InputError as error:
             raise InputError(f"model.ttt: {error}") from None
 

@@ -6,7 +6,7 @@ learners of the literature as descriptions, `models`, `losses` and `transforms` 
 
 from tttlm.ops.ttt import published
 from tttlm.ops.ttt.description import Clocks, Gate, Learner, Optimizer, Ridge
-from tttlm.ops.ttt.learn import IMPLEMENTATIONS, choose, learn, supported
+from tttlm.ops.ttt.learn import IMPLEMENTATIONS, check_choice, choose, learn, supported
 from tttlm.ops.ttt.learner_state import LearnerInputs, LearnerState, init_learner_state
 from tttlm.ops.ttt.neighbors import Neighbors, neighbor_writes
 from tttlm.ops.ttt.problem import Implementation, Problem, Shapes
@@ -29,6 +29,7 @@ __all__ = [
     "Problem",
     "Ridge",
     "Shapes",
+    "check_choice",
     "choose",
     "init_learner_state",
     "learn",

@@ -116,13 +116,32 @@ def supported(learner: Learner, shapes: Shapes, device: str | None = None) -> di
     return {name: one.supports(learner, device, shapes) for name, one in IMPLEMENTATIONS.items()}
 
 
-def choose(learner: Learner, shapes: Shapes, name: str | None) -> Implementation:
+def check_choice(learner: Learner, shapes: Shapes, name: str | None) -> None:
+    """Refuses a name that no device computes `learner` by.
+
+    A configuration is made before the devices of a run are known, so no device is asked for here.
+
+    Raises:
+        InputError: as `choose`, for the last device.
+    """
+    refused = None
+    for device in ("gpu", "tpu", "cpu"):
+        try:
+            choose(learner, shapes, name, device)
+            return
+        except InputError as error:
+            refused = error
+    assert refused is not None
+    raise refused
+
+
+def choose(learner: Learner, shapes: Shapes, name: str | None, device: str | None = None) -> Implementation:
     """The implementation of that name, or the fastest that computes `learner` where it is None.
 
     Raises:
         InputError: the name is unknown, or in one line why the implementation cannot compute the learner.
     """
-    reasons = supported(learner, shapes)
+    reasons = supported(learner, shapes, device)
     if name is None:
         name = next(name for name, reason in reasons.items() if reason is None)
     elif name not in reasons:
