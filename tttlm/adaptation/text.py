@@ -62,7 +62,7 @@ class Reading:
         model, text: names.
         bytes: length of the text in UTF-8.
         tokens: tokens that were predicted.
-        static, dynamic: bits per byte of reading on, and of learning besides.
+        static, dynamic: bits per byte without and with dynamic evaluation.
         position: tokens read, at the points of the curves.
         static_curve, dynamic_curve: mean loss in nats per token around each position, documents joined.
     """
@@ -156,7 +156,7 @@ def write_text_report(
 def reading_table(readings: Sequence[Reading]) -> list[str]:
     """Bits per byte of every model on every text, as lines of Markdown."""
     return [
-        "| model of | reads | bytes | bits per byte, reading on | learning besides | gain |",
+        "| model of | reads | bytes | bits per byte | with dynamic evaluation | gain |",
         "|---|---|---|---|---|---|",
         *(
             f"| {r.model} | {r.text} | {r.bytes:,} | {r.static:.3f} | {r.dynamic:.3f} | {r.static - r.dynamic:+.3f} |"
@@ -205,8 +205,8 @@ def _draw(readings: Sequence[Reading], png: Path) -> None:
     panels: Any = figure.subplots(len(models), len(texts), squeeze=False)
     for reading in readings:
         axes = panels[models.index(reading.model)][texts.index(reading.text)]
-        axes.plot(reading.position, reading.static_curve, color="#000000", label="reading on")
-        axes.plot(reading.position, reading.dynamic_curve, color="#d55e00", label="learning besides")
+        axes.plot(reading.position, reading.static_curve, color="#000000", label="static parameters")
+        axes.plot(reading.position, reading.dynamic_curve, color="#d55e00", label="dynamic evaluation")
         axes.set_title(f"model of {reading.model} reads {reading.text}", fontsize=9)
         axes.set(xlabel="tokens read, documents joined", ylabel="nats per token")
         axes.spines[["top", "right"]].set_visible(False)
@@ -229,7 +229,7 @@ def _lines(
         f"$ {command}",
         "```",
         "",
-        f"Held-out text of each run, read by the model of each. *Learning besides* takes {adapt.steps} step of "
+        f"Held-out text of each run, read by the model of each. *Dynamic evaluation* takes {adapt.steps} step of "
         f"{adapt.optimizer} (learning rate {adapt.learning_rate:g}, {adapt.learns} parameters) on every stretch of "
         f"{adapt.stretch} tokens after it was scored, reset: {adapt.reset}.",
         "",
