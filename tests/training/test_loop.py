@@ -336,3 +336,13 @@ def test_a_full_disk_is_passed_over_when_told_to(finished, data, tmp_path, monke
     jax.tree.map(np.testing.assert_array_equal, params(config), params(finished))
     lines = [line["step"] for line in numbers(config) if "loss" in line]
     assert lines == list(range(1, 13)) if limit == 5000 else {1, 12} < set(lines) < set(range(1, 13))
+
+
+@pytest.mark.parametrize("field", ["hidden_size", "num_layers", "vocab_size"])
+def test_a_model_larger_than_the_machine_is_refused_before_anything_is_made(data, tmp_path, field):
+    config = small_config(tmp_path / "run", data, **{f"model.{field}": 2**20 if field != "vocab_size" else 2**30})
+    with pytest.raises(
+        InputError, match=r"optimiser state take [\d,.]+ GiB of a device that has [\d,.]+: make the model"
+    ):
+        loop.train(config)
+    assert not (tmp_path / "run").exists()

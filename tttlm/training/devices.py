@@ -1,7 +1,9 @@
 """What the accelerators that models are trained on can do: memory, and the peak that a model's use is measured by."""
 
+import os
 import re
 from dataclasses import dataclass
+from typing import Any
 
 GIB = 2**30
 GB = 10**9
@@ -36,6 +38,22 @@ DEVICES = (
     Device("h100", r"NVIDIA H100 80GB HBM3", 80 * GB, 989e12),
     Device("h200", r"NVIDIA H200$", 141 * GB, 989e12),
 )
+
+
+def memory_of(device: Any, on_this_host: int) -> int | None:
+    """Bytes of memory that a `jax.Device` of this process has; None where nobody says.
+
+    Args:
+        device: the device.
+        on_this_host: devices of this process. CPU devices have the memory of the machine in common.
+    """
+    if device.platform == "cpu":
+        try:
+            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // on_this_host
+        except (ValueError, OSError, AttributeError):  # no such question on this system
+            return None
+    known = device_of_kind(device.device_kind)
+    return (device.memory_stats() or {}).get("bytes_limit") or (known.memory if known else None)
 
 
 def device_of_kind(kind: str) -> Device | None:

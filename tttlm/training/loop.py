@@ -35,6 +35,7 @@ from tttlm.training.step import (
     Model,
     TrainState,
     abstract_state,
+    check_memory,
     make_evaluation,
     make_init,
     make_initial_state,
@@ -89,6 +90,9 @@ def train(config: TrainConfig) -> Outcome:
     folder.check_config(config)
     mesh = make_mesh(config.mesh)
     check_mesh(mesh, config)
+    model = Model(config.model)
+    abstract = abstract_state(config, model, mesh)
+    check_memory(abstract, mesh)
     loaders = together(lambda: open_loaders(config, mesh))
     tokenizer = loaders["train"].tokenizer
     facts = run_facts(config, loaders)
@@ -104,7 +108,7 @@ def train(config: TrainConfig) -> Outcome:
         together(lambda: claim() if is_first() else None)
         together(folder.check_shared)
         with catch_interrupts() as interrupts:
-            outcome = _Experiment(config, folder, mesh, loaders, interrupts, start).fit()
+            outcome = _Experiment(config, folder, mesh, model, abstract, loaders, interrupts, start).fit()
         folder.keep()
         return outcome
     finally:
@@ -121,7 +125,7 @@ def run_facts(config: TrainConfig, loaders: dict[str, Any]) -> RunFacts:
 
 
 def open_loaders(config: TrainConfig, mesh: Mesh) -> dict[str, Any]:
-    """The loaders of both splits, each giving the rows that this process's devices hold.
+    """The loaders of both splits, each giving the examples that this process's devices hold.
 
     Raises:
         InputError: the data cannot be used, or has more tokens than the model knows.
@@ -161,15 +165,16 @@ class _Experiment:
         config: TrainConfig,
         folder: RunFolder,
         mesh: Mesh,
+        model: Model,
+        abstract: TrainState,
         loaders: dict[str, Any],
         interrupts: Interrupts,
         start: Callable[[Any], Any] | None,
     ) -> None:
         """`start`: see `initial_params`; None starts from random ones."""
         self.config, self.folder, self.loaders, self.interrupts = config, folder, loaders, interrupts
-        self.model = Model(config.model)
         self.mesh, self.place = mesh, place_batch(mesh)
-        self.abstract = abstract_state(config, self.model, mesh)
+        self.model, self.abstract = model, abstract
         self.init, self.start = make_init(config, self.model, mesh), start
         self.train_step = make_train_step(config, self.model, mesh)
         self.telemetry = make_telemetry(config, self.model, mesh)

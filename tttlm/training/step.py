@@ -1,5 +1,6 @@
 """One step of training as one compiled program, and the held-out loss beside it."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,10 +13,12 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, use_a
 from jaxtyping import Array, Bool, Float, Int
 
 from tttlm.data import Batch
+from tttlm.errors import InputError
 from tttlm.model import LanguageModel, ModelConfig
 from tttlm.ops.target import traced_for
 from tttlm.training.carried import carried_shardings, carries_state, continued_state, initial_state
 from tttlm.training.config import TrainConfig
+from tttlm.training.devices import GIB, memory_of
 from tttlm.training.loss import summed_loss
 from tttlm.training.optimizer import at_step, inner_multiplier, learning_rate, make_optimizer
 from tttlm.training.sharding import batch_sharding, tree_shardings
@@ -90,6 +93,26 @@ def abstract_state(config: TrainConfig, model: Model, mesh: Mesh | AbstractMesh)
         shapes,
         shardings._replace(carried=carried_shardings(shapes.carried, mesh)),
     )
+
+
+def check_memory(state: TrainState, mesh: Mesh) -> None:
+    """Refuses a model whose training state is larger than the memory of a device, activations left aside.
+
+    Args:
+        state: from `abstract_state`.
+        mesh: of real devices.
+
+    Raises:
+        InputError: the parameters, their gradient and the optimiser state do not fit.
+    """
+    stored = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    needed = sum(map(stored, jax.tree.leaves((state, state.params))))
+    memory = memory_of(mesh.local_devices[0], len(mesh.local_devices))
+    if memory is not None and needed > memory:
+        raise InputError(
+            f"parameters, gradient and optimiser state take {needed / GIB:,.1f} GiB of a device that has "
+            f"{memory / GIB:,.1f}: make the model smaller, or shard it over more devices (`mesh`)"
+        )
 
 
 def make_init(config: TrainConfig, model: Model, mesh: Mesh) -> Callable[[], TrainState]:
