@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tttlm.inference import generate
-    from tttlm.interop import from_pretrained, save_pretrained
+    from tttlm.interop import from_pretrained, push_to_hub, save_pretrained
     from tttlm.layers import TTTMLP, Attention, Mamba, Mamba2, TTTLinear
     from tttlm.model import LanguageModel, ModelConfig
 
@@ -27,6 +27,7 @@ _HOMES = {
     "ModelConfig": "tttlm.model",
     "from_pretrained": "tttlm.interop",
     "generate": "tttlm.inference",
+    "push_to_hub": "tttlm.interop",
     "save_pretrained": "tttlm.interop",
 }
 _ROOMS = tuple(room.name for room in pkgutil.iter_modules(__path__) if room.ispkg and room.name != "cli")
@@ -40,6 +41,7 @@ __all__ = [
     "TTTLinear",
     "from_pretrained",
     "generate",
+    "push_to_hub",
     "save_pretrained",
 ]
 

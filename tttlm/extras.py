@@ -13,6 +13,7 @@ EXTRAS = {
     "mlxtend": "vision",
     "corrupt_tta": "vision",
     "ott": "shift",
+    "huggingface_hub": "hub",
 }
 
 

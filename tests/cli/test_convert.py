@@ -65,7 +65,14 @@ def test_a_run_takes_its_tokenizer_along_and_can_be_read(tmp_path, capsys):
     tokens = jnp.arange(20)[None]
     np.testing.assert_array_equal(run.model(tokens), tttlm.from_pretrained(folder, param_dtype="bfloat16")(tokens))
     capsys.readouterr()
+    line = {"step": 0, "loss": 3.5, "tokens_seen": 12_345}
+    (tmp_path / "run" / "metrics.jsonl").write_text(
+        json.dumps(line) + "\n" + json.dumps(line | {"step": 1, "loss": 9.0})
+    )
     assert convert.main([str(tmp_path / "run"), str(tmp_path / "out"), "--json"]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| training loss | 3.5 |" in card
+    assert "| tokens seen | 12,345 |" in card
     report = json.loads(capsys.readouterr().out)
     assert report["largest_difference"] == 0
     assert {"name": "model.norm.weight", "source": "norm/scale", "shape": [32], "dtype": "bfloat16"} in report[

@@ -71,6 +71,7 @@ def main(arguments: list[str]) -> int:
             shard_bytes=config.shard_bytes,
             train_state=config.train_state,
         )
+        _write_card(source, target_path)
     difference = None
     if config.check_tokens:
         target, _ = _open(target_path, None)
@@ -110,6 +111,18 @@ def _open(path: Path, step: int | None) -> tuple[Any, Any]:
         raise InputError(f"--step names a checkpoint of a run, but {path} is no run")
     folder = FolderParameters(path)
     return folder, folder.origin
+
+
+def _write_card(source: Any, folder: Path) -> None:
+    """A model card with the numbers of the run that the model comes from."""
+    from tttlm.evaluation.numbers import run_numbers
+    from tttlm.interop.model_card import model_card
+    from tttlm.training.run_parameters import RunParameters
+
+    if isinstance(source, RunParameters) and not (folder / "README.md").exists():
+        path = source.folder.path
+        card = model_card(source.config, name=path.absolute().name, numbers=run_numbers(path, source.step))
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _other_layout(source: Any) -> str:

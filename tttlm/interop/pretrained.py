@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tttlm.errors import InputError
 from tttlm.interop.checkpoint import (
     Checkpoint,
     Part,
@@ -17,26 +18,49 @@ from tttlm.interop.checkpoint import (
     model_parameters,
     write_checkpoint,
 )
+from tttlm.interop.hub import fetch, is_repository
 from tttlm.interop.origin import check_there, copy_files, kept_values, origin_of
 from tttlm.model import LanguageModel
 
 
-def from_pretrained(folder: str | Path, *, dtype: str | None = None, param_dtype: str = "float32") -> LanguageModel:
-    """The language model in a folder of a released layout.
+def from_pretrained(
+    folder: str | Path,
+    *,
+    dtype: str | None = None,
+    param_dtype: str = "float32",
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+) -> LanguageModel:
+    """The language model in a folder of a released layout, or in a repository of the Hugging Face hub.
 
     That is `config.json` and `model.safetensors`, or `model-*.safetensors` with their index; or `model_config.json` and
     a stream of the official JAX trainer of TTT models, `streaming_params` or `streaming_train_state`.
 
     Args:
-        folder: as Hugging Face's `save_pretrained` writes it, as Mamba's authors do, or as the official JAX trainer.
+        folder: as Hugging Face's `save_pretrained` writes it, as Mamba's authors do, or as the official JAX trainer;
+            where there is no such folder, `owner/name` is the repository of the hub, which is fetched into its cache.
         dtype: what the model computes in; None: as `param_dtype`.
         param_dtype: what the parameters are kept in, whatever the file has.
+        revision: a branch, tag or commit of the repository; None: its main branch.
+        cache_dir: the hub's cache; None: where `HF_HOME` or `HF_HUB_CACHE` say.
+        token: for private and gated repositories; None: the one that was saved by logging in, or `HF_TOKEN`.
+        local_files_only: use what is in the cache and no network, as `HF_HUB_OFFLINE=1` does for a whole process.
 
     Raises:
         InputError: in one line, for an unknown architecture, and for a tensor that is missing, of another shape, in a
             damaged file, or of no use; then nothing was loaded.
     """
-    checkpoint = Checkpoint(Path(folder))
+    repository = not Path(folder).exists() and isinstance(folder, str) and is_repository(folder)
+    if not repository and (revision is not None or local_files_only):
+        raise InputError(f"revision and local_files_only are for repositories of the hub, but {folder} is a folder")
+    source = (
+        fetch(str(folder), revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only)
+        if repository
+        else Path(folder)
+    )
+    checkpoint = Checkpoint(source)
     checkpoint.check()
     precision: dict[str, Any] = {"dtype": dtype or param_dtype, "param_dtype": param_dtype}
     config = replace(checkpoint.config, **precision)
