@@ -1,0 +1,81 @@
+"""How much of what it is asked for a model recalls: exact match and likelihood of the answers."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tttlm.errors import InputError
+from tttlm.evaluation.recall_tasks import Instance
+from tttlm.inference import Losses
+
+Scorer = Callable[[Iterable[Iterable[np.ndarray]]], Iterator[Losses]]
+
+
+@dataclass(frozen=True)
+class Recalled:
+    """What a model recalled of some sequences.
+
+    Attributes:
+        answers: How many answers were asked for.
+        exact: How many were right in every token, each the likeliest one after those before it: those that greedy
+            decoding gives.
+        tokens: How many tokens the answers have.
+        hits: How many of those were the likeliest.
+        nats: Summed -log p of the answers' tokens.
+    """
+
+    answers: int
+    exact: int
+    tokens: int
+    hits: int
+    nats: float
+
+    @property
+    def exact_match(self) -> float:
+        """Answers that were right, in percent."""
+        return 100 * self.exact / self.answers
+
+    @property
+    def token_accuracy(self) -> float:
+        """Tokens of answers that were right, in percent."""
+        return 100 * self.hits / self.tokens
+
+    @property
+    def nats_per_answer(self) -> float:
+        """Mean -log p of an answer."""
+        return self.nats / self.answers
+
+
+def recalled(instances: Sequence[Instance], score: Scorer) -> Recalled:
+    """Reads sequences with their answers, and looks at what was expected at every token of an answer.
+
+    Args:
+        instances: The sequences.
+        score: Scores token sequences, see `tttlm.inference.stream_losses`.
+
+    Raises:
+        InputError: A sequence has no context, no answer, or was not read to its end.
+    """
+    for instance in instances:
+        if not instance.answers or min(start for start, _ in instance.answers) < 2:
+            raise InputError("a recall task without a context or an answer measures nothing: make it longer")
+        if max(stop for _, stop in instance.answers) > len(instance.tokens):
+            raise InputError("a recall task was cut short: its answers lie behind its end")
+    hits = [np.zeros(len(instance.tokens), bool) for instance in instances]
+    nats = [np.full(len(instance.tokens), np.nan) for instance in instances]
+    for losses in score([instance.tokens] for instance in instances):
+        for number in np.unique(losses.document):
+            of = losses.document == number
+            nats[number][losses.position[of] + 1] = losses.nats[of]
+            hits[number][losses.position[of] + 1] = losses.hit[of]
+    found: list[tuple[int, bool, int, int]] = []
+    total = 0.0
+    for instance, hit, nat in zip(instances, hits, nats, strict=True):
+        if np.isnan(nat[1:]).any():
+            raise InputError("a recall task was cut short: the model did not read all of its context")
+        for start, stop in instance.answers:
+            found.append((1, bool(hit[start:stop].all()), stop - start, int(hit[start:stop].sum())))
+            total += float(nat[start:stop].sum())
+    answers, exact, tokens, right = (sum(column) for column in zip(*found, strict=True))
+    return Recalled(answers, exact, tokens, right, total)

@@ -1,0 +1,139 @@
+"""The texts of an evaluation: files, folders and globs, each file a document; or the held-out documents of a run."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from tttlm.data import Document, PrepareConfig, Tokenizer, encode_file
+from tttlm.data.finding import find_files
+from tttlm.data.text_files import read_text
+from tttlm.errors import InputError
+from tttlm.evaluation.loss import Chunk
+
+
+class Text(Protocol):
+    """A document."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Identifies its content."""
+        ...
+
+    def chunks(self, tokenizer: Tokenizer) -> Iterator[Chunk]:
+        """Gives its tokens, after the one it is entered from, with the bytes they stand for, piece by piece."""
+        ...
+
+    @property
+    def words(self) -> int:
+        """How many words it has, between white space."""
+        ...
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A text file as one document.
+
+    Attributes:
+        name: Its path below what was named.
+        path: Where it is.
+    """
+
+    name: str
+    path: Path
+
+    @cached_property
+    def digest(self) -> str:
+        """The SHA-256 of its text, unpacked."""
+        digest = hashlib.sha256()
+        for block in read_text(self.path):
+            digest.update(block)
+        return digest.hexdigest()
+
+    @cached_property
+    def words(self) -> int:
+        """How many words it has, between white space."""
+        count, rest = 0, b""
+        for block in read_text(self.path):
+            whole = rest + block
+            parts = whole.split()
+            # The last word may go on in the next block.
+            rest = b"" if whole[-1:].isspace() or not parts else parts.pop()
+            count += len(parts)
+        return count + bool(rest)
+
+    def chunks(self, tokenizer: Tokenizer) -> Iterator[Chunk]:
+        """Gives its tokens piece by piece, in memory that does not grow with the file."""
+        return encode_file(self.path, tokenizer)
+
+
+@dataclass(frozen=True)
+class StoredText:
+    """A held-out document of a prepared folder.
+
+    Attributes:
+        name: Its name there.
+        document: Its tokens.
+        tokenizer: What they were made with.
+    """
+
+    name: str
+    document: Document
+    tokenizer: Tokenizer
+
+    @cached_property
+    def digest(self) -> str:
+        """The SHA-256 of its tokens."""
+        return hashlib.sha256(np.asarray(self.document.tokens, np.uint32).tobytes()).hexdigest()
+
+    @cached_property
+    def words(self) -> int:
+        """How many words its text has."""
+        return len(self.tokenizer.decode(self.document.tokens.tolist()).split())
+
+    def chunks(self, tokenizer: Tokenizer) -> Iterator[Chunk]:
+        """Gives its tokens as they are stored, for the tokenizer they were made with.
+
+        Raises:
+            InputError: It is another one.
+        """
+        if tokenizer.fingerprint != self.tokenizer.fingerprint:
+            raise InputError(
+                "held-out tokens of a run can be read by models of the same tokenizer only: name texts with --text"
+            )
+        yield np.asarray(self.document.tokens), self.document.bytes
+
+
+def find_texts(names: Sequence[str]) -> list[TextFile]:
+    """The text files that names of files, folders and globs mean.
+
+    Raises:
+        InputError: There is none, one holds no text, or is no plain text file.
+    """
+    files, _ = find_files(PrepareConfig(source=tuple(names), tokenizer="bytes"))
+    texts = [TextFile(file.name, file.path) for file in files if file.format == "text" and file.size]
+    if other := [file.name for file in files if file.format != "text"]:
+        raise InputError(f"{other[0]} is no plain text: name text files, one document each, with --text")
+    if not texts:
+        raise InputError(f"there is no text in {', '.join(map(str, names))}: name text files or a folder of them")
+    for text in texts:
+        if not any(block.strip() for block in read_text(text.path)):
+            raise InputError(f"text file {text.path} is empty; nothing to evaluate")
+    return texts
+
+
+def measure(text: Text, tokenizer: Tokenizer) -> tuple[int, int]:
+    """How many tokens of a document are predicted, all but the one it is entered from, and how many bytes they are."""
+    tokens = bytes_ = 0
+    for part, size in text.chunks(tokenizer):
+        tokens, bytes_ = tokens + len(part), bytes_ + size
+    return tokens - 1, bytes_
