@@ -66,5 +66,5 @@ def test_a_command_without_two_runs_is_refused_in_a_line(tmp_path):
     with pytest.raises(InputError, match="at least two runs"):
         main([str(file)])
     file.write_text(f"kind: text\nruns: [{tmp_path}/one, {tmp_path}/two]\n")
-    with pytest.raises(InputError, match="one is not the folder of a run"):
+    with pytest.raises(InputError, match="one is not a run directory"):
         main([str(file)])

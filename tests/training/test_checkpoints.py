@@ -63,7 +63,7 @@ def test_parameters_load_alone_in_another_dtype(tmp_path):
     assert step == 2
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(jnp.bfloat16)), found, params)
     assert load_params(tmp_path, wanted, 1)[0] == 1
-    with pytest.raises(InputError, match=r"does not hold a checkpoint of step 5; it holds \[1, 2\]"):
+    with pytest.raises(InputError, match=r"does not have a checkpoint of step 5; it has \[1, 2\]"):
         load_params(tmp_path, wanted, 5)
 
 
@@ -107,7 +107,7 @@ def test_where_only_damaged_ones_are_left_every_start_refuses_and_nothing_change
     for step in (1, 2):
         os.truncate(tmp_path / str(step) / "_CHECKPOINT_METADATA", 10)
     for _ in range(3):
-        with pytest.raises(InputError, match=r"no checkpoint is sound \(step 2: .*; step 1: "):
+        with pytest.raises(InputError, match=r"no checkpoint is valid \(step 2: .*; step 1: "):
             newest(checkpoints)
         assert sorted(os.listdir(tmp_path)) == ["1", "2"]
     for step in (1, 2):
@@ -148,8 +148,8 @@ def test_changed_totals_are_found_out(tmp_path, capsys):
     assert str(2 / 3) in text
     file.write_text(text.replace(str(2 / 3), "0.25"))
     assert newest(checkpoints)[0] == 1
-    assert "2 is damaged (its description is not the one that was saved)" in capsys.readouterr().err
-    with pytest.raises(InputError, match="does not hold"):
+    assert "2 is damaged (its metadata is not what was saved)" in capsys.readouterr().err
+    with pytest.raises(InputError, match="does not have"):
         load_params(tmp_path, shapes(state(0)[0]), 2)
 
 

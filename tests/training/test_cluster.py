@@ -150,7 +150,7 @@ def test_a_run_alone_waits_for_nothing_and_one_of_many_that_finds_none_is_told_w
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "OMPI", "KUBER"))}
     done = subprocess.run([sys.executable, "-c", JOIN], env=clean | environment, capture_output=True, text=True)
     if environment == {"SLURM_NTASKS": "4"}:  # in the batch script itself rather than in a step
-        assert "do not find each other" in done.stdout
+        assert "cannot find each other" in done.stdout
         assert "--distributed.coordinator HOST:PORT" in done.stdout
     else:
         joined, seconds = done.stdout.split()

@@ -173,11 +173,11 @@ def test_an_error_is_the_same_sentence_where_the_terminal_has_no_utf_8():
     [
         ({"schedule.warmup_steps": 13}, "schedule.warmup_steps = 13 does not fit a run of 12 steps"),
         ({"accumulate": 3}, "batch_size = 4 is not divisible by accumulate = 3"),
-        ({"batch_size": 2**31 - 1}, "the largest batch has 268,435,456: lower one"),
+        ({"batch_size": 2**31 - 1}, "at most 268,435,456 are possible: lower one"),
         ({"loss_chunk": 5}, "sequence_length = 32 is not a multiple of loss_chunk = 5"),
         ({"steps": 0}, "'steps' must be at least 1, got 0"),
         ({"optimizer.b2": 1.0}, "'optimizer.b2' must be less than 1, got 1.0"),
-        ({"optimizer.learning_rate": 1e-6}, "schedule.final = 1e-05 lies above optimizer.learning_rate = 1e-06"),
+        ({"optimizer.learning_rate": 1e-6}, "schedule.final = 1e-05 is above optimizer.learning_rate = 1e-06"),
         ({"mesh.data": -1}, "only one axis of the mesh can be -1"),
         ({"mesh.tensor": 0}, "'mesh.tensor' must be at least 1 or -1, got 0"),
         ({"data.path": ""}, "name the data by either path"),

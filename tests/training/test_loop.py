@@ -94,7 +94,7 @@ def test_a_stopped_run_saves_and_goes_on_with_the_same_numbers(finished, data, t
         on_batch(patch, stop)
         outcome = loop.train(config)
     assert (outcome.reason, outcome.step, outcome.status) == ("interrupted", 7, status)
-    assert "the same command goes on" in outcome.message
+    assert "the same command resumes" in outcome.message
     assert saved_steps(tmp_path / "run" / "checkpoints")[-1] == 7
 
     assert loop.train(config).reason == "finished"
@@ -117,7 +117,7 @@ def test_a_run_killed_between_checkpoints_goes_on_from_the_last_one(finished, da
     with metrics.open("a") as file:
         file.write('{"step": 7, "lo')  # cut short by the kill
     loop.train(config)
-    assert "going on from step 4" in capsys.readouterr().err
+    assert "resuming from step 4" in capsys.readouterr().err
     seconds = [line["seconds"] for line in read_metrics(metrics) if "loss" in line]
     assert all(a <= b for a, b in pairwise(seconds))
     assert seconds[3] > 0  # the first process's share is not forgotten
@@ -233,9 +233,7 @@ def test_a_fault_that_there_is_no_room_to_trace_is_reported_all_the_same(data, t
     monkeypatch.setattr(loop, "diagnose", out_of_memory)
     outcome = loop.train(small_config(tmp_path / "run", data, **{"evaluate.every": 0}))
     assert (outcome.reason, outcome.status) == ("fault", 1)
-    said = (
-        "where it began could not be found out: RESOURCE_EXHAUSTED: 99 GiB were asked for; there is no checkpoint yet"
-    )
+    said = "its origin could not be determined: RESOURCE_EXHAUSTED: 99 GiB were asked for; there is no checkpoint yet"
     assert said in outcome.message
 
 
@@ -276,7 +274,7 @@ def test_a_damaged_newest_checkpoint_is_announced_and_the_one_before_is_used(fin
     assert loop.train(config).reason == "finished"
     said = capsys.readouterr().err
     assert "12 is damaged" in said
-    assert "going on from step 8" in said
+    assert "resuming from step 8" in said
     assert numbers(config) == numbers(finished)
     jax.tree.map(np.testing.assert_array_equal, params(config), params(finished))
 
@@ -317,7 +315,7 @@ def test_a_full_disk_stops_the_run_with_the_earlier_checkpoints_intact(
     assert (outcome.reason, outcome.step, outcome.status) == ("fault", 4, 1)
     assert "checkpoints/8 could not be written (" in outcome.message
     assert "File too large" in outcome.message
-    assert "that of step 4 is intact: make room, and the same command goes on from step 4" in outcome.message
+    assert "that of step 4 is intact: free some space, and the same command resumes from step 4" in outcome.message
     assert os.listdir(tmp_path / "run" / "checkpoints") == ["4"]  # nothing is left of what could not be finished
     assert loop.train(config).reason == "finished"
     assert numbers(config) == numbers(finished)
@@ -331,7 +329,7 @@ def test_a_full_disk_is_passed_over_when_told_to(finished, data, tmp_path, monke
     assert loop.train(config).reason == "finished"
     said = capsys.readouterr().err
     assert "checkpoints/8 could not be written" in said
-    assert "that of step 4 is intact; going on without it" in said
+    assert "that of step 4 is intact; continuing without it" in said
     assert saved_steps(tmp_path / "run" / "checkpoints") == [4, 12]
     jax.tree.map(np.testing.assert_array_equal, params(config), params(finished))
     lines = [line["step"] for line in numbers(config) if "loss" in line]

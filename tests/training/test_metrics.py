@@ -24,7 +24,7 @@ def test_a_line_that_cannot_be_read_is_named_kept_aside_and_stops_nothing(tmp_pa
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(GOOD[:25] + bad + GOOD[25:])
     assert [record["step"] for record in read_metrics(path)] == [1, 2]
-    assert f"{path}: 1 line cannot be read and left out: line 2 " in capsys.readouterr().err
+    assert f"{path}: skipped 1 line that cannot be read: line 2 " in capsys.readouterr().err
     keep_until(path, 1)
     assert "1 line cannot be read: line 2 " in capsys.readouterr().err
     assert path.read_bytes() == GOOD[:25]
@@ -109,7 +109,7 @@ def test_a_tracker_that_fails_or_hangs_is_left_with_one_line(capsys, monkeypatch
     assert time.monotonic() - begun < 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert said.startswith("Shows is left out from here on (")
+    assert said.startswith("Shows is turned off (")
     assert sink.taken == [1, 2]
 
 
@@ -135,5 +135,5 @@ def test_tensorboard_without_room_is_left_and_the_run_goes_on(tmp_path, capsys):
     for step in range(1, 100):
         metrics.write(step, {"loss": 1.0})
     metrics.close()
-    assert "TensorBoard is left out from here on" in capsys.readouterr().err
+    assert "TensorBoard is turned off" in capsys.readouterr().err
     assert len(Path(tmp_path / "metrics.jsonl").read_text().splitlines()) == 99

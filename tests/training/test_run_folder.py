@@ -119,7 +119,7 @@ def test_a_folder_that_cannot_be_made_or_locked_is_one_line(tmp_path, monkeypatc
 
     monkeypatch.setattr(filelock.FileLock, "acquire", broken)
     folder = RunFolder(tmp_path / "run")
-    with pytest.raises(InputError, match=r"cannot be made or locked: Input/output error"):
+    with pytest.raises(InputError, match=r"cannot be created or locked: Input/output error"):
         folder.lock()
     folder.release()
     assert run_folder.FileLock is filelock.FileLock

@@ -74,13 +74,13 @@ def test_a_run_that_goes_on_does_not_start_again(finished, data, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"init_from": "no/such/run"}, "init_from = no/such/run is neither the folder of a run"),
+        ({"init_from": "no/such/run"}, "init_from = no/such/run is neither a run directory"),
         ({"model.hidden_size": 32}, r"parameter embed/embedding is \(300, 16\) there and \(300, 32\) here"),
         (
             {"model.mixers": ("ttt_linear",)},
-            "holds another model than `model` describes: parameter stack/blocks/0/conv/bias is missing",
+            "has another model than `model` describes: parameter stack/blocks/0/conv/bias is missing",
         ),
-        ({"init_from": "{run}/checkpoints/5"}, r"does not hold a checkpoint of step 5; it holds \[8, 12\]"),
+        ({"init_from": "{run}/checkpoints/5"}, r"does not have a checkpoint of step 5; it has \[8, 12\]"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(finished, data, tmp_path, changes, says):

@@ -62,7 +62,7 @@ def read_runs(folders: Sequence[str]) -> list[RunMetrics]:
     for folder in folders:
         path = RunFolder(folder).metrics
         if not path.is_file():
-            raise InputError(f"{folder} is not the folder of a run: it has no {path.name}")
+            raise InputError(f"{folder} is not a run directory: it has no {path.name}")
         runs.append(RunMetrics(_label(folder, folders), read_metrics(path)))
     return runs
 

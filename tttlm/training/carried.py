@@ -1,9 +1,9 @@
-"""State that training carries from step to step, for the layout in which a document goes on over many steps.
+"""State that training carries from step to step, for the layout in which a document spans many steps.
 
 With `data.layout: documents` an example reads `sequence_length` tokens of a document, and the next step the tokens
-after them. The state of every mixer goes on with it, so that a document is read whole however long it is; the gradient
-ends at the beginning of the step (truncated backpropagation through time). Where a document begins, the state is the
-model's initial one, through which the gradient does flow.
+after them. The state of every mixer is carried along, so that a document of any length is read with its full context;
+the gradient stops at the beginning of the step (truncated backpropagation through time). Where a document begins, the
+state is the model's initial one, through which the gradient does flow.
 """
 
 from typing import Any
@@ -21,12 +21,12 @@ from tttlm.training.config import TrainConfig
 
 
 def carries_state(config: TrainConfig) -> bool:
-    """Whether examples go on from step to step."""
+    """Whether examples continue from step to step."""
     return config.data.layout == "documents"
 
 
 def initial_state(config: TrainConfig, model: LanguageModel) -> State | tuple[()]:
-    """The state before the first step: that before the first token, or nothing where none is carried."""
+    """The state before the first token of every example; () if none is carried."""
     return model.init_state(config.batch_size) if carries_state(config) else ()
 
 
@@ -34,12 +34,12 @@ def continued_state(model: LanguageModel, carried: State, continues: Bool[Array,
     """The state that a step begins with.
 
     Args:
-        model: bound to its parameters of now.
-        carried: the state after the step before, without a gradient; leaves are `[repeats, B, ...]`.
-        continues: whether the example goes on with the document that the one before it at the same position read.
+        model: the model, bound to its current parameters.
+        carried: the state after the previous step, without a gradient; leaves are `[repeats, B, ...]`.
+        continues: whether an example continues the document of the same index of the batch at the previous step.
 
     Raises:
-        ValueError: the batch does not say what continues, so its layout is not "documents".
+        ValueError: the batch has no `continues`, so its layout is not "documents".
     """
     if continues is None:
         raise ValueError("a batch that carries state needs `continues`; the layout 'documents' gives it")
@@ -52,23 +52,23 @@ def continued_state(model: LanguageModel, carried: State, continues: Bool[Array,
 
 
 def carried_shardings(state: Any, mesh: Mesh | AbstractMesh) -> Any:
-    """A sharding for every array of a carried state: its examples are where those of the batch are."""
+    """A sharding for every array of a carried state: its examples are sharded as those of the batch."""
     return jax.tree.map(lambda x: NamedSharding(mesh, PartitionSpec(*(None, BATCH)[: x.ndim])), state)
 
 
 def check_carried(config: TrainConfig, mesh: Mesh | AbstractMesh, longest: int) -> None:
-    """Refuses what a carried state cannot do.
+    """Refuses configurations that cannot carry state.
 
     Args:
         longest: tokens of the longest document.
 
     Raises:
-        InputError: a document has more tokens than a state has room for, or the mesh takes examples apart.
+        InputError: a document has more tokens than the cache of a state, or the mesh shards within examples.
     """
     parts = mesh.shape["context"] * mesh.shape["tensor"]
     if parts > 1:
         raise InputError(
-            f"data.layout documents carries a state from step to step, which is sharded over examples only, and "
+            f"data.layout documents carries a state from step to step, which can be sharded over examples only, but "
             f"mesh.context x mesh.tensor is {parts}: use mesh.data and mesh.fsdp"
         )
     needed = -(-longest // config.sequence_length) * config.sequence_length

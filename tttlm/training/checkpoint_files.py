@@ -1,4 +1,4 @@
-"""One checkpoint as it is on disk: which there are, reading one, and what an error while reading says about it."""
+"""Checkpoints on disk: listing them, reading one, and telling damage from other errors while reading."""
 
 import contextlib
 import dataclasses
@@ -27,28 +27,28 @@ from tttlm.training.sharding import path_name
 FORMAT = 3  # raised when what is saved changes in a way that older code cannot read
 _PARTS = ("_CHECKPOINT_METADATA", "params", "rest")
 
-# Codes of TensorStore for trouble on the way to the bytes, which says nothing about the bytes themselves.
+# Codes of TensorStore for errors of access, which do not show that a file is damaged.
 _PASSING = re.compile(
     r"\b(UNAVAILABLE|PERMISSION_DENIED|UNAUTHENTICATED|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|ABORTED|CANCELLED)\b"
 )
-# What the system says of a file that is not there or is not what it was; everything else it says is trouble in passing.
+# System errors for a file that is missing or altered; all other system errors count as temporary.
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
 class Damaged(Exception):
-    """Raised for a checkpoint that is not what was saved; its text says what is wrong with it."""
+    """Raised for a checkpoint that differs from what was saved; the message says how."""
 
 
 class Unreadable(Exception):
-    """Raised where a checkpoint cannot be read now, which says nothing about it; its text is the cause."""
+    """Raised if a checkpoint cannot be read at the moment but may be valid; the message is the cause."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What is written about a checkpoint beside its arrays.
+    """Metadata of a checkpoint.
 
     Attributes:
-        format: the version of what is saved.
+        format: the version of the format.
         params, rest: dtype and checksum of every array, see `digests`.
         totals: plain values that were saved with the arrays.
         sha256: the digest of all of the above.
@@ -61,13 +61,13 @@ class Facts:
     sha256: str = ""
 
     def sealed(self) -> "Facts":
-        """Returns these facts with their digest."""
+        """Returns the metadata with its digest."""
         return dataclasses.replace(self, sha256=self._digest())
 
     def check(self) -> None:
-        """Raises `Damaged` where the digest is not that of the facts."""
+        """Raises `Damaged` if the digest does not match."""
         if self.sha256 != self._digest():
-            raise Damaged("its description is not the one that was saved")
+            raise Damaged("its metadata is not what was saved")
 
     def _digest(self) -> str:
         values = dataclasses.asdict(dataclasses.replace(self, sha256=""))
@@ -75,7 +75,7 @@ class Facts:
 
 
 def saved_steps(folder: Path) -> list[int]:
-    """Returns the steps that have a checkpoint, in order; other files and folders are no checkpoints.
+    """Returns the steps that have a checkpoint, in order; other files and folders are ignored.
 
     Raises:
         InputError: the folder cannot be read.
@@ -89,12 +89,12 @@ def saved_steps(folder: Path) -> list[int]:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a path has the name of a checkpoint and at least a part of one is in it."""
+    """Whether a path has the name of a checkpoint and at least a part of its files."""
     return bool(re.fullmatch(r"0|[1-9][0-9]{0,17}", path.name)) and any((path / part).exists() for part in _PARTS)
 
 
 def pick_step(folder: Path, step: int | None) -> int:
-    """Returns `step`, or the newest that is there.
+    """Returns `step`, or the newest saved step.
 
     Raises:
         InputError: there is no such checkpoint.
@@ -102,26 +102,26 @@ def pick_step(folder: Path, step: int | None) -> int:
     steps = saved_steps(folder)
     if not steps or (step is not None and step not in steps):
         wanted = "any checkpoint" if step is None else f"a checkpoint of step {step}"
-        raise InputError(f"{folder} does not hold {wanted}; it holds {steps or 'none'}")
+        raise InputError(f"{folder} does not have {wanted}; it has {steps or 'none'}")
     return steps[-1] if step is None else step
 
 
 def read_facts(path: Path) -> Facts:
-    """Reads what is written about a checkpoint.
+    """Reads the metadata of a checkpoint.
 
     Raises:
-        Damaged: its description is not what was saved.
-        Unreadable: it cannot be read now.
+        Damaged: the metadata is not what was saved.
+        Unreadable: it cannot be read at the moment.
         InputError: another version of the program saved it.
     """
     with reading():
         values = ocp.checkpointables_metadata(path.absolute()).custom_metadata
         if not isinstance(values, dict) or not isinstance(values.get("format"), int):
-            raise Damaged("its description cannot be read")
+            raise Damaged("its metadata cannot be read")
         if values["format"] != FORMAT:
             raise InputError(
                 f"checkpoint {path} was saved by another version of tttlm (format {values['format']}, this version "
-                f"reads {FORMAT}): use the version that saved it, or train again in another run folder"
+                f"reads {FORMAT}): use the version that saved it, or train again in another run directory"
             )
         facts = from_plain(values, Facts)
         facts.check()
@@ -138,7 +138,7 @@ def read_arrays(path: Path, facts: Facts, like: dict[str, Any]) -> dict[str, Any
 
     Raises:
         Damaged: an array is not what was saved.
-        Unreadable: it cannot be read now.
+        Unreadable: it cannot be read at the moment.
     """
     with reading():
         wanted = {name: _as_saved(tree, getattr(facts, name)) for name, tree in like.items()}
@@ -154,8 +154,8 @@ def check_listing(path: Path, facts: Facts) -> None:
     """Checks that a checkpoint lists every array that `facts` names, in its dtype; the values are not read.
 
     Raises:
-        Damaged: it does not.
-        Unreadable: it cannot be read now.
+        Damaged: an array is missing or has another dtype.
+        Unreadable: it cannot be read at the moment.
     """
     with reading():
         listed = ocp.checkpointables_metadata(path.absolute()).metadata
@@ -168,19 +168,19 @@ def check_listing(path: Path, facts: Facts) -> None:
 
 
 def load_params(folder: Path, abstract: Any, step: int | None = None) -> tuple[int, Any]:
-    """(step, parameters) of one checkpoint of a run, the newest by default, without its optimiser.
+    """Loads (step, parameters) of one checkpoint of a run, the newest by default, without its optimiser.
 
-    A training that goes on beside this and deletes the checkpoint while it is read is no error: the newest one is read
-    instead, unless `step` names the one that is gone.
+    If a concurrent training deletes the checkpoint while it is read, the newest one is read instead, unless `step`
+    names the deleted one.
 
     Args:
         folder: the `checkpoints` folder of a run.
-        abstract: `jax.ShapeDtypeStruct`s in the structure of the parameters; shapes must fit, dtypes may differ. Those
-            without a sharding are put on the first device.
-        step: which checkpoint.
+        abstract: `jax.ShapeDtypeStruct`s in the structure of the parameters; shapes must match, dtypes may differ.
+            Arrays without a sharding are placed on the first device.
+        step: the step of the checkpoint; None takes the newest.
 
     Raises:
-        InputError: there is no such checkpoint, or it is not what was saved.
+        InputError: there is no such checkpoint, or it is damaged.
     """
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(lambda x: x if x.sharding else x.update(sharding=here), abstract)
@@ -192,7 +192,7 @@ def load_params(folder: Path, abstract: Any, step: int | None = None) -> tuple[i
             return chosen, jax.tree.map(lambda x, wanted: x.astype(wanted.dtype), params, abstract)
         except (Damaged, Unreadable) as error:
             if step is None and pick_step(folder, None) != chosen:
-                continue  # it was deleted while it was read, which only happens once there is a newer one
+                continue  # deleted while it was read: there is a newer one
             if not path.exists():
                 raise InputError(f"checkpoint {path} was deleted while it was read: choose another step") from None
             if isinstance(error, Damaged):
@@ -204,13 +204,13 @@ def load_params(folder: Path, abstract: Any, step: int | None = None) -> tuple[i
 
 
 def check_path(folder: Path) -> None:
-    """Refuses a folder that checkpoints cannot be read back from, by saving a small one there and reading it.
+    """Refuses a folder from which checkpoints cannot be read back, by saving a small one there and reading it.
 
-    The libraries that write checkpoints take some names for patterns or addresses. The folder need not exist; what is
-    made for the trial is removed. Where several processes train together only the name is checked.
+    The libraries that write checkpoints interpret some names as patterns or addresses. The folder need not exist; the
+    files of the trial are removed. With several processes only the name is checked.
 
     Raises:
-        InputError: what was written cannot be read back, or nothing can be written.
+        InputError: nothing can be written there, or it cannot be read back.
     """
     pattern = next((letter for letter in "*?[\\" if letter in str(folder.absolute())), None)
     if pattern:
@@ -219,7 +219,7 @@ def check_path(folder: Path) -> None:
             "choose another --run"
         )
     if jax.process_count() > 1:
-        return  # saving waits for every process; the first checkpoint of the run is read back all the same
+        return  # saving waits for every process; the first checkpoint of the run is read back anyway
     value = np.arange(3, dtype=np.float32)
     made: Path | None = None
     try:
@@ -228,9 +228,9 @@ def check_path(folder: Path) -> None:
             ocp.save_checkpointables((made / "0").absolute(), {"params": {"trial": jnp.asarray(value)}})
             here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
             like = {"params": {"trial": jax.ShapeDtypeStruct((3,), jnp.float32, sharding=here)}}
-            found = ocp.load_checkpointables((made / "0").absolute(), like)["params"]["trial"]
-            if not np.array_equal(found, value):
-                raise ValueError("other values came back")
+            read = ocp.load_checkpointables((made / "0").absolute(), like)["params"]["trial"]
+            if not np.array_equal(read, value):
+                raise ValueError("other values were read")
     except Exception as error:
         raise InputError(
             f"{folder}: a checkpoint written there cannot be read back ({first_cause(error)}): choose another --run"
@@ -241,12 +241,12 @@ def check_path(folder: Path) -> None:
 
 
 def _as_saved(tree: Any, facts: dict[str, str]) -> Any:
-    """The abstract arrays of `tree` with the dtypes that `facts`, which are `digests`, say they were saved in."""
+    """The abstract arrays of `tree` with the dtypes of `facts` (see `digests`), in which they were saved."""
 
     def saved(path: tuple[Any, ...], x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         name = path_name(path)
         if name not in facts:
-            raise Damaged(f"it holds no array {name}")
+            raise Damaged(f"it has no array {name}")
         return x.update(dtype=jnp.dtype(facts[name].partition(":")[0]))
 
     return jax.tree_util.tree_map_with_path(saved, tree)
@@ -254,9 +254,9 @@ def _as_saved(tree: Any, facts: dict[str, str]) -> Any:
 
 @contextlib.contextmanager
 def reading() -> Iterator[None]:
-    """Turns what libraries raise while they read a checkpoint into `Damaged` or `Unreadable`.
+    """Turns exceptions of libraries that read a checkpoint into `Damaged` or `Unreadable`.
 
-    Damage is only what the bytes show; where the system, memory or a device is in trouble nothing is known of them.
+    Only wrong bytes count as damage; an error of the system, memory or a device says nothing about the checkpoint.
     """
     try:
         with _quiet(), _by_itself():
@@ -264,7 +264,7 @@ def reading() -> Iterator[None]:
     except (Damaged, Unreadable, InputError):
         raise
     except RecordError as error:
-        raise Damaged(f"its description cannot be read: {error}") from None
+        raise Damaged(f"its metadata cannot be read: {error}") from None
     except Exception as error:
         raise (Damaged if _shows_damage(error) else Unreadable)(first_cause(error)) from None
 
@@ -284,7 +284,7 @@ def _shows_damage(error: BaseException) -> bool:
 
 
 def first_cause(error: BaseException) -> str:
-    """The first line of the exception that the others were raised from, or what the operating system said."""
+    """The first line of the exception that was the first cause, or the error of the operating system."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
     if system := re.search(r"(?:os_error_code='|OS error )(\d+)", str(error)):
@@ -297,7 +297,7 @@ def first_cause(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _by_itself() -> Iterator[None]:
-    """Each process reads what it needs without waiting for others, one of which may meet an error and never come."""
+    """Each process reads without waiting for the others, one of which may fail and never arrive."""
     if jax.process_count() == 1:
         yield
         return
@@ -311,7 +311,7 @@ def _by_itself() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences what orbax logs about a damaged checkpoint: it is reported in one line instead."""
+    """Silences orbax's log of a damaged checkpoint, which is reported in one line instead."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

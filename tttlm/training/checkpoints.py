@@ -1,4 +1,4 @@
-"""The checkpoints of a run: written in the background, read back before they count, kept by policy."""
+"""The checkpoints of a run: written in the background, read back before they count as saved, kept by policy."""
 
 import contextlib
 import shutil
@@ -28,11 +28,11 @@ from tttlm.training.cluster import first_of, is_first, say
 from tttlm.training.config import CheckpointConfig
 from tttlm.training.digests import digests
 
-_READ_BACK = 1 << 28  # bytes of a state that are read back in full: a second copy of more may not fit the devices
+_READ_BACK = 1 << 28  # largest state in bytes that is read back in full: a second copy of more may not fit the devices
 
 
-class Found(NamedTuple):
-    """A checkpoint that was read: its step, and what was saved with it."""
+class Restored(NamedTuple):
+    """A checkpoint that was read: its step, its arrays and its totals."""
 
     step: int
     params: Any
@@ -43,20 +43,19 @@ class Found(NamedTuple):
 class Checkpoints:
     """The checkpoints of one run, in `folder/<step>`.
 
-    Each holds `params` and `rest` (optimiser and counters), apart, so that parameters load alone, a digest of every
-    array, and one of what is written beside them. A checkpoint appears under its name when it is whole; a process
-    killed while writing leaves nothing that a later one could take for a checkpoint. What was written is read back
-    before it is called saved: the first one of a process in full where it is small and the process trains alone, others
-    in their listing of arrays.
+    Each has `params` and `rest` (optimiser and counters) separately, so that parameters can be loaded alone, a digest
+    of every array, and a digest of the metadata. A checkpoint appears under its name when it is complete; a process
+    killed while writing leaves nothing that looks like a checkpoint. A checkpoint is read back before it counts as
+    saved: the first one of a process in full if it is small and there is one process, others by their list of arrays.
 
-    Other files and folders beside the checkpoints are left alone.
+    Other files and folders in the folder are ignored.
 
     Args:
-        folder: where they are; made if need be.
-        config: which of them are kept.
+        folder: the folder of the checkpoints; created if it does not exist.
+        config: the policy by which checkpoints are kept.
 
     Raises:
-        InputError: the folder cannot be read or made.
+        InputError: the folder cannot be read or created.
     """
 
     def __init__(self, folder: Path, config: CheckpointConfig) -> None:
@@ -79,10 +78,10 @@ class Checkpoints:
             step: the name of the checkpoint; one of that name is replaced.
             params: nested dicts of arrays.
             rest: a tree of arrays.
-            totals: plain values to give back with the arrays.
+            totals: plain values to store with the arrays.
 
         Raises:
-            CannotWrite: it cannot be written; those before are intact.
+            CannotWrite: it cannot be written; earlier checkpoints are intact.
         """
         facts = Facts(FORMAT, digests(params), digests(rest), totals).sealed()
         arrays = {"params": params, "rest": rest}
@@ -95,63 +94,63 @@ class Checkpoints:
         except Exception as error:
             raise self._failed(first_cause(error)) from None
 
-    def newest(self, params: Any, rest: Any) -> Found | None:
-        """The newest checkpoint that is sound, or None when there is none at all.
+    def newest(self, params: Any, rest: Any) -> Restored | None:
+        """Reads the newest valid checkpoint; None if there are no checkpoints.
 
-        Damaged ones that are newer are announced on standard error and set aside as `<step>.damaged`, once a sound one
-        was found. Nothing is changed where there is none.
+        Damaged ones that are newer are reported on standard error and renamed to `<step>.damaged`, once a valid one was
+        read. Nothing is changed if there is none.
 
         Args:
-            params, rest: `jax.ShapeDtypeStruct`s with shardings, in the structure that was saved. The mesh may be
-                another than the one that saved, the dtypes too.
+            params, rest: `jax.ShapeDtypeStruct`s with shardings, in the structure that was saved. The mesh and the
+                dtypes may differ from those that were saved.
 
         Raises:
-            InputError: there are checkpoints and every one is damaged, or one cannot be read now, or another version
-                of the program saved it.
+            InputError: all checkpoints are damaged, or one cannot be read at the moment, or another version of the
+                program saved it.
         """
         damaged: list[tuple[int, str]] = []
         for step in reversed(saved_steps(self._folder)):
             like = {"params": params, "rest": rest}
-            found = self._read(step, like)
-            if isinstance(found, str):
-                damaged.append((step, found))
+            result = self._read(step, like)
+            if isinstance(result, str):
+                damaged.append((step, result))
                 continue
-            facts, loaded = found
+            facts, loaded = result
             for other, cause in damaged:
-                say(f"checkpoint {self._folder / str(other)} is damaged ({cause}); going on from the one before")
+                say(f"checkpoint {self._folder / str(other)} is damaged ({cause}); resuming from the one before")
                 self._set_aside(other)
             loaded = jax.tree.map(lambda x, wanted: x.astype(wanted.dtype), loaded, like)
-            return Found(step, loaded["params"], loaded["rest"], facts.totals)
+            return Restored(step, loaded["params"], loaded["rest"], facts.totals)
         causes = [f"step {step}: {cause}" for step, cause in damaged]
         causes += [f"{path.name} was set aside" for path in sorted(self._folder.glob("*.damaged*"))]
         if causes:
             raise InputError(
-                f"{self._folder}: no checkpoint is sound ({'; '.join(causes)}): put back a copy of one, "
-                "or start again in another run folder"
+                f"{self._folder}: no checkpoint is valid ({'; '.join(causes)}): restore a copy of one, "
+                "or start again in another run directory"
             )
         return None
 
     def _read(self, step: int, like: dict[str, Any]) -> tuple[Facts, dict[str, Any]] | str:
-        """The checkpoint, or what is wrong with it, with the same answer in every process.
+        """The checkpoint, or what is wrong with it; every process returns the same.
 
         Raises:
-            InputError: it cannot be read now, or another version saved it; it is left as it is.
+            InputError: it cannot be read at the moment, or another version saved it; it is left as it is.
         """
-        path, found = self._folder / str(step), None
+        path, result = self._folder / str(step), None
         refused = passing = damage = ""
         try:
             facts = read_facts(path)
-            found = facts, read_arrays(path, facts, like)
+            result = facts, read_arrays(path, facts, like)
         except InputError as error:
             refused = str(error)
         except Unreadable as error:
             passing = f"checkpoint {path} cannot be read ({error}): nothing was changed, try again once it can be"
         except Damaged as error:
             damage = str(error)
-        # All processes have read, or none goes on: what comes now they do together.
+        # From here on the processes work together, so either all have read or none continues.
         if refused := first_of(refused) or first_of(passing):
             raise InputError(refused)
-        return first_of(damage) or found or "another process could not read it"
+        return first_of(damage) or result or "another process could not read it"
 
     def _set_aside(self, step: int) -> None:
         if is_first():
@@ -163,14 +162,14 @@ class Checkpoints:
 
     @property
     def last(self) -> int:
-        """The step of the newest checkpoint that is whole; 0 when there is none."""
+        """The step of the newest complete checkpoint; 0 if there is none."""
         return max(saved_steps(self._folder), default=0)
 
     def wait(self) -> None:
-        """Returns when everything is on disk and was read back; to be called before the next one is saved.
+        """Waits until everything is on disk and read back; must be called before the next checkpoint is saved.
 
         Raises:
-            CannotWrite: the last checkpoint could not be written or read back; those before are intact.
+            CannotWrite: the last checkpoint could not be written or read back; earlier ones are intact.
         """
         cause = ""
         try:
@@ -184,13 +183,13 @@ class Checkpoints:
         self._saving = None
 
     def _check(self, step: int, facts: Facts, like: dict[str, Any]) -> str:
-        """Reads back what was saved; what is wrong with it, "" for nothing."""
+        """Reads back the checkpoint; returns what is wrong with it, "" if nothing is."""
         path = self._folder / str(step)
         try:
-            if read_facts(path) != facts and is_first():  # the first process's totals are the ones that were written
-                return "its description reads back otherwise"
+            if read_facts(path) != facts and is_first():  # the totals of process 0 were written
+                return "its metadata reads back differently"
             check_listing(path, facts)
-            alone = jax.process_count() == 1  # digests are computed by all processes together, or by none
+            alone = jax.process_count() == 1  # digests are computed by all processes or by none
             size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(like))
             if alone and not self._read_back and size <= _READ_BACK:
                 read_arrays(path, facts, like)
@@ -202,8 +201,8 @@ class Checkpoints:
     def _failed(self, cause: str) -> CannotWrite:
         step = self._saving[0] if self._saving else 0
         self._saving = None
-        if is_first():  # what there is of a checkpoint that could not be finished only takes room
-            for _ in range(50):  # other writers may not have given up yet
+        if is_first():  # remove the incomplete checkpoint
+            for _ in range(50):  # other writers may still be writing
                 for left in self._folder.glob(f"{step}.*tmp*"):
                     shutil.rmtree(left, ignore_errors=True)
                 time.sleep(0.01)
@@ -218,14 +217,14 @@ class Checkpoints:
             (self._folder / str(step)).rename(self._folder / f"{step}.unread")
 
     def close(self) -> None:
-        """Waits for what is being written, and lets go of everything."""
-        with contextlib.suppress(CannotWrite):  # whoever cares has waited
+        """Waits for the checkpoint that is being written, and frees all resources."""
+        with contextlib.suppress(CannotWrite):  # `wait` reports it
             self.wait()
         self._orbax.close()
 
 
 class _Kept:
-    """Which checkpoints are kept, as orbax asks for it: the last ones, multiples, and whatever is no checkpoint."""
+    """The policy by which orbax keeps checkpoints: the newest, multiples, and folders that are not checkpoints."""
 
     def __init__(self, config: CheckpointConfig, folder: Path) -> None:
         self._config, self._folder = config, folder
@@ -238,7 +237,7 @@ class _Kept:
 
     def _ours(self, step: int) -> bool:
         path = self._folder / str(step)
-        return not path.exists() or is_checkpoint(path)  # one that is being written is not there yet
+        return not path.exists() or is_checkpoint(path)  # one that is being written does not exist yet
 
 
 def _plain(facts: Facts) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How far a run has come and how fast it goes: sums that survive a restart, and what the clock says of each step."""
+"""Progress and speed of a run: totals that survive a restart, and the time of each step."""
 
 import math
 import time
@@ -10,12 +10,12 @@ from typing import Any
 
 @dataclass
 class Totals:
-    """Sums over the steps that led to where the run is, those of processes that were stopped included.
+    """Sums over the steps of the run so far, including those of earlier processes.
 
     Attributes:
         tokens_seen: targets that counted in the loss of an update.
         flops: floating-point operations by the model's own formula, three times the forward pass.
-        seconds: time of training; compiling, evaluating and restarting are left out.
+        seconds: time of training, without compiling, evaluating and restarting.
     """
 
     tokens_seen: int = 0
@@ -27,13 +27,13 @@ class Totals:
 
 
 class Clock:
-    """Adds up `totals` and measures each step.
+    """Updates `totals` and measures each step.
 
     Args:
-        totals: of the steps before; added to.
-        tokens: places of a batch, padding included.
-        flops: of a step.
-        peak: floating-point operations a second that all devices are good for together; None where it is unknown.
+        totals: the totals of the steps before; modified.
+        tokens: positions of a batch, including padding.
+        flops: floating-point operations of a step.
+        peak: peak floating-point operations per second of all devices together; None if unknown.
     """
 
     def __init__(self, totals: Totals, *, tokens: int, flops: float, peak: float | None) -> None:
@@ -47,21 +47,21 @@ class Clock:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around waiting for data."""
-        begun = time.monotonic()
+        """A context in which the loop waits for data."""
+        start = time.monotonic()
         yield
-        self._waited += time.monotonic() - begun
+        self._waited += time.monotonic() - start
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """Around what is no training."""
-        begun = time.monotonic()
+        """A context whose time does not count as training."""
+        start = time.monotonic()
         yield
         if self._last is not None:
-            self._last += time.monotonic() - begun
+            self._last += time.monotonic() - start
 
     def tick(self, counted: float) -> dict[str, float]:
-        """At the end of a step: what is known of it.
+        """Ends a step and returns its metrics.
 
         Args:
             counted: targets that counted in its update.

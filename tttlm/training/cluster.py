@@ -1,4 +1,4 @@
-"""Many processes as one: how they find each other, and what they agree on."""
+"""Runs of several processes: how they connect, and what they agree on."""
 
 import os
 import re
@@ -16,18 +16,18 @@ from tttlm.training.config import DistributedConfig
 
 T = TypeVar("T")
 
-# How launchers tell a process how many there are.
+# Variables by which launchers pass the number of processes.
 COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 _MESSAGE_BYTES = 1024
 
 
 def join(config: DistributedConfig) -> None:
-    """Joins the other processes of the run, if there are any; must come before any other use of JAX.
+    """Connects to the other processes of the run, if there are any; must be called before any other use of JAX.
 
-    JAX itself finds SLURM, Kubernetes, Open MPI and TPU pods; nothing is waited for where there is no cluster.
+    JAX itself detects SLURM, Kubernetes, Open MPI and TPU pods; without a cluster this returns at once.
 
     Raises:
-        InputError: the processes cannot find each other, or a part of the address is missing.
+        InputError: the processes cannot connect, or a part of the address is missing.
     """
     given: dict[str, Any] = {
         "coordinator_address": config.coordinator or None,
@@ -41,8 +41,8 @@ def join(config: DistributedConfig) -> None:
         raise InputError(f"--distributed.coordinator is HOST:PORT, got {config.coordinator!r}")
     started = next((int(os.environ[name]) for name in COUNTS if os.environ.get(name, "").isdigit()), None)
     if config.mode == "auto" and not explicit and started == 1:
-        return  # a launcher's only task has all the devices of its machine
-    # Open MPI 5 does not say where its first process is, mpi4py does.
+        return  # a single task of a launcher has all the devices of its machine
+    # Open MPI 5 does not pass the address of its first process, mpi4py does.
     mpi = "OMPI_COMM_WORLD_SIZE" in os.environ and "OMPI_MCA_orte_hnp_uri" not in os.environ and find_spec("mpi4py")
     method = "mpi4py" if mpi and not explicit else None
     try:
@@ -52,15 +52,15 @@ def join(config: DistributedConfig) -> None:
         if config.mode == "auto" and not explicit and alone:
             return  # no cluster
         raise InputError(
-            f"the processes of this run do not find each other ({_line(error)}): give --distributed.coordinator "
+            f"the processes of this run cannot find each other ({_line(error)}): give --distributed.coordinator "
             "HOST:PORT of process 0, --distributed.processes and --distributed.process (or --distributed.mode off)"
         ) from None
     except Exception as error:
-        raise InputError(f"the processes of this run cannot be joined: {_line(error)}") from None
+        raise InputError(f"the processes of this run cannot connect: {_line(error)}") from None
 
 
 def is_first() -> bool:
-    """Whether this process writes and speaks for all."""
+    """Whether this is process 0, which writes files and prints for all processes."""
     return jax.process_index() == 0
 
 
@@ -71,10 +71,10 @@ def say(message: str) -> None:
 
 
 def together(action: Callable[[], T]) -> T:
-    """Runs `action` in every process; an `InputError` in any is raised in all, so that none waits for one that left.
+    """Runs `action` in every process; an `InputError` in one is raised in all, so that none waits for one that exited.
 
     Raises:
-        InputError: that of the first process that had one.
+        InputError: the error of the first process that had one.
     """
     if jax.process_count() == 1:
         return action()

@@ -1,4 +1,4 @@
-"""What a training run is: frozen dataclasses, and the rules that a combination of them has to keep."""
+"""Configuration of a training run: frozen dataclasses, and the constraints between their fields."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -13,17 +13,17 @@ from tttlm.model import ModelConfig
 from tttlm.model.precision import check_precision
 from tttlm.ranges import Count, CountOrZero, FilePath, NonNegativeFloat, OutputPath, PositiveFloat, Range, Seed
 
-Decay = Annotated[float, Range(least=0, below=1)]  # of a running mean
-Axis = Annotated[int, Range(least=1, most=2**20, also=(-1,))]  # of the mesh
+Decay = Annotated[float, Range(least=0, below=1)]  # decay of a running mean
+Axis = Annotated[int, Range(least=1, most=2**20, also=(-1,))]  # size of an axis of the mesh
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """How parameters learn from the gradient, which is clipped by its global norm."""
+    """Configuration of the optimiser. The gradient is clipped by its global norm."""
 
     name: Literal["adamw", "adam", "lion", "muon", "adafactor"] = "adamw"
-    """The method. adam is adamw without weight decay; muon takes the kernels of projections for matrices and leaves the
-    other parameters to Adam."""
+    """The method. adam is adamw without weight decay; muon updates the kernels of projections, and Adam updates the
+    other parameters."""
     learning_rate: PositiveFloat = 3e-3
     """Peak learning rate, reached at the end of the warm-up."""
     b1: Decay = 0.9
@@ -31,57 +31,57 @@ class OptimizerConfig:
     b2: Decay = 0.95
     """Decay of the running mean of the squared gradient."""
     eps: PositiveFloat = 1e-8
-    """Added to the root of that mean before the division by it."""
+    """Epsilon added to the root of that mean before the division by it."""
     weight_decay: NonNegativeFloat = 0.1
-    """What of a parameter is taken off at each update, times the learning rate."""
+    """Weight decay: this fraction of a parameter, times the learning rate, is subtracted at each update."""
     decay: Literal["matrices", "all"] = "matrices"
-    """What weight decay applies to: matrices and embeddings, or every parameter, norms and biases included."""
+    """The parameters that decay: matrices and embeddings, or all, including norms and biases."""
     clip: NonNegativeFloat = 1.0
     """Largest global norm of the gradient; 0 does not clip."""
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Linear warm-up, then a cosine down to `final`; and the warm-up of the inner learning rate."""
+    """Configuration of the learning rate (linear warm-up, then a cosine to `final`) and the inner learning rate."""
 
     warmup_steps: CountOrZero | None = None
     """Steps of linear warm-up; None is a tenth of the run."""
     warmup_start: Literal["one_step", "zero"] = "one_step"
-    """The rate of the first update: that of one step of the warm-up, or 0, with which it changes nothing."""
+    """The learning rate of the first update: peak / warm-up steps, or 0, which changes nothing."""
     final: NonNegativeFloat = 1e-5
     """The learning rate at the last step."""
     inner_start: PositiveFloat | None = None
-    """What the inner learning rate is multiplied by at the first step; None is as the mixers say: 0.1 with
-    TTT-MLP layers, else 1."""
+    """Multiplier of the inner learning rate at the first step; None takes the mixers' default: 0.1 with TTT-MLP layers,
+    else 1."""
     inner_warmup_steps: CountOrZero | None = None
     """Steps until that multiplier is 1; None is a tenth of the run."""
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """The held-out loss: on the way on a fixed set of batches, at the end on whole documents."""
+    """Configuration of the held-out loss: on fixed batches during training, on complete documents at the end."""
 
     every: CountOrZero = 200
     """Steps between two evaluations; 0 never evaluates."""
     batches: Count = 8
-    """Batches of held-out text that an evaluation on the way reads, the same each time."""
+    """Batches of held-out text in an evaluation during training, the same each time."""
     final_bytes: CountOrZero = 2_000_000
-    """Held-out text that is scored at the end of the run, whole documents of it; 0 scores none."""
+    """Amount of held-out text that is scored at the end of the run, in complete documents; 0 scores none."""
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When the whole training state is saved, and which of them are kept."""
+    """Configuration of checkpoints: when the training state is saved, and which checkpoints are kept."""
 
     every: Count = 500
     """Steps between two checkpoints. The last step and an interrupted one are saved as well."""
     keep_last: Count = 2
-    """The newest checkpoints that are kept."""
+    """Number of the newest checkpoints that are kept."""
     keep_every: CountOrZero = 0
-    """Checkpoints at multiples of this step are kept for good; 0 keeps the last ones only."""
+    """Checkpoints at multiples of this step are never deleted; 0 keeps only the newest ones."""
     on_failure: Literal["stop", "continue"] = "stop"
-    """What to do when a checkpoint or a line of metrics cannot be written, on a full disk for instance: stop, or go on
-    without it. Earlier checkpoints stay as they are."""
+    """Action when a checkpoint or a line of metrics cannot be written, on a full disk for instance: stop, or continue
+    without it. Earlier checkpoints are kept."""
 
 
 @dataclass(frozen=True)
@@ -89,25 +89,25 @@ class FaultsConfig:
     """What to do about a step whose loss or gradient is not finite, or whose gradient norm spikes."""
 
     policy: Literal["stop", "skip", "rollback"] = "stop"
-    """stop with a report; skip the step and go on; or go back to the last checkpoint and past the batches since."""
+    """stop with a report; skip the update; or roll back to the last checkpoint and skip the batches since."""
     spike: NonNegativeFloat = 0.0
-    """A gradient norm this many times its running mean counts as a fault; 0 lets every finite norm pass."""
+    """A gradient norm of this many times its running mean counts as a fault; 0 accepts every finite norm."""
     allowed: CountOrZero = 10
-    """Faults that are skipped or rolled back before the run stops after all."""
+    """Number of faults that are skipped or rolled back before the run stops."""
 
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """How many devices each axis of the mesh takes; -1, on one axis, takes all that are left."""
+    """Number of devices of each axis of the mesh; -1, on one axis, takes all remaining devices."""
 
     data: Axis = 1
-    """Replicas of the model, each with its part of the batch."""
+    """Number of replicas of the model, each with its part of the batch."""
     fsdp: Axis = -1
-    """Shards of parameters and optimiser state; every shard has its part of the batch as well."""
+    """Number of shards of parameters, optimiser state and batch."""
     tensor: Axis = 1
-    """Shards of heads, channels, intermediate size and vocabulary."""
+    """Number of shards of heads, channels, intermediate size and vocabulary."""
     context: Axis = 1
-    """Shards of the sequence; within a mixer, of its heads or channels, as many times tensor."""
+    """Number of shards of the sequence; within a mixer, its heads or channels have tensor x context shards."""
 
 
 @dataclass(frozen=True)
@@ -115,62 +115,62 @@ class DistributedConfig:
     """The processes that train together: one for each host with TPUs, one for each GPU (docs/cluster.md)."""
 
     mode: Literal["auto", "on", "off"] = "auto"
-    """auto joins the processes of SLURM, Kubernetes, Open MPI and TPU pods, and trains alone where there is none of
-    them; on fails if there is none; off trains alone."""
+    """auto connects the processes of SLURM, Kubernetes, Open MPI and TPU pods, and trains in one process outside of
+    them; on fails outside of them; off trains in one process."""
     coordinator: str | None = None
-    """host:port of process 0, where nothing tells it."""
+    """host:port of process 0; empty detects it."""
     processes: Count | None = None
-    """How many processes there are, where nothing tells it."""
+    """Number of processes; None detects it."""
     process: CountOrZero | None = None
-    """Which of them this one is, counted from 0, where nothing tells it."""
+    """Index of this process, from 0; None detects it."""
 
 
 @dataclass(frozen=True)
 class MetricsConfig:
-    """Where the numbers of a run go besides `metrics.jsonl`."""
+    """Configuration of metrics and of trackers besides `metrics.jsonl`."""
 
     every: Count = 1
     """Steps between two lines of metrics."""
     tensorboard: Literal["auto", "on", "off"] = "auto"
     """auto writes TensorBoard files when tensorboardX is installed."""
     wandb: str = ""
-    """A Weights & Biases project to log to; empty does not."""
+    """A Weights & Biases project to log to; empty logs to none."""
 
 
 @dataclass(frozen=True)
 class TelemetryConfig:
-    """What the layers inside do, measured on the way beside the training step."""
+    """Configuration of measurements inside the layers during training."""
 
     every: CountOrZero = 0
     """Steps between two measurements of every TTT layer: inner loss before and after the update, inner learning rate,
-    norm and drift of the inner weights. Each costs about a forward pass; 0 measures nothing."""
+    norm and drift of the inner weights. A measurement costs about a forward pass; 0 measures nothing."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run."""
+    """Configuration of a training run."""
 
     run: OutputPath = "runs/default"
-    """The folder of the run: configuration, metrics, checkpoints."""
+    """The run directory: configuration, metrics, checkpoints."""
     model: ModelConfig = field(default_factory=ModelConfig)
     init_from: FilePath = ""
-    """Where the parameters start from, for fine-tuning: the folder of another run, one of its checkpoints
-    (RUN/checkpoints/STEP), or a released checkpoint in the Hugging Face layout. Nothing else is taken from it; empty
-    starts from random ones."""
+    """Source of the initial parameters, for fine-tuning: another run directory, one of its checkpoints
+    (RUN/checkpoints/STEP), or a released checkpoint in the Hugging Face layout. Only parameters are taken from it;
+    empty initialises them randomly."""
     init_from_changes: tuple[str, ...] = ()
-    """Fields of `model` that may differ from the model of `init_from`, such as rope_theta. What else computes something
-    else with the same parameters is refused."""
+    """Fields of `model` that may differ from the model of `init_from`, such as rope_theta. Any other difference that
+    changes what the parameters compute is refused."""
     data: DataConfig = field(default_factory=DataConfig)
     steps: Count = 1000
-    """Updates of the parameters in the whole run."""
+    """Number of parameter updates in the run."""
     batch_size: Count = 16
     """Sequences in a batch, over all devices."""
     sequence_length: Count = 512
     """Tokens of a sequence."""
     accumulate: Count = 1
-    """Parts that a batch is taken in, one after the other, to save memory."""
+    """Number of parts that a batch is processed in, one after another, to save memory (gradient accumulation)."""
     loss_chunk: CountOrZero = 0
-    """Tokens of a sequence whose logits a device holds at a time; 0 takes all that it has of the sequence."""
+    """Tokens of a sequence whose logits a device computes at a time; 0 takes all tokens of its shard."""
     seed: Seed = 0
     """Seed of the initial parameters and of the order of the batches."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -195,7 +195,7 @@ class TrainConfig:
 
     @property
     def align(self) -> int:
-        """Tokens on whose multiples documents start, so that they are read as if alone."""
+        """Documents of a packed batch start at multiples of this many tokens, so that they are read as if alone."""
         return self.model.alignment
 
     @property
@@ -206,7 +206,7 @@ class TrainConfig:
 
 MAX_BATCH_TOKENS = 2**28  # a gigabyte of ids; the largest published batches have 2**24
 
-# A run may go on with these changed: they do not touch what is computed, or only the order and precision of its sums.
+# A run may be resumed with these changed: they do not affect results, or only the order and precision of sums.
 FREE_TO_CHANGE = (
     *(
         "run",
@@ -231,10 +231,10 @@ def is_free_to_change(name: str) -> bool:
 
 
 def check(config: TrainConfig) -> None:
-    """Refuses combinations that cannot work; what needs the data or the devices is checked where they are known.
+    """Refuses invalid combinations of fields. Constraints on the data or the devices are checked once these are known.
 
     Raises:
-        InputError: names the rule, what came and what to do.
+        InputError: names the constraint, the values and what to do.
     """
     check_fields(config)
     config.data.validate()
@@ -257,7 +257,7 @@ def check(config: TrainConfig) -> None:
     tokens = config.batch_size * config.sequence_length
     _require(
         tokens <= MAX_BATCH_TOKENS,
-        f"batch_size * sequence_length = {tokens:,} tokens, the largest batch has {MAX_BATCH_TOKENS:,}: lower one",
+        f"batch_size * sequence_length = {tokens:,} tokens, at most {MAX_BATCH_TOKENS:,} are possible: lower one",
     )
     _require(
         config.batch_size % config.accumulate == 0,
@@ -283,16 +283,16 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
 
 
 def from_dict(cls: Any, values: dict[str, Any]) -> Any:
-    """A configuration dataclass from what `to_dict` made of it.
+    """A configuration dataclass from the result of `to_dict`.
 
     Raises:
-        InputError: for a name that no field has, or a value that its field does not take.
+        InputError: a name is not a field, or a value is invalid for its field.
     """
     return from_values(cls, values)
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one dict of dotted names."""
+    """Nested dicts as one dict with dotted names."""
     result: dict[str, Any] = {}
     for key, value in values.items():
         result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -300,7 +300,7 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(saved: dict[str, Any], config: TrainConfig) -> list[str]:
-    """What keeps a run that was started with `saved` from going on with `config`, as 'name: then -> now'."""
+    """The differences that prevent resuming a run started with `saved` under `config`, as 'name: then -> now'."""
     then, now = flat(saved), flat(to_dict(config))
     return [
         f"{name}: {then.get(name)} -> {now.get(name)}"

@@ -1,4 +1,4 @@
-"""What the accelerators that models are trained on can do: memory, and the peak that a model's use is measured by."""
+"""Memory and peak FLOP/s of accelerators, for plans and for model FLOPs utilisation."""
 
 import os
 import re
@@ -14,10 +14,10 @@ class Device:
     """One kind of accelerator.
 
     Attributes:
-        name: what it is called here, as in `--plan v5e:4x8`.
-        kind: what JAX's `device_kind` begins with on it, a regular expression.
-        memory: bytes that one JAX device has.
-        peak_flops: dense bfloat16 floating-point operations a second of one JAX device.
+        name: its name in this library, as in `--plan v5e:4x8`.
+        kind: a regular expression for the beginning of JAX's `device_kind`.
+        memory: memory of one JAX device in bytes.
+        peak_flops: dense bfloat16 floating-point operations per second of one JAX device.
     """
 
     name: str
@@ -57,5 +57,5 @@ def memory_of(device: Any, on_this_host: int) -> int | None:
 
 
 def device_of_kind(kind: str) -> Device | None:
-    """The device that JAX calls `kind`, such as "TPU v5 lite" or "NVIDIA H200"; None where its figures are unknown."""
+    """The device that JAX calls `kind`, such as "TPU v5 lite" or "NVIDIA H200"; None if its figures are unknown."""
     return next((device for device in DEVICES if re.match(device.kind, kind)), None)

@@ -1,4 +1,4 @@
-"""What went wrong in a step: its batch is run again layer by layer, until something is not finite."""
+"""Diagnosis of a faulty step: its batch is run again layer by layer to find the first value that is not finite."""
 
 from functools import partial
 from typing import Any
@@ -21,20 +21,20 @@ from tttlm.training.step import Model, batch_gradient
 
 
 def diagnose(config: TrainConfig, model: Model, params: Any, batch: Batch[Array], step: int, carried: Any = ()) -> str:
-    """Names the first thing that is not finite when `batch` is run with `params`: a parameter; the state, the inner
-    loss or the activations of a layer; the loss of a token; the gradient of a parameter. Where all are finite, names
-    the largest gradient, and the first layer whose inner loss grows in its update. To be called within
+    """Names the first value that is not finite when `batch` is run with `params`: a parameter; the state, the inner
+    loss or the activations of a layer; the loss of a token; the gradient of a parameter. If all are finite, names
+    the largest gradient, and the first layer whose inner loss grows in its update. Must be called within
     `jax.set_mesh` of the training step's mesh.
 
     Args:
-        step: the update, counted from 1, that went wrong.
-        carried: the state that the batch goes on from; () where none is carried.
+        step: the faulty update, counted from 1.
+        carried: the state that the batch continues from; () if none is carried.
     """
     multiplier = inner_multiplier(config, step - 1)
-    if found := _in_tree(params, "parameter {}"):
-        return found
-    found, growing = _in_layers(config, model, params, batch, multiplier, carried)
-    return found or _in_gradients(config, model, params, batch, multiplier, carried) + growing
+    if problem := _in_tree(params, "parameter {}"):
+        return problem
+    problem, growing = _in_layers(config, model, params, batch, multiplier, carried)
+    return problem or _in_gradients(config, model, params, batch, multiplier, carried) + growing
 
 
 def _in_layers(
@@ -49,12 +49,12 @@ def _in_layers(
     before = continued_state(bound, carried, batch.continues) if carried else None
     for repeat in range(config.model.repeats):
         pattern = jax.tree.map(lambda x, repeat=repeat: x[repeat], stack)
-        for place, mixer in enumerate(mixers):
-            name = f"layer {repeat * len(mixers) + place} ({mixer})"
-            entered = None if before is None else jax.tree.map(lambda x, repeat=repeat: x[repeat], before[place])
-            h, state, inner = run(graph, place, pattern, h, entered, segments, multiplier)
-            if found := _in_tree(state, f"the state of {name}, {{}},"):
-                return found, growing
+        for index, mixer in enumerate(mixers):
+            name = f"layer {repeat * len(mixers) + index} ({mixer})"
+            layer_state = None if before is None else jax.tree.map(lambda x, repeat=repeat: x[repeat], before[index])
+            h, state, inner = run(graph, index, pattern, h, layer_state, segments, multiplier)
+            if problem := _in_tree(state, f"the state of {name}, {{}},"):
+                return problem, growing
             if inner is not None:
                 first, last = float(inner.loss_before), float(inner.loss_after)
                 if not np.isfinite([first, last]).all():
@@ -73,14 +73,14 @@ def _in_layers(
 
 def _block(
     graph: Any,
-    place: int,
+    index: int,
     pattern: Any,
     h: Float[Array, "B T D"],
     state: Any,
     segments: Int[Array, "B T"] | None,
     multiplier: Float[Array, ""],
 ) -> tuple[Array, Any, InnerStatistics | None]:
-    block = nnx.merge(graph, pattern).blocks[place]
+    block = nnx.merge(graph, pattern).blocks[index]
     inner = block.inner_statistics(h, segments, multiplier)
     state = block.init_state(h.shape[0]) if state is None else state
     return *block(h, state, segments, multiplier), inner
@@ -90,8 +90,8 @@ def _in_gradients(
     config: TrainConfig, model: Model, params: Any, batch: Batch[Array], multiplier: Array, carried: Any
 ) -> str:
     _, _, grads, _ = jax.jit(partial(batch_gradient, config, model))(params, batch, multiplier, carried)
-    if found := _in_tree(grads, "every activation is finite; the gradient of {}"):
-        return found
+    if problem := _in_tree(grads, "every activation is finite; the gradient of {}"):
+        return problem
     norms = {path_name(path): float(jnp.linalg.norm(g)) for path, g in jax.tree_util.tree_leaves_with_path(grads)}
     largest = max(norms, key=lambda name: norms[name])
     return f"everything is finite; the largest gradient is of {largest} (norm {norms[largest]:.3g})"

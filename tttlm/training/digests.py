@@ -1,4 +1,4 @@
-"""A short digest of every array of a tree: equal for equal bits on any mesh, another for any single changed value."""
+"""A short digest of every array of a tree: equal for equal bits on any mesh, different if any single value changed."""
 
 from typing import Any
 

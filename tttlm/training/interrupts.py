@@ -1,6 +1,6 @@
-"""Ctrl-C and SIGTERM ask the loop to save and stop; a second Ctrl-C stops at once.
+"""Ctrl-C and SIGTERM make the loop save and stop; a second Ctrl-C stops at once.
 
-Many processes stop at the same step: JAX's preemption service, which waits for SIGTERM, agrees on it.
+All processes of a run stop at the same step, which JAX's preemption service, triggered by SIGTERM, chooses.
 """
 
 import os
@@ -14,20 +14,20 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-INTERRUPTED = 130  # the exit status after Ctrl-C, as shells have it
-PREEMPTED = 75  # the exit status after SIGTERM: "try again later", so a scheduler can tell it from a failure
+INTERRUPTED = 130  # the exit status after Ctrl-C, as in shells
+PREEMPTED = 75  # the exit status after SIGTERM: "try again later", which a scheduler can distinguish from a failure
 
 
 class Interrupts:
-    """What this process was asked, and what all of them agreed on."""
+    """The signals of this process, and whether all processes stop."""
 
     def __init__(self) -> None:
         self._requested: signal.Signals | None = None
-        self._asked = 0  # how often the loop asked: goes on where steps go back
+        self._asked = 0  # number of calls of `stop`, which grows even when steps are rolled back
         self._reached = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Notes a signal; a second Ctrl-C raises KeyboardInterrupt."""
+        """Records a signal; a second Ctrl-C raises KeyboardInterrupt."""
         if self._requested == number == signal.SIGINT:
             raise KeyboardInterrupt
         self._requested = signal.Signals(number)
@@ -35,7 +35,7 @@ class Interrupts:
             os.kill(os.getpid(), signal.SIGTERM)  # tells the others
 
     def stop(self) -> bool:
-        """Whether to save and stop here; asked before every step, with the same answer in every process."""
+        """Whether to save and stop now; called before every step, with the same result in every process."""
         if jax.process_count() == 1:
             return self._requested is not None
         self._asked += 1
@@ -44,7 +44,7 @@ class Interrupts:
 
     @property
     def status(self) -> int:
-        """The exit status that tells which signal it was."""
+        """The exit status for the signal."""
         return INTERRUPTED if self._requested == signal.SIGINT else PREEMPTED
 
 
@@ -52,11 +52,11 @@ class Interrupts:
 def catch_interrupts() -> Iterator[Interrupts]:
     """Catches SIGINT and SIGTERM while the block runs.
 
-    Python lets the main thread alone catch signals: in another thread none is caught, and whoever started the thread
-    decides what a signal does.
+    Python catches signals only in the main thread: in another thread none is caught, and the caller has to handle
+    signals.
     """
     interrupts = Interrupts()
-    # Among many processes SIGTERM is JAX's to catch.
+    # With several processes JAX catches SIGTERM.
     caught = (signal.SIGINT, signal.SIGTERM) if jax.process_count() == 1 else (signal.SIGINT,)
     with _handlers(dict.fromkeys(caught, interrupts.handle)):
         yield interrupts

@@ -1,4 +1,4 @@
-"""The training loop: batches in, steps dispatched ahead of their metrics, checkpoints, and what stops a run."""
+"""The training loop: batches, steps that are dispatched ahead of reading their metrics, checkpoints, and faults."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -49,11 +49,11 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-        reason: finished all its steps, was interrupted (and saved), or met a fault.
+        reason: "finished" all steps, "interrupted" (and saved), or stopped by a fault.
         step: the last update that counts.
         status: an exit status: 0, 130 after Ctrl-C, 75 after SIGTERM, 1 after a fault.
-        message: what to tell the person, in one or a few lines.
-        seconds: how long the loop ran in this process.
+        message: a report of one or a few lines.
+        seconds: time of the loop in this process.
     """
 
     reason: Literal["finished", "interrupted", "fault"]
@@ -64,7 +64,7 @@ class Outcome:
 
 
 class Fault(Exception):
-    """A step that went wrong; holds the batch for the report."""
+    """A faulty step, with its batch for the report."""
 
     def __init__(self, step: int, values: dict[str, float], batch: Batch[jax.Array]) -> None:
         self.step, self.values, self.batch = step, values, batch
@@ -77,12 +77,12 @@ class Fault(Exception):
 
 
 def train(config: TrainConfig) -> Outcome:
-    """Trains, or goes on training, the run of `config` until its last step.
+    """Starts or resumes the run of `config`, and trains until its last step.
 
-    What cannot work is refused before anything is compiled or written.
+    Invalid configurations are refused before anything is compiled or written.
 
     Raises:
-        InputError: the configuration, the data or the run's folder cannot be used.
+        InputError: the configuration, the data or the run directory cannot be used.
     """
     check(config)
     check_metrics(config.metrics)
@@ -116,7 +116,7 @@ def train(config: TrainConfig) -> Outcome:
 
 
 def run_facts(config: TrainConfig, loaders: dict[str, Any]) -> RunFacts:
-    """What the run is started on, to be recognised when it goes on and when it is evaluated."""
+    """Data and tokenizer of the run, which are compared when it is resumed or evaluated."""
     data = config.data
     held_out = Path(data.validation_path or data.path or next(iter(data.mixture)))
     train = loaders["train"]
@@ -128,7 +128,7 @@ def open_loaders(config: TrainConfig, mesh: Mesh) -> dict[str, Any]:
     """The loaders of both splits, each giving the examples that this process's devices hold.
 
     Raises:
-        InputError: the data cannot be used, or has more tokens than the model knows.
+        InputError: the data cannot be used, or has ids that the model's vocabulary lacks.
     """
     index, count = batch_shard(mesh)
     loaders = {
@@ -158,7 +158,7 @@ def open_loaders(config: TrainConfig, mesh: Mesh) -> dict[str, Any]:
 
 
 class _Experiment:
-    """One run in this process: the compiled parts, the state, and where everything goes."""
+    """A run in this process: compiled functions, training state, data and outputs."""
 
     def __init__(
         self,
@@ -171,7 +171,7 @@ class _Experiment:
         interrupts: Interrupts,
         start: Callable[[Any], Any] | None,
     ) -> None:
-        """`start`: see `initial_params`; None starts from random ones."""
+        """`start`: see `initial_params`; None initialises parameters randomly."""
         self.config, self.folder, self.loaders, self.interrupts = config, folder, loaders, interrupts
         self.mesh, self.place = mesh, place_batch(mesh)
         self.model, self.abstract = model, abstract
@@ -187,19 +187,19 @@ class _Experiment:
         self.metrics = open_metrics(folder, config, self.saved)
 
     def newest(self) -> tuple[TrainState, Totals]:
-        """The state of the newest sound checkpoint and its totals, or the initial ones."""
+        """The state and totals of the newest valid checkpoint, or the initial ones."""
         rest = self.abstract._replace(params=None)
-        found = self.checkpoints.newest(self.abstract.params, rest._asdict())
-        if found is None:
+        newest = self.checkpoints.newest(self.abstract.params, rest._asdict())
+        if newest is None:
             state = self.init()
             return state if self.start is None else state._replace(params=self.start(self.abstract.params)), Totals()
-        return TrainState(**{**found.rest, "params": found.params}), from_plain(found.totals, Totals)
+        return TrainState(**{**newest.rest, "params": newest.params}), from_plain(newest.totals, Totals)
 
     def fit(self) -> Outcome:
-        """Trains until the last step, an interrupt or a fault, and says how it ended."""
+        """Trains until the last step, an interrupt or a fault."""
         started = time.monotonic()
         if 0 < self.saved < self.config.steps:
-            say(f"going on from step {self.saved} of {self.folder.path}")
+            say(f"resuming from step {self.saved} of {self.folder.path}")
         try:
             while True:
                 try:
@@ -212,7 +212,7 @@ class _Experiment:
                     self.roll_back(fault, report)
             self.checkpoints.wait()
         except CannotWrite as failure:
-            message = f"{failure}: make room, and the same command goes on from step {self.checkpoints.last}"
+            message = f"{failure}: free some space, and the same command resumes from step {self.checkpoints.last}"
             return Outcome("fault", self.checkpoints.last, 1, message, time.monotonic() - started)
         finally:
             self.metrics.close()
@@ -220,11 +220,11 @@ class _Experiment:
         seconds = time.monotonic() - started
         if step == self.config.steps:
             return Outcome("finished", step, 0, f"finished {step} steps", seconds)
-        message = f"saved at step {step} of {self.config.steps}; the same command goes on from there"
+        message = f"saved at step {step} of {self.config.steps}; the same command resumes from there"
         return Outcome("interrupted", step, self.interrupts.status, message, seconds)
 
     def advance(self) -> int:
-        """Runs until the last step or an interrupt and saves there; returns the step reached."""
+        """Trains until the last step or an interrupt and saves; returns the last step."""
         config = self.config
         step = int(self.state.step)
         batches = DevicePrefetch(self.loaders["train"].iterate(int(self.state.batch)), self.place)
@@ -236,7 +236,7 @@ class _Experiment:
                     batch = next(batches)
                 self.state, values = self.train_step(self.state, batch)
                 step += 1
-                if pending:  # the numbers of the step before, while this one runs
+                if pending:  # the metrics of the previous step, while this one runs
                     self.read(pending, clock, bar)
                 every = config.telemetry.every
                 measured = self.telemetry(self.state.params, batch, step - 1) if every and step % every == 0 else ()
@@ -266,18 +266,18 @@ class _Experiment:
         return Clock(self.totals, tokens=tokens, flops=flops, peak=peak)
 
     def read(self, pending: "_Pending", clock: Clock, bar: Any) -> None:
-        """Waits for a step's numbers, writes and shows them.
+        """Waits for a step's metrics, writes and shows them.
 
         Raises:
-            Fault: the step went wrong and the policy is not to skip it.
+            Fault: the step is faulty and the policy is not "skip".
         """
         step = pending.step
         numbers = jax.device_get(pending.values)
-        self.folder.keep()  # a step was taken: from here on the folder is this run's
+        self.folder.keep()  # a step was taken: from here on the folder belongs to this run
         good = bool(numbers.pop("good"))
         values = {name: numbers[name].item() for name in ("loss", *sorted(numbers.keys() - {"loss"}))}
         if clock.first:
-            bar.unpause()  # compiling is no measure of the time left
+            bar.unpause()  # compiling does not count in the estimated time
         values |= clock.tick(values["tokens"] if good else 0)
         if not good:
             self.faults += 1
@@ -295,7 +295,7 @@ class _Experiment:
         bar.update(1)
 
     def evaluate(self, step: int) -> None:
-        """The held-out loss on the first batches of the validation split."""
+        """Writes the held-out loss on the first batches of the validation split."""
         params, sums = self.state.params, []
         carried = self.initial_state(params)
         for number in range(self.config.evaluate.batches):
@@ -323,32 +323,32 @@ class _Experiment:
         except CannotWrite as failure:
             if self.config.checkpoint.on_failure == "stop":
                 raise
-            say(f"{failure}; going on without it")
+            say(f"{failure}; continuing without it")
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         with self.written():
             self.metrics.write(step, values)
 
     def report(self, fault: Fault) -> str:
-        """What went wrong where, found by running the batch again from the parameters before it."""
+        """A diagnosis of the fault, by running the batch again from the parameters before it."""
         try:
             with jax.set_mesh(self.mesh):
                 state = self.state
                 where = diagnose(self.config, self.model, state.params, fault.batch, fault.step, state.carried)
-        except jax.errors.JaxRuntimeError as error:  # its memory, most likely
-            where = f"where it began could not be found out: {str(error).splitlines()[0]}"
+        except jax.errors.JaxRuntimeError as error:  # most likely out of memory
+            where = f"its origin could not be determined: {str(error).splitlines()[0]}"
         saved = self.checkpoints.last
         last = f"the last checkpoint is of step {saved}" if saved else "there is no checkpoint yet"
         return f"{fault}: {where}; {last}"
 
     def roll_back(self, fault: Fault, report: str) -> None:
-        """Goes back to the newest checkpoint and on with the batches after the faulty one."""
-        say(f"{report}; going back to it")
+        """Restores the newest checkpoint and continues with the batches after the faulty one."""
+        say(f"{report}; rolling back to it")
         after = self.state.batch - (self.state.step - fault.step)
         with self.written():
             self.checkpoints.wait()
         state, self.totals = self.newest()
-        # Documents that examples are in the middle of are read on from here, without what was read of them before.
+        # Documents in progress continue from the initial state, without the tokens read of them before.
         self.state = state._replace(batch=after, carried=self.initial_state(state.params))
         self.saved = int(self.state.step)
         self.metrics.close()
@@ -358,7 +358,7 @@ class _Experiment:
 
 @dataclass
 class _Pending:
-    """A step that was dispatched and whose numbers were not read yet."""
+    """A dispatched step whose metrics have not been read yet."""
 
     step: int
     values: dict[str, jax.Array]

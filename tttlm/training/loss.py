@@ -29,10 +29,10 @@ def summed_loss(
     Logits are `hidden @ tableᵀ` of operands in the dtype of `hidden`, accumulated in float32 at least.
 
     Args:
-        hidden: the features of the last norm.
+        hidden: the output of the last norm.
         table: the head's embedding, one vector for every token of the vocabulary.
-        targets: the token that each position should predict.
-        weights: 0 where the target does not count; None counts every one.
+        targets: the token that each position has to predict.
+        weights: weight of each target, 0 where it does not count; None counts all.
         chunk: tokens of a sequence whose logits a device holds at a time, a divisor of its shard of T, or more than
             that. Their gradient is computed in the same pass, while the logits are held. 0 takes it in one chunk.
 
@@ -74,7 +74,7 @@ def _forward(chunk: int, hidden: Array, table: Array, targets: Array, weights: A
         def add(sums: tuple[Array, Array], piece: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
             loss, d_logits = _piece_loss(table, stored, *piece)
             d_logits = d_logits.astype(hidden.dtype)
-            # This way around XLA on CPU copies the features in transposed order, not the many more logits.
+            # In this order XLA on CPU transposes the features, not the logits, which are larger.
             d_table = jnp.einsum("bcd,bcv->dv", piece[0], d_logits, preferred_element_type=dtype)
             d_hidden = jnp.einsum("bcv,vd->bcd", d_logits, table, preferred_element_type=dtype)
             return (sums[0] + loss, sums[1] + d_table), all_reduce(d_hidden, stored.vocabulary).astype(hidden.dtype)
@@ -83,7 +83,7 @@ def _forward(chunk: int, hidden: Array, table: Array, targets: Array, weights: A
         zeros = (_zero(hidden), jnp.zeros(table.shape[::-1], dtype))
         (loss, d_table), d_hidden = jax.lax.scan(add, zeros, pieces)
         d_hidden = jnp.moveaxis(d_hidden, 0, 1).reshape(hidden.shape)
-        # Over devices once, at the end.
+        # Reduced over devices once, at the end.
         return all_reduce(loss, stored.tokens), d_hidden, stored.reduce_scatter(d_table.T)
 
     loss, d_hidden, d_table = each_device(shard, ("BT", stored.dims, "BT", "BT"), ("", "BT", stored.dims))(
@@ -107,7 +107,7 @@ def _piece_loss(
     targets: Int[Array, "B C"],
     weights: Float[Array, "B C"],
 ) -> tuple[Float[Array, ""], Float[Array, "B C v"]]:
-    """The loss of a piece and its gradient with respect to the logits of the tokens that `table` holds."""
+    """The loss of a piece and its gradient with respect to the logits of this device's part of the vocabulary."""
     logits = jnp.einsum("bcd,vd->bcv", hidden, table, preferred_element_type=_zero(hidden).dtype)
     hit = targets[..., None] - stored.first_token(table) == jnp.arange(table.shape[0])
     top = all_reduce(jnp.max(logits, axis=-1, keepdims=True), stored.vocabulary, jax.lax.pmax)

@@ -1,4 +1,4 @@
-"""The numbers of a run: JSON lines always, TensorBoard and Weights & Biases where they are installed and wanted."""
+"""The metrics of a run: always JSON lines, and TensorBoard and Weights & Biases if installed and configured."""
 
 import importlib.util
 import json
@@ -17,14 +17,14 @@ from tttlm.training.config import MetricsConfig, TrainConfig, to_dict
 from tttlm.training.run_folder import RunFolder
 from tttlm.training.trackers import TensorBoard, Tracker, WeightsAndBiases
 
-Record = dict[str, bool | int | float | str]  # of which "step" is always there
+Record = dict[str, bool | int | float | str]  # always has "step"
 
 
 def check_metrics(config: MetricsConfig) -> None:
-    """Refuses a tracker that is asked for and not installed.
+    """Refuses a tracker that is configured but not installed.
 
     Raises:
-        InputError: says what to install.
+        InputError: names the package to install.
     """
     if config.tensorboard == "on" and not importlib.util.find_spec("tensorboardX"):
         raise InputError("metrics.tensorboard is on but tensorboardX is not installed: pip install tensorboardX")
@@ -33,12 +33,12 @@ def check_metrics(config: MetricsConfig) -> None:
 
 
 class Metrics:
-    """Appends one JSON object a line, `{"step": n, ...}`, and passes the same numbers to the trackers.
+    """Appends one JSON object per line, `{"step": n, ...}`, and passes the same values to the trackers.
 
     Args:
-        folder: the run's folder.
-        config: says which trackers are wanted.
-        step: the step the run goes on from. Lines of later steps are of a future that is computed again: dropped.
+        folder: the run directory.
+        config: the trackers to use.
+        step: the step that the run resumes from. Lines of later steps are dropped, because they are computed again.
 
     Raises:
         InputError: the file cannot be read or written.
@@ -52,7 +52,7 @@ class Metrics:
             raise InputError(
                 f"{folder.metrics} cannot be used ({error.strerror}): nothing was changed, try again once it can be"
             ) from None
-        self._whole = True  # the last line was written to its end
+        self._whole = True  # the last line was written completely
         self._trackers: list[Tracker] = []
         wanted = config.metrics.tensorboard
         if wanted == "on" or (wanted == "auto" and importlib.util.find_spec("tensorboardX")):
@@ -66,13 +66,13 @@ class Metrics:
         """Writes a line.
 
         Raises:
-            CannotWrite: there is no room for it.
+            CannotWrite: there is no space for it.
         """
         line = (json.dumps({"step": step, **values}) + "\n").encode()
         line = line if self._whole else b"\n" + line
         try:
             self._whole = self._file.write(line) == len(line)
-            cause = "" if self._whole else "no room for the whole line"
+            cause = "" if self._whole else "no space for the complete line"
         except OSError as error:
             self._whole, cause = False, error.strerror or str(error)
         if cause:
@@ -82,10 +82,10 @@ class Metrics:
             tracker.send(step, numbers)
 
     def flush(self) -> None:
-        """Puts what was written so far safely on disk; called before a checkpoint, so that none is ahead of it.
+        """Flushes all lines to disk; called before a checkpoint, so that no checkpoint is ahead of its metrics.
 
         Raises:
-            CannotWrite: the system cannot.
+            CannotWrite: the system cannot write them.
         """
         try:
             os.fsync(self._file.fileno())
@@ -93,14 +93,14 @@ class Metrics:
             raise CannotWrite(f"{self._file.name} cannot be written ({error.strerror})") from None
 
     def close(self) -> None:
-        """Closes the file, and gives the trackers a little time."""
+        """Closes the file, and waits a short time for the trackers."""
         self._file.close()
         for tracker in self._trackers:
             tracker.close()
 
 
 class NoMetrics(Metrics):
-    """Takes the numbers of a process that is not the first: they are the first one's."""
+    """Discards the metrics of processes other than process 0."""
 
     def __init__(self) -> None:
         pass
@@ -121,9 +121,9 @@ def open_metrics(folder: RunFolder, config: TrainConfig, step: int) -> Metrics:
 
 
 def read_metrics(path: Path) -> list[Record]:
-    """The lines of a `metrics.jsonl`. Those that cannot be read are left out, and named on standard error.
+    """Reads the lines of a `metrics.jsonl`. Unreadable lines are skipped and reported on standard error.
 
-    A last line cut short by a killed process is left out without a word.
+    A last line that a killed process left incomplete is skipped silently.
 
     Raises:
         InputError: the file cannot be read.
@@ -133,21 +133,21 @@ def read_metrics(path: Path) -> list[Record]:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     if bad:
-        progress.say(f"{path}: {_count(bad)} cannot be read and left out: {problem}")
+        progress.say(f"{path}: skipped {_count(bad)} that cannot be read: {problem}")
     return records
 
 
 def by_step(records: list[Record], name: str) -> Float[np.ndarray, "N 2"]:
-    """The steps that have a number of that name, and the number."""
+    """The steps that have a value of that name, and the values."""
     pairs = [(r["step"], r[name]) for r in records if isinstance(r.get(name), (int, float))]
     return np.array(pairs, float).reshape(-1, 2)
 
 
 def keep_until(path: Path, step: int) -> None:
-    """Drops the lines after `step`; those that cannot be read are kept aside in `<name>.bad`, and named.
+    """Drops the lines after `step`; unreadable lines are moved to `<name>.bad` and reported.
 
     Raises:
-        OSError: the file cannot be read or written; it is as it was.
+        OSError: the file cannot be read or written; it is unchanged.
     """
     if not path.exists():
         return
@@ -155,13 +155,13 @@ def keep_until(path: Path, step: int) -> None:
     if bad:
         aside = path.with_name(path.name + ".bad")
         write_file(aside, (aside.read_bytes() if aside.exists() else b"") + b"".join(bad))
-        say(f"{path}: {_count(bad)} cannot be read: {problem}; kept aside in {aside.name}")
+        say(f"{path}: {_count(bad)} cannot be read: {problem}; moved to {aside.name}")
     kept = [json.dumps(record) + "\n" for record in records if record["step"] <= step]  # type: ignore[operator]
     write_file(path, "".join(kept).encode())
 
 
 def _read(path: Path) -> tuple[list[Record], list[bytes], str]:
-    """The records, the lines that are none, and what is wrong with the first of those."""
+    """The records, the unreadable lines, and what is wrong with the first of those."""
     records: list[Record] = []
     bad: list[bytes] = []
     problem = ""

@@ -11,14 +11,13 @@ from jaxtyping import Array, Float, Int
 from tttlm.training.config import OptimizerConfig, TrainConfig
 from tttlm.training.sharding import STACKED, path_name
 
-# Every parameter has a name that says what it is; shapes do not tell, because the parameters of stacked blocks carry
-# one more axis.
+# Parameters are classified by name, not by shape, because the parameters of stacked blocks have one more axis.
 MATRICES = re.compile(r"(^|/)(kernel|embedding)$")
 KERNELS = re.compile(r"(^|/)(?!conv\w*/)[^/]+/kernel$")
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """From gradients to what is added to the parameters.
+    """The transformation of gradients to parameter updates.
 
     The gradient is clipped by its global norm, the method gives a direction, weight decay is added to it, and the
     schedule scales it.
@@ -28,7 +27,7 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
         *([optax.clip_by_global_norm(o.clip)] if o.clip else []),
         direction(o),
         *([optax.add_decayed_weights(o.weight_decay, mask=decay_mask(o))] if o.weight_decay else []),
-        # The rate is not rounded to the dtype of the parameters.
+        # The learning rate is not rounded to the dtype of the parameters.
         optax.stateless(lambda updates, _: jax.tree.map(_at_least_float32, updates)),
         optax.scale_by_learning_rate(learning_rate(config)),
     )
@@ -45,7 +44,7 @@ def direction(config: OptimizerConfig) -> optax.GradientTransformation:
         return optax.scale_by_lion(b1=b1, b2=b2)
     if config.name == "muon":
         return optax.contrib.muon(
-            -1.0,  # optax turns the sign; the schedule does it here
+            -1.0,  # optax negates the update; here the schedule does
             beta=b1,
             eps=eps,
             adam_b1=b1,
@@ -60,7 +59,7 @@ def direction(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def decay_mask(config: OptimizerConfig) -> Any:
-    """A function from parameters to True for those that weight decay applies to."""
+    """A function from parameters to a mask, True where weight decay applies."""
 
     def decayed(path: tuple[Any, ...], _: Any) -> bool:
         return config.decay == "all" or bool(MATRICES.search(path_name(path)))
@@ -69,9 +68,9 @@ def decay_mask(config: OptimizerConfig) -> Any:
 
 
 def muon_dimensions(params: Any) -> Any:
-    """Which axes of a parameter Muon takes for a matrix; None for those that it leaves to Adam.
+    """The axes of a parameter that Muon treats as a matrix; None for parameters that Adam updates.
 
-    Kernels of projections are matrices, each block's and each head's by itself. Embeddings, vectors and the kernels of
+    Kernels of projections are matrices, separately for each block and head. Embeddings, vectors and the kernels of
     depthwise convolutions are not.
     """
 
@@ -85,7 +84,7 @@ def muon_dimensions(params: Any) -> Any:
 
 
 def learning_rate(config: TrainConfig) -> optax.Schedule:
-    """The rate of an update, counted from 0: a linear warm-up to the peak, then a cosine down to `schedule.final`.
+    """The learning rate of an update, counted from 0: a linear warm-up to the peak, then a cosine to `schedule.final`.
 
     With `schedule.warmup_start` "one_step" the first update has the rate peak / warm-up steps and the last one the
     final rate; with "zero" it is `optax.warmup_cosine_decay_schedule`, whose first rate is 0 and whose final rate is
@@ -103,13 +102,13 @@ def learning_rate(config: TrainConfig) -> optax.Schedule:
 
 
 def at_step(opt_state: Any, step: Int[Array, ""]) -> Any:
-    """The optimiser's state with its schedule at an update: it follows the run, through skipped updates as well."""
+    """The optimiser's state with its schedule set to the step of the run, which also counts skipped updates."""
     in_schedule = lambda path, _: any(getattr(key, "tuple_name", "") == "ScaleByScheduleState" for key in path)
     return optax.tree.set(opt_state, in_schedule, count=step)
 
 
 def inner_multiplier(config: TrainConfig, step: Int[Array, ""] | int) -> Float[Array, ""]:
-    """What the inner learning rate of every TTT layer is multiplied by at update `step`, counted from 0."""
+    """The multiplier of the inner learning rate of every TTT layer at update `step`, counted from 0."""
     start = config.inner_start
     part = jnp.minimum(1.0, step / max(config.inner_warmup_steps, 1))
     return jnp.asarray(start + (1 - start) * part, jnp.float32)

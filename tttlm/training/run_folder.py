@@ -1,4 +1,4 @@
-"""The folder of a run: which file is where, its lock, and whether a run may go on in it."""
+"""The run directory: the paths of its files, its lock, and the check whether a run may resume in it."""
 
 import contextlib
 import errno
@@ -24,20 +24,20 @@ from tttlm.records import read_record, read_text, write_file, write_json
 from tttlm.training.config import TrainConfig, differences, to_dict
 from tttlm.yaml_file import parse_yaml
 
-# What file systems say that have no locks: a file that is there or not stands in for one.
+# Errors of file systems without locks, on which a lock file is used instead.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 _HEAD = re.compile(r"# tttlm (\S+), sha256 of what follows: ([0-9a-f]{64})\n")
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a run was started on, as it stands in `data.json`.
+    """Data and tokenizer of a run, stored in `data.json`.
 
     Attributes:
         data: the fingerprint of the training batches.
         tokenizer: the fingerprint of the tokenizer.
         held_out: the fingerprint of the folder with the held-out documents.
-        held_out_folder: where that was, as an absolute path.
+        held_out_folder: the absolute path of that folder.
     """
 
     data: str
@@ -47,9 +47,9 @@ class RunFacts:
 
 
 class RunFolder:
-    """Paths in a run's folder, and the lock that keeps a second process out of it.
+    """Paths in a run directory, and the lock against a second process.
 
-    The lock goes with the process, however that ends, so there is nothing to clean up.
+    The lock ends with the process, also when it is killed, so there is nothing to clean up.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -61,37 +61,37 @@ class RunFolder:
         self.tokenizer = self.path / "tokenizer"
         self._holder = self.path / "in_use_by"
         self._lock: BaseFileLock | None = None
-        self._made: Path | None = None  # the topmost folder that was made for this run
-        self._before: dict[Path, bytes | None] = {}  # files as they were before this run wrote them
+        self._made: Path | None = None  # the topmost folder that was created for this run
+        self._before: dict[Path, bytes | None] = {}  # content of files before this run wrote them
 
     def read_config(self) -> TrainConfig:
-        """What the run was started with.
+        """The configuration that the run was started with.
 
         Raises:
-            InputError: this is no run, or its configuration was altered, or another version wrote it.
+            InputError: this is not a run directory, its configuration was altered, or another version wrote it.
         """
         return from_values(TrainConfig, self._read_config(), str(self.config))
 
     def _read_config(self) -> Any:
         if not self.config.exists():
-            raise InputError(f"{self.path} is not the folder of a run: it has no {self.config.name}")
-        text = read_text(self.config, advice="put back the file that the run wrote")
+            raise InputError(f"{self.path} is not a run directory: it has no {self.config.name}")
+        text = read_text(self.config, advice="restore the file that the run wrote")
         head = _HEAD.match(text)
         if head is None:
             raise InputError(
                 f"{self.config} was not written by this version of tttlm ({tttlm.__version__}): runs of version 0.1.0 "
-                "need that version; train again in another run folder, or put back the file that the run wrote"
+                "need that version; train again in another run directory, or restore the file that the run wrote"
             )
         version, digest = head.groups()
         if hashlib.sha256(text[head.end() :].encode()).hexdigest() != digest:
             raise InputError(
-                f"{self.config} was altered since the run wrote it: put back what it was, and say what is to be "
-                "another way on the command line"
+                f"{self.config} was altered since the run wrote it: restore it, and change fields on the command "
+                "line instead"
             )
         if version.split(".")[:2] != tttlm.__version__.split(".")[:2]:
             raise InputError(
                 f"{self.path} is a run of version {version} of tttlm, this is {tttlm.__version__}: use that version, "
-                "or train again in another run folder"
+                "or train again in another run directory"
             )
         try:
             return parse_yaml(text)
@@ -99,14 +99,14 @@ class RunFolder:
             raise InputError(f"{self.config}: {error}") from None
 
     def check_config(self, config: TrainConfig) -> None:
-        """Refuses to go on with another configuration; writes nothing.
+        """Refuses to resume with another configuration; writes nothing.
 
         Raises:
             InputError: names every field that differs.
         """
         if not self.config.exists():
             if self.checkpoints.exists():
-                raise InputError(f"{self.path} holds checkpoints but no {self.config.name}: choose another --run")
+                raise InputError(f"{self.path} has checkpoints but no {self.config.name}: choose another --run")
             return
         if changed := differences(to_dict(self.read_config()), config):
             raise InputError(
@@ -115,12 +115,12 @@ class RunFolder:
             )
 
     def claim(self, config: TrainConfig, facts: RunFacts, tokenizer: Tokenizer) -> None:
-        """Takes the folder for a run, by its first process alone.
+        """Claims the folder for a run; called by process 0 only.
 
-        Until `keep` is called, `release` makes everything as it was before.
+        Until `keep` is called, `release` restores the previous content.
 
         Raises:
-            InputError: it is in use, holds another run, or cannot be written.
+            InputError: the folder is in use, has another run, or cannot be written.
         """
         self.lock()
         self.check_config(config)
@@ -134,25 +134,25 @@ class RunFolder:
                 self.keep_tokenizer(tokenizer)
         except OSError as error:
             raise InputError(
-                f"{self.path} cannot be written: {error.strerror}: make room, or choose another --run"
+                f"{self.path} cannot be written: {error.strerror}: fix this, or choose another --run"
             ) from None
 
     def check_shared(self) -> None:
-        """Refuses a folder that not every process sees, after it was claimed.
+        """Refuses a claimed folder that this process does not see.
 
         Raises:
-            InputError: it is not there.
+            InputError: the folder does not exist here.
         """
         if not self.config.exists():
             raise InputError(
-                f"{self.path.absolute()} is another folder on {platform.node()}: put it where all hosts share it"
+                f"{self.path.absolute()} is another folder on {platform.node()}: use a file system that all hosts share"
             )
 
     def lock(self) -> None:
-        """Takes the folder for this process, making it if need be.
+        """Locks the folder for this process; creates it if it does not exist.
 
         Raises:
-            InputError: another process has it, or it cannot be made.
+            InputError: another process has the lock, or the folder cannot be created.
         """
         try:
             new = [parent for parent in (self.path, *self.path.parents) if not parent.exists()]
@@ -165,7 +165,7 @@ class RunFolder:
         except OSError as error:
             self._made = None
             raise InputError(
-                f"{self.path}: the run's folder cannot be made or locked: {error.strerror or error}"
+                f"{self.path}: the run directory cannot be created or locked: {error.strerror or error}"
             ) from None
         holder = "another process"
         with contextlib.suppress(OSError, UnicodeDecodeError):
@@ -173,12 +173,12 @@ class RunFolder:
         raise InputError(f"{self.path} is in use by {holder}: wait for it, or choose another --run")
 
     def _acquire(self) -> BaseFileLock | None:
-        """The lock, or None where another process has it."""
+        """The lock, or None if another process has it."""
         for kind, name in ((FileLock, "lock"), (SoftFileLock, "lock.soft")):
             lock = kind(self.path / name)
             try:
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # of a file system without locks
+                    warnings.simplefilter("ignore")  # about a file system without locks
                     lock.acquire(blocking=False)
                 return lock
             except Timeout:
@@ -191,11 +191,11 @@ class RunFolder:
         return None
 
     def keep(self) -> None:
-        """Keeps what `claim` wrote: the run has begun."""
+        """Keeps the files that `claim` wrote, because the run has started."""
         self._made, self._before = None, {}
 
     def release(self) -> None:
-        """Lets go of the folder; what a run wrote that never began is taken back."""
+        """Releases the folder; if the run never started, its files are removed."""
         if self._lock is None:
             if self._made is not None:  # refused while it was being locked
                 self._remove_made()
@@ -225,25 +225,25 @@ class RunFolder:
         self._made = None
 
     def read_facts(self) -> RunFacts:
-        """What the run was started on.
+        """Data and tokenizer of the run.
 
         Raises:
             InputError: the file cannot be read.
         """
-        return read_record(self.facts, RunFacts, advice="put back the file that the run wrote")
+        return read_record(self.facts, RunFacts, advice="restore the file that the run wrote")
 
     def read_tokenizer(self) -> Tokenizer:
-        """The tokenizer that the run was trained with, from its own folder.
+        """The tokenizer that the run was trained with, from the run directory.
 
         Raises:
-            InputError: it is not there, or not what it was.
+            InputError: it is missing or was altered.
         """
-        found = load_tokenizer(self.tokenizer)
-        if found.fingerprint != self.read_facts().tokenizer:
+        tokenizer = load_tokenizer(self.tokenizer)
+        if tokenizer.fingerprint != self.read_facts().tokenizer:
             raise InputError(
-                f"{self.tokenizer} is not the tokenizer that the run was trained with; put back the files that it wrote"
+                f"{self.tokenizer} is not the tokenizer that the run was trained with; restore the files that it wrote"
             )
-        return found
+        return tokenizer
 
     def keep_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Writes the tokenizer into the run's folder."""
@@ -251,7 +251,7 @@ class RunFolder:
         save_tokenizer(tokenizer, self.tokenizer)
 
     def _check_data(self, facts: RunFacts) -> None:
-        """Refuses other data than what the run was started on."""
+        """Refuses other data or another tokenizer than the run was started with."""
         if not self.facts.exists():
             return
         saved = self.read_facts()
@@ -259,7 +259,7 @@ class RunFolder:
         if changed := [what for name, what in names.items() if getattr(saved, name) != getattr(facts, name)]:
             raise InputError(
                 f"{self.path}: the {' and the '.join(changed)} changed since this run started: "
-                "restore what was there, or choose another --run"
+                "restore it, or choose another --run"
             )
 
     def _write(self, path: Path, text: str) -> None:

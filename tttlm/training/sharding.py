@@ -1,4 +1,4 @@
-"""How every array of a run is sharded: the mesh of devices, and rules from a parameter's path to its sharding."""
+"""The sharding of every array of a run: the mesh of devices, and rules from a parameter's path to its sharding."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ _AUTO = (AxisType.Auto,) * len(MESH_AXES)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh over `devices` (all there are), with one axis for each of `MESH_AXES`.
+    """The mesh over `devices` (all by default), with one axis for each of `MESH_AXES`.
 
     Raises:
         InputError: the axes do not multiply to the number of devices.
@@ -30,10 +30,10 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def imagined_mesh(config: MeshConfig) -> AbstractMesh:
-    """The mesh without its devices: as many as the sizes of all axes say, or with -1 among them as there are here.
+    """The mesh without its devices. Their number is the product of the axes, or, with -1, that of this machine.
 
     Raises:
-        InputError: the axes do not divide the devices that are here.
+        InputError: the axes do not divide the devices of this machine.
     """
     sizes = [getattr(config, axis) for axis in MESH_AXES]
     count = len(jax.devices()) if -1 in sizes else math.prod(sizes)
@@ -42,11 +42,11 @@ def imagined_mesh(config: MeshConfig) -> AbstractMesh:
 
 def _sizes(config: MeshConfig, devices: int) -> tuple[int, ...]:
     sizes = [getattr(config, axis) for axis in MESH_AXES]
-    known = math.prod(size for size in sizes if size != -1)
-    if devices % known or (-1 not in sizes and known != devices):
+    fixed = math.prod(size for size in sizes if size != -1)
+    if devices % fixed or (-1 not in sizes and fixed != devices):
         wanted = ", ".join(f"{axis} {size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
         raise InputError(f"a mesh of {wanted} does not fit {devices} devices: change `mesh`")
-    return tuple(devices // known if size == -1 else size for size in sizes)
+    return tuple(devices // fixed if size == -1 else size for size in sizes)
 
 
 def check_mesh(mesh: Mesh | AbstractMesh, config: TrainConfig) -> None:
@@ -99,13 +99,14 @@ def check_model_mesh(mesh: Mesh | AbstractMesh, model: ModelConfig) -> None:
 
 
 def parameter_spec(model: ModelConfig, path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> P:
-    """How a parameter of the model is sharded, by the rules of `tttlm.model.sharding` and of its mixers.
+    """The sharding of a parameter of the model, by the rules of `tttlm.model.sharding` and of its mixers.
 
-    Parameters are sharded over `tensor` as they are used, over `fsdp` to be stored, and over `context` to be stored or,
-    within a mixer, as they are used.
+    Parameters are sharded over `tensor` in use, over `fsdp` in storage, and over `context` in storage or, within a
+    mixer, in use.
 
-    Where `tensor` does not divide its dimension it is left out; `fsdp` and `context`, which only store, go to the
-    largest dimension that they divide. Vectors are not sharded over them: gathering one takes longer than it is worth.
+    If `tensor` does not divide its dimension, the dimension is not sharded over it; `fsdp` and `context`, if only used
+    for storage, are assigned to the largest dimension that they divide. Vectors are not sharded over them: gathering a
+    vector costs more than sharding saves.
     """
     first = 1 if STACKED.search(path) else 0
     rule = parameter_axes(model, path, len(shape) - first)
@@ -131,7 +132,7 @@ def parameter_spec(model: ModelConfig, path: str, shape: Sequence[int], mesh: Me
 def tree_shardings(model: ModelConfig, tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     """A sharding for every array of a training state; the optimiser state is sharded as its parameter is.
 
-    The optimiser state of Adam has the parameter's path as the end of its own, so the same rules find them.
+    The paths of Adam's state end with the parameter's path, so the same rules match them.
     """
 
     def of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:

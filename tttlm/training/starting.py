@@ -1,4 +1,4 @@
-"""Where a new run's parameters come from when they are not random: another run, or a released checkpoint."""
+"""Initial parameters from another run or a released checkpoint."""
 
 import math
 import re
@@ -21,26 +21,26 @@ from tttlm.training.run_folder import RunFolder
 from tttlm.training.sharding import path_name
 from tttlm.training.step import Model
 
-# Fields of the model that change how it is computed, kept or begun, and not what is computed.
+# Fields of the model that change how it is computed, stored or initialised, and not its outputs.
 SAME_FUNCTION = re.compile(
     r"dtype|param_dtype|remat|initializer_range|conv_init|.*\.(remat_mini_batches|max_length|implementation|chunk_size)"
 )
-_LENGTH = 4096  # tokens for which two models are compared: more than a sliding window that is in use
+_LENGTH = 4096  # tokens for which two models are compared: longer than usual sliding windows
 
 
 def initial_params(config: TrainConfig, tokenizer: str) -> Callable[[Any], Any]:
-    """What `config.init_from` names, checked now and read when the function that comes back is called.
+    """Checks the source that `config.init_from` names, and returns a function that reads its parameters.
 
     Args:
-        config: names the folder; its model is the one that is trained. Dtypes, and the fields that
-            `config.init_from_changes` names, may differ from the model there.
+        config: the configuration of the new run. Dtypes, and the fields in `config.init_from_changes`, may differ from
+            the model of the source.
         tokenizer: the fingerprint of the tokenizer that the run's data was made with.
 
     Returns:
-        a function from the abstract parameters, with the dtypes and shardings they are to have, to the parameters.
+        A function from abstract parameters, with dtypes and shardings, to the parameters.
 
     Raises:
-        InputError: there is no such folder, or its model or tokenizer is another.
+        InputError: the source does not exist, or has another model or tokenizer.
     """
     source = Path(config.init_from)
     step = None
@@ -52,7 +52,7 @@ def initial_params(config: TrainConfig, tokenizer: str) -> Callable[[Any], Any]:
     if (source / "config.json").is_file():
         return _of_release(config, source)
     raise InputError(
-        f"init_from = {config.init_from} is neither the folder of a run (with config.yaml), nor RUN/checkpoints/STEP, "
+        f"init_from = {config.init_from} is neither a run directory (with config.yaml), nor RUN/checkpoints/STEP, "
         "nor a released checkpoint (with config.json)"
     )
 
@@ -60,13 +60,13 @@ def initial_params(config: TrainConfig, tokenizer: str) -> Callable[[Any], Any]:
 def _of_run(config: TrainConfig, folder: RunFolder, step: int | None, tokenizer: str) -> Callable[[Any], Any]:
     try:
         there = folder.read_config().model
-        known = folder.read_facts().tokenizer
+        trained = folder.read_facts().tokenizer
     except InputError as error:
         raise InputError(f"init_from = {folder.path} cannot be used: {error}") from None
-    if known != tokenizer:
+    if trained != tokenizer:
         raise InputError(
             f"init_from = {folder.path} was trained with another tokenizer than this data was made with, so "
-            "its embeddings mean other pieces: prepare the data with that run's tokenizer (data.prepare.tokenizer)"
+            "its embeddings are of other pieces: prepare the data with that run's tokenizer (data.prepare.tokenizer)"
         )
     _check_shapes(config, Model(there).shapes)
     _check_function(config, there)
@@ -91,22 +91,22 @@ def _of_release(config: TrainConfig, source: Path) -> Callable[[Any], Any]:
 
 
 def _check_shapes(config: TrainConfig, there: Any) -> None:
-    """Refuses a model whose parameters are not those of `config.model`."""
+    """Refuses a source whose parameters do not have the names and shapes of `config.model`."""
     shapes = [
         {path_name(path): tuple(x.shape) for path, x in jax.tree_util.tree_leaves_with_path(params)}
         for params in (there, Model(config.model).shapes)
     ]
     for name in sorted(shapes[0].keys() | shapes[1].keys()):
-        came, wanted = (known.get(name, "missing") for known in shapes)
+        came, wanted = (named.get(name, "missing") for named in shapes)
         if came != wanted:
             raise InputError(
-                f"init_from = {config.init_from} holds another model than `model` describes: parameter {name} is "
+                f"init_from = {config.init_from} has another model than `model` describes: parameter {name} is "
                 f"{came} there and {wanted} here"
             )
 
 
 def _check_function(config: TrainConfig, there: ModelConfig) -> None:
-    """Refuses a model that computes something else with the same parameters: other heads, another RoPE base, ..."""
+    """Refuses a model that computes different outputs from the same parameters: other heads, another RoPE base, ..."""
     here = {name: value for name, _, value in field_values(config.model)}
     other = {name: value for name, _, value in field_values(there)}
     if unknown := [name for name in config.init_from_changes if name.removeprefix("model.") not in here]:
@@ -121,13 +121,13 @@ def _check_function(config: TrainConfig, there: ModelConfig) -> None:
     if _computation(with_fields(there, taken), length) != _computation(config.model, length):
         changes = [f"{name}: {other[name]} there, {here[name]} here" for name in differing if name not in allowed]
         raise InputError(
-            f"init_from = {config.init_from} holds parameters of this shape, but its model computes something else "
+            f"init_from = {config.init_from} has parameters of this shape, but its model computes something else "
             f"with them ({'; '.join(changes)}): make `model` the same, or name in init_from_changes what may differ"
         )
 
 
 def _computation(config: ModelConfig, length: int) -> tuple[str, list[bytes]]:
-    """All that a model does to tokens, as text and constants; equal for models that compute the same."""
+    """The computation of a model as text and constants; equal for models that compute the same."""
     model = Model(config)
     tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
     traced = jax.make_jaxpr(lambda params, tokens: model.bind(params)(tokens))(model.shapes, tokens)

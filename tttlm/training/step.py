@@ -25,16 +25,16 @@ from tttlm.training.sharding import batch_sharding, tree_shardings
 
 
 class TrainState(NamedTuple):
-    """All that a run needs to go on.
+    """The complete state of a training run.
 
     Attributes:
-        step: updates tried so far, faulty ones included.
-        batch: the number of the next batch; more than `step` after a rollback went past some.
+        step: number of updates so far, including faulty ones.
+        batch: the index of the next batch; larger than `step` after a rollback, which skips batches.
         params: nested dicts of arrays.
         opt_state: the optimiser's state.
         norm_mean: the running mean of the gradient norm, 0 before the first step.
-        halted: a fault stopped the run; steps change nothing from there on.
-        carried: the state that examples go on from, see `tttlm.training.carried`; () where none is carried.
+        halted: whether a fault stopped the run; later steps then change nothing.
+        carried: the state that examples continue from, see `tttlm.training.carried`; () if none is carried.
     """
 
     step: Int[Array, ""]
@@ -55,7 +55,7 @@ class Model:
         parts: Any = nnx.split(abstract, nnx.Param, ...)
         self._graph, self._params, rest = parts
         if jax.tree.leaves(rest):
-            raise ValueError(f"a language model holds parameters only, found {nnx.to_pure_dict(rest).keys()}")
+            raise ValueError(f"a language model has only parameters, got {nnx.to_pure_dict(rest).keys()}")
 
     @property
     def shapes(self) -> Any:
@@ -116,9 +116,9 @@ def check_memory(state: TrainState, mesh: Mesh) -> None:
 
 
 def make_init(config: TrainConfig, model: Model, mesh: Mesh) -> Callable[[], TrainState]:
-    """Compiles the initial state so that every array is made where it is stored."""
+    """Compiles the initialisation so that every array is created with its sharding."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, model, mesh))
-    # It runs once: on CPU, compiling it well takes four times as long as compiling it quickly.
+    # It runs once, so it is compiled without optimisation, which on CPU takes a quarter of the time.
     quickly = {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None
     return jax.jit(partial(init_state, config, model), out_shardings=shardings, compiler_options=quickly)
 
@@ -126,10 +126,10 @@ def make_init(config: TrainConfig, model: Model, mesh: Mesh) -> Callable[[], Tra
 def make_train_step(
     config: TrainConfig, model: Model, mesh: Mesh
 ) -> Callable[[TrainState, Batch[Array]], tuple[TrainState, dict[str, Array]]]:
-    """The compiled step: (state, batch) to (state, metrics). The state that goes in is used up.
+    """The compiled step: (state, batch) to (state, metrics). The buffers of the given state are donated.
 
     An update whose loss or gradient is not finite, or whose gradient norm spikes, is not applied; under any policy
-    but `skip` no later one is either, so that the state from before it is still there for the report.
+    but `skip` no later update is applied either, so that the state before the fault is available for the report.
     """
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, model, mesh))
     # `continues` has no tokens to shard: each array of a batch of documents brings its own sharding.
@@ -162,12 +162,12 @@ def train_step(
 
     updates, opt_state = make_optimizer(config).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    # Where the update is not applied, examples go on from the state that the step began with.
-    begun = continued_state(model.bind(state.params), state.carried, batch.continues) if carried else ()
+    # If the update is not applied, examples continue from the state at the beginning of the step.
+    before = continued_state(model.bind(state.params), state.carried, batch.continues) if carried else ()
     params, opt_state, carried = jax.tree.map(
         lambda new, old: jnp.where(apply, new, old),
         (params, opt_state, carried),
-        (state.params, state.opt_state, begun),
+        (state.params, state.opt_state, before),
     )
     opt_state = at_step(opt_state, state.step + 1)
     norm_mean = jnp.where(state.norm_mean == 0, norm, 0.98 * state.norm_mean + 0.02 * norm)
@@ -192,7 +192,7 @@ def batch_gradient(
     multiplier: Float[Array, ""],
     carried: Any = (),
 ) -> tuple[Float[Array, ""], Float[Array, ""], Any, Any]:
-    """(mean loss over the weighted targets, their weight, gradient, state after), taken in `accumulate` parts."""
+    """(mean loss over the weighted targets, their weight, gradient, state after), computed in `accumulate` parts."""
     parts = config.accumulate
     tokens = jnp.maximum(total_weight(batch), 1)
 
@@ -205,7 +205,7 @@ def batch_gradient(
         (loss, carried), grads = gradient(params, batch, carried)
         return loss, tokens, grads, carried
 
-    # Part i takes the examples i, i + parts, ...: each device's examples stay on it.
+    # Part i has the examples i, i + parts, ...: each device's examples stay on it.
     split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
     states = jax.tree.map(
         lambda x: jnp.moveaxis(x.reshape(x.shape[0], -1, parts, *x.shape[2:]), 2, 0), carried
@@ -231,7 +231,7 @@ def batch_loss(
     multiplier: Float[Array, ""] | float,
     carried: Any = (),
 ) -> tuple[Float[Array, ""], Any]:
-    """The summed loss of the weighted targets in nats, and the state after the batch; () where none is carried."""
+    """The summed loss of the weighted targets in nats, and the state after the batch; () if none is carried."""
     bound = model.bind(params)
     inputs, segment_ids = batch.inputs, batch.segment_ids
     if carries_state(config):
@@ -243,7 +243,7 @@ def batch_loss(
 
 
 def total_weight(batch: Batch[Array]) -> Float[Array, ""]:
-    """How many targets count."""
+    """The sum of the weights of the targets."""
     return jnp.asarray(batch.targets.size, jnp.float32) if batch.weights is None else jnp.sum(batch.weights)
 
 
@@ -264,6 +264,6 @@ def make_evaluation(
 
 
 def make_initial_state(config: TrainConfig, model: Model, mesh: Mesh) -> Callable[[Any], Any]:
-    """The compiled state before the first batch, from parameters; () where none is carried."""
+    """The compiled function from parameters to the state before the first batch; () if none is carried."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, model, mesh).carried)
     return jax.jit(lambda params: initial_state(config, model.bind(params)), out_shardings=shardings)

@@ -1,4 +1,4 @@
-"""What the layers inside do: a compiled function of its own, run on some batches beside the training step."""
+"""Measurements inside the layers: a separate compiled function that is run on some batches."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,9 +19,9 @@ Measured = tuple[InnerStatistics | None, ...]
 def make_telemetry(
     config: TrainConfig, model: Model, mesh: Mesh
 ) -> Callable[[Any, Batch[Array], Int[Array, ""] | int], Measured]:
-    """The compiled measurement: (parameters, batch, step) to what `named` names.
+    """The compiled measurement: (parameters, batch, step) to measurements that `named` names.
 
-    Every TTT layer is measured as it reads the batch, or one part of it where batches are taken in parts.
+    Every TTT layer is measured on the batch, or on one part of it with `accumulate`.
     """
 
     def measure(params: Any, batch: Batch[Array], step: Int[Array, ""]) -> Measured:
@@ -37,14 +37,14 @@ def make_telemetry(
 
 
 def named(measured: Measured) -> dict[str, float]:
-    """Numbers by the names they have in the metrics, such as `layer_03/inner_loss_before`."""
+    """The measurements by their names in the metrics, such as `layer_03/inner_loss_before`."""
     numbers: dict[str, float] = {}
-    for place, of_place in enumerate(measured):
-        if of_place is None:
+    for index, of_block in enumerate(measured):
+        if of_block is None:
             continue
-        for repeat in range(len(of_place.loss_before)):
-            layer = f"layer_{repeat * len(measured) + place:02d}/"
-            one = jax.tree.map(lambda x, repeat=repeat: x[repeat], of_place)
+        for repeat in range(len(of_block.loss_before)):
+            layer = f"layer_{repeat * len(measured) + index:02d}/"
+            one = jax.tree.map(lambda x, repeat=repeat: x[repeat], of_block)
             numbers |= {
                 f"{layer}inner_loss_before": float(one.loss_before),
                 f"{layer}inner_loss_after": float(one.loss_after),
@@ -57,7 +57,7 @@ def named(measured: Measured) -> dict[str, float]:
 
 
 def device_memory() -> dict[str, float]:
-    """Peak memory of the fullest device of this process in GiB, where the device reports it."""
+    """Peak memory of the fullest device of this process in GiB, if the device reports it."""
     peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
-    known = [peak for peak in peaks if peak is not None]
-    return {"device_memory": max(known) / 2**30} if known else {}
+    reported = [peak for peak in peaks if peak is not None]
+    return {"device_memory": max(reported) / 2**30} if reported else {}

@@ -1,7 +1,7 @@
-"""Where the numbers of an experiment are shown besides `metrics.jsonl`: TensorBoard, Weights & Biases.
+"""Trackers of metrics besides `metrics.jsonl`: TensorBoard, Weights & Biases.
 
-Nothing that only shows may stop training: each tracker works in a thread of its own, and one that fails or hangs is
-reported in one line and left.
+A tracker must not stop training: each works in a thread of its own, and one that fails or hangs is reported in one line
+and turned off.
 """
 
 import queue
@@ -13,26 +13,26 @@ from typing import Any, Protocol
 
 from tttlm.training.cluster import say
 
-_WAITING = 10_000  # lines of metrics that may wait for a tracker before it counts as hung
-_PATIENCE = 10.0  # seconds that the end of a run waits for a tracker
+_WAITING = 10_000  # queued lines of metrics above which a tracker counts as hung
+_PATIENCE = 10.0  # seconds to wait for a tracker at the end of a run
 
 
 class Sink(Protocol):
-    """What a tracker writes to."""
+    """The output of a tracker."""
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
-        """Takes the numbers of a step; may raise anything."""
+        """Writes the metrics of a step; may raise anything."""
 
     def close(self) -> None:
-        """Ends it; may raise anything."""
+        """Closes the output; may raise anything."""
 
 
 class Tracker:
-    """Passes numbers on to a sink without ever waiting for it.
+    """Passes metrics to a sink without waiting for it.
 
     Args:
         name: the name of the tracker in messages.
-        open_sink: makes the sink; called in the thread that writes to it.
+        open_sink: creates the sink; called in the thread that writes to it.
     """
 
     def __init__(self, name: str, open_sink: Callable[[], Sink]) -> None:
@@ -43,11 +43,11 @@ class Tracker:
         self._thread.start()
 
     def send(self, step: int, numbers: dict[str, float]) -> None:
-        """Has the numbers of a step written, some time."""
+        """Queues the metrics of a step for writing."""
         self._put((step, numbers))
 
     def close(self) -> None:
-        """Waits a little for what was sent to be written."""
+        """Waits a short time until the queue is written."""
         self._put(None)
         if not self._left:
             self._thread.join(_PATIENCE)
@@ -67,21 +67,21 @@ class Tracker:
             while (line := self._lines.get()) is not None:
                 sink.write(*line)
             sink.close()
-        except BaseException as error:  # a tracker may even try to leave the program
+        except BaseException as error:  # a tracker may even raise SystemExit
             self._leave((str(error).strip() or type(error).__name__).splitlines()[0][:200])
 
     def _leave(self, cause: str) -> None:
         if not self._left:
             self._left = True
-            say(f"{self._name} is left out from here on ({cause}); metrics.jsonl goes on")
+            say(f"{self._name} is turned off ({cause}); metrics.jsonl continues")
 
 
 class TensorBoard:
-    """Writes event files that TensorBoard reads, in this thread and without a clock to wait by.
+    """Writes event files for TensorBoard, in this thread and without timers.
 
     Args:
-        folder: where the files go.
-        step: the step that the run goes on from; TensorBoard drops later ones that it has.
+        folder: the folder of the files.
+        step: the step that the run resumes from; TensorBoard drops later ones that it has.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
@@ -114,8 +114,8 @@ class WeightsAndBiases:
 
     Args:
         project: the name of the project.
-        name: the name of the run there, under which it goes on.
-        config: what the run was started with, as plain values.
+        name: the name of the run in the project, under which it is resumed.
+        config: the configuration of the run as plain values.
     """
 
     def __init__(self, project: str, name: str, config: dict[str, Any]) -> None:
