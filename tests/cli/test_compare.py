@@ -14,7 +14,7 @@ import pytest
 
 from tests.training.small import write_texts
 from tttlm.cli.compare import main, read_comparison
-from tttlm.comparison.text import share_held_out
+from tttlm.comparison.text import held_out_fraction
 from tttlm.data import PrepareConfig, held_out_documents, prepare
 from tttlm.errors import InputError
 
@@ -150,11 +150,11 @@ BAD = {
     "match to": (["--match.to", "mamba"], "match.to names one of the models (attention, window), got 'mamba'"),
     "no match": (
         ["--match.vary", "num_layers", "--models.window.model.intermediate_size", "64"],
-        "raise match.tolerance or let match.vary name more",
+        "raise match.tolerance or name more fields in match.vary",
     ),
     "unknown part": (["--models.window.model.widht", "8"], "unknown flag '--model.widht'"),
     "seeds": (["--seeds", "1", "1"], "seeds must be different numbers"),
-    "nothing to read": ([], "say which text to train on: --data FOLDER"),
+    "nothing to read": ([], "name the text to train on: --data FOLDER"),
     "no text": (["--data", "no/such/folder"], "no/such/folder"),
 }
 
@@ -188,7 +188,7 @@ def test_what_cannot_be_compared_is_one_line(what, tmp_path, monkeypatch):
         ("match: {tolerance: .nan}\nmodels: {a: {}}", "'match.tolerance' must be a finite number, got nan"),
         ("models: {a: {}, a: {}}", "line 1: the key 'a' stands there twice"),
         ("models:", "there is no model to compare"),
-        ("models: {../a: {}}", "a model is called by letters, digits"),
+        ("models: {../a: {}}", "names of models have letters, digits"),
     ],
 )
 def test_a_file_of_the_wrong_shape_is_one_line(text, says, tmp_path, monkeypatch):
@@ -223,10 +223,12 @@ def test_one_document_is_not_enough_and_two_are(tmp_path):
         texts = write_texts(tmp_path / f"texts{count}", count)
         settings = PrepareConfig(source=(str(texts),), tokenizer="bytes", held_out=1e-9, workers=1)
         if count == 1:
-            with pytest.raises(InputError, match=r"holds 1 document: .* it needs two"):
-                share_held_out(settings)
+            with pytest.raises(InputError, match=r"has 1 document: .* it needs two"):
+                held_out_fraction(settings)
             continue
-        settings = PrepareConfig(source=(str(texts),), tokenizer="bytes", held_out=share_held_out(settings), workers=1)
+        settings = PrepareConfig(
+            source=(str(texts),), tokenizer="bytes", held_out=held_out_fraction(settings), workers=1
+        )
         prepare(settings, tmp_path / f"data{count}")
         assert len(list(held_out_documents(tmp_path / f"data{count}"))) == 1
 

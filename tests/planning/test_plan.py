@@ -95,7 +95,7 @@ def test_what_needs_more_than_a_device_has_does_not_fit(compiled):
     ],
 )
 def test_a_compiler_that_gives_up_says_how_much_it_wanted(message):
-    assert planning._asked_and_there(message, V5E) == (27.5 * GIB, 15.75 * GIB)
+    assert planning._needed_and_available(message, V5E) == (27.5 * GIB, 15.75 * GIB)
 
 
 def test_the_forms_that_collectives_have_on_tpus_and_gpus_are_read():

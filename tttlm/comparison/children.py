@@ -1,4 +1,4 @@
-"""Processes of their own for the parts of a comparison: they end with this one, and their peak memory is known."""
+"""Child processes for the parts of a comparison: they end with this process, and their peak memory is measured."""
 
 import os
 import signal
@@ -16,20 +16,21 @@ from tttlm.records import read_record, write_json
 
 @dataclass(frozen=True)
 class ProcessFacts:
-    """What is known of the processes that a run was trained in: their largest peak memory, in bytes."""
+    """The largest peak memory, in bytes, of the processes that a run was trained in."""
 
     peak_memory: int
 
 
 def run_child(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[int, int]:
-    """Runs this Python with those arguments, its output going where this process's goes.
+    """Runs this Python with those arguments; the child inherits standard output and standard error.
 
-    SIGINT (Ctrl-C) and SIGTERM are passed on to the child, which is given the time to save and end; it hears each
-    once, because it is in a process group of its own. Its standard input is a pipe that closes with this process,
-    which `end_with_parent` watches.
+    SIGINT (Ctrl-C) and SIGTERM are passed on to the child, which is given the time to save and exit; it gets each
+    signal once, because it is in a process group of its own. Its standard input is a pipe that closes with this
+    process, which `end_with_parent` watches.
 
     Returns:
-        exit status, negative for a signal; peak resident memory of the process in bytes, as the system counts it.
+        The exit status, negative for a signal, and the peak resident memory of the child in bytes, as the system
+        reports it.
     """
     child = subprocess.Popen(
         [sys.executable, *arguments], env=dict(environment), stdin=subprocess.PIPE, process_group=0
@@ -52,7 +53,7 @@ def run_child(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple
 
 
 def end_with_parent() -> None:
-    """Ends this process, a child of `run_child`, as soon as its parent has ended, however that happens."""
+    """Makes this process, a child of `run_child`, exit as soon as its parent has ended for any reason."""
 
     def watch() -> None:
         while os.read(0, 1):
@@ -63,12 +64,12 @@ def end_with_parent() -> None:
 
 
 def note_peak(run: Path, peak: int) -> None:
-    """Keeps the largest peak memory of the processes that a run was trained in."""
+    """Stores the largest peak memory of the processes that a run was trained in."""
     write_json(run / "process.json", ProcessFacts(max(peak, read_peak(run) or 0)))
 
 
 def read_peak(run: Path) -> int | None:
-    """Bytes; None where it was not measured."""
+    """The stored peak memory in bytes; None if it was not measured."""
     try:
         return read_record(run / "process.json", ProcessFacts, advice="").peak_memory
     except InputError:

@@ -1,7 +1,7 @@
-"""What a comparison is, and its work: prepare the text, match the models, train each, score each, write the report.
+"""A comparison: prepares the text, matches the models, and trains and scores each of them.
 
-Every run is trained in a process of its own, one after the other, and scored in another; this process only looks on.
-Everything that was finished is found again in the folder, so a comparison that was stopped goes on.
+Every run is trained in a child process, one after another, and scored in another; this process only waits.
+Finished parts are stored in the output folder, so a comparison that was stopped can be resumed.
 """
 
 import re
@@ -29,18 +29,18 @@ from tttlm.training.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """What all models of a comparison share; the models themselves are the file's `models`."""
+    """Configuration common to all models of a comparison; the models themselves are the file's `models`."""
 
     output: OutputPath = "runs/compare"
     """The folder that everything is written to; resumed if it exists."""
     data: FilePath = ""
-    """Text to train on, files or a folder, or a folder that was prepared; empty: what train.data says."""
+    """Text to train on, files or a folder, or a prepared folder; empty takes train.data."""
     test: FilePath = ""
-    """Other text to report on, prepared with the same tokenizer; empty: what of `data` is held out."""
+    """Other text to report on, prepared with the same tokenizer; empty takes the held-out documents of `data`."""
     seeds: tuple[Seed, ...] = (0, 1)
-    """Every model is trained once with each: its initial weights and the order of the batches."""
+    """Seeds of the initial parameters and of the order of batches; every model is trained once with each."""
     against: Literal["first", "previous"] = "first"
-    """What a model's loss is subtracted from: the first model's, or that of the one before it."""
+    """The reference of loss differences: the first model, or the previous one."""
     match: MatchConfig = field(default_factory=MatchConfig)
     positions: PositionsConfig = field(default_factory=PositionsConfig)
 
@@ -50,9 +50,9 @@ class Entry:
     """One model: its runs, one for each seed.
 
     Attributes:
-        name: in the report.
-        configs: of the runs. Those of finished runs that were given are read from their folders.
-        changed: what the matching changed, empty for nothing.
+        name: the name in the report.
+        configs: configurations of the runs; those of given finished runs are read from their folders.
+        changed: the changes made by the matching; "" for none.
         given: whether these are finished runs, which are not trained here.
     """
 
@@ -64,10 +64,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A comparison with everything decided.
+    """A comparison whose data is prepared and whose models are matched.
 
     Attributes:
-        config: what the models share.
+        config: the configuration common to all models.
         entries: the models, in the order of the report.
         test: the prepared folder whose held-out documents are reported on.
     """
@@ -78,7 +78,7 @@ class Comparison:
 
     @property
     def length(self) -> int:
-        """Tokens of a row that the models are trained on."""
+        """Tokens of a training sequence."""
         return self.entries[0].configs[0].sequence_length
 
 
@@ -88,27 +88,27 @@ def decide(
     """Prepares the text, matches the models, and checks that each of them can be trained.
 
     Args:
-        config: what they share.
+        config: the configuration common to all models.
         models: the models to train, before matching.
         given: finished runs of other models, one folder for each seed.
-        order: all their names, as they stand in the report.
+        order: the names of all models, in the order of the report.
 
     Raises:
-        InputError: in one line, before anything is trained.
+        InputError: the comparison is impossible; raised before anything is trained.
     """
     if not order:
         raise InputError("there is no model to compare: name some under 'models'")
     if odd := [name for name in order if not re.fullmatch(r"[\w.-]+", name)]:
-        raise InputError(f"a model is called by letters, digits, '.', '-' and '_', got {odd[0]!r}")
+        raise InputError(f"names of models have letters, digits, '.', '-' and '_', got {odd[0]!r}")
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
         raise InputError(f"seeds must be different numbers, at least one, got {list(config.seeds)}")
     finished = {name: tuple(map(finished_run, runs)) for name, runs in given.items()}
-    shared = _what_all_share(models, finished)
+    common = _common_run(models, finished)
     picked = matched_models(config.match, models, finished)
     for name, run in models.items():
         check(replace(run, model=picked[name].config, data=replace(run.data, path="to be prepared", mixture={})))
     output = Path(config.output)
-    data = prepared_data(config.data, shared.data, output / "data") if models else shared.data
+    data = prepared_data(config.data, common.data, output / "data") if models else common.data
     entries = {name: Entry(name, runs, given=True) for name, runs in finished.items()}
     for name, run in models.items():
         run = replace(run, model=picked[name].config, data=data, evaluate=replace(run.evaluate, final_bytes=0))
@@ -119,16 +119,18 @@ def decide(
     folder = Path(data.validation_path or data.path or next(iter(data.mixture)))
     test = prepared_test(config.test, folder, output / "test") if config.test else folder
     for name, entry in entries.items():
-        if (came := tokenizer_of(entry.configs[0].data)) != tokenizer_of(test):
-            raise InputError(f"models.{name} was trained with another tokenizer ({came[:8]}) than {test} was made with")
+        if (fingerprint := tokenizer_of(entry.configs[0].data)) != tokenizer_of(test):
+            raise InputError(
+                f"models.{name} was trained with another tokenizer ({fingerprint[:8]}) than {test} was made with"
+            )
     return Comparison(config, tuple(entries[name] for name in order), test)
 
 
 def train_all(comparison: Comparison, train: Callable[[Path], None]) -> None:
-    """Trains what is not finished yet: all models with the first seed, then with the next.
+    """Trains the unfinished runs: all models with the first seed, then with the next.
 
     Args:
-        train: trains the run whose configuration is in a YAML file.
+        train: a function that trains the run whose configuration is in a YAML file.
     """
     waiting = [
         (entry.name, run)
@@ -142,18 +144,18 @@ def train_all(comparison: Comparison, train: Callable[[Path], None]) -> None:
         if is_finished(run):
             continue
         left = [took.get(other) for other, later in waiting[number:] if not is_finished(later)]
-        known = [seconds for seconds in left if seconds is not None]
+        measured = [seconds for seconds in left if seconds is not None]
         mean = sum(took.values()) / len(took) if took else None
-        say = f"[{number + 1}/{len(waiting)}] {name}, seed {run.seed}"
+        message = f"[{number + 1}/{len(waiting)}] {name}, seed {run.seed}"
         if mean is not None:
-            say += f" (training ends in about {(sum(known) + mean * (len(left) - len(known))) / 60:.0f} min)"
-        print(say, file=sys.stderr, flush=True)
+            message += f" (training ends in about {(sum(measured) + mean * (len(left) - len(measured))) / 60:.0f} min)"
+        print(message, file=sys.stderr, flush=True)
         file = Path(run.run).with_suffix(".yaml")
         file.parent.mkdir(parents=True, exist_ok=True)
         write_file(file, yaml.safe_dump(to_dict(run), sort_keys=False, allow_unicode=True).encode())
-        begun = time.monotonic()
+        start = time.monotonic()
         train(file)
-        took[name] = time.monotonic() - begun
+        took[name] = time.monotonic() - start
 
 
 def is_finished(run: TrainConfig) -> bool:
@@ -161,10 +163,10 @@ def is_finished(run: TrainConfig) -> bool:
 
 
 def finished_run(path: str) -> TrainConfig:
-    """The configuration of a run that was trained to its end.
+    """The configuration of a finished run.
 
     Raises:
-        InputError: it is no run, or not finished.
+        InputError: the path is not a run, or the run is not finished.
     """
     config = replace(run_config(path), run=path)
     if not is_finished(config):
@@ -173,27 +175,27 @@ def finished_run(path: str) -> TrainConfig:
 
 
 def describe_models(comparison: Comparison) -> Iterator[str]:
-    """A table of what will be trained."""
+    """Yields the lines of a table of the models."""
     by = comparison.config.match.by
-    yield f"{'model':24} {'layers':>6} {'width':>6} {'parameters':>11} {'FLOPs/token':>12}  matched"
+    yield f"{'model':24} {'layers':>6} {'hidden size':>11} {'parameters':>11} {'FLOPs/token':>12}  matched"
     for entry in comparison.entries:
         model = entry.configs[0].model
         flops = model.flops_per_token(comparison.length)
-        note = "finished run" if entry.given else entry.changed or ("as it is" if by != "none" else "")
-        shape = f"{entry.name:24} {model.num_layers:6} {model.hidden_size:6}"
+        note = "finished run" if entry.given else entry.changed or ("unchanged" if by != "none" else "")
+        shape = f"{entry.name:24} {model.num_layers:6} {model.hidden_size:11}"
         yield f"{shape} {parameter_count(model):11,} {flops:12,.0f}  {note}"
 
 
 def _check_same(run: TrainConfig) -> None:
-    """Refuses to take up a run that an earlier comparison in the same folder began otherwise."""
+    """Refuses to resume a run that an earlier comparison started in the same folder with another configuration."""
     try:
         RunFolder(run.run).check_config(run)
     except InputError as error:
         raise InputError(str(error).replace("--run", "--output")) from None
 
 
-def _what_all_share(models: dict[str, TrainConfig], given: dict[str, tuple[TrainConfig, ...]]) -> TrainConfig:
-    """The first model's run, once all are known to read the same batches."""
+def _common_run(models: dict[str, TrainConfig], given: dict[str, tuple[TrainConfig, ...]]) -> TrainConfig:
+    """The run of the first model, after checking that all models read the same batches."""
     everyone = {**models, **{name: runs[0] for name, runs in given.items()}}
     first, run = next(iter(everyone.items()))
     for name, other in everyone.items():
@@ -211,7 +213,7 @@ def _what_all_share(models: dict[str, TrainConfig], given: dict[str, tuple[Train
 def matched_models(
     settings: MatchConfig, models: dict[str, TrainConfig], given: dict[str, tuple[TrainConfig, ...]]
 ) -> dict[str, Match]:
-    """The models as they are trained: those that are matched, changed to cost what `settings.to` costs."""
+    """The models that are trained; matched ones are changed to the cost of `settings.to`."""
     unchanged = {name: Match(run.model, "", 0.0, 0.0) for name, run in models.items()}
     if settings.by == "none":
         return unchanged

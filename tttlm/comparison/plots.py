@@ -1,4 +1,4 @@
-"""The pictures of a comparison: loss against what it cost, and against how much of a document was read."""
+"""Plots of a comparison: loss against training cost, and against the position in a document."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +10,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullForma
 
 from tttlm.comparison.results import Result, Results
 
-# Told apart by people who see colours differently as well (Okabe and Ito), with a marker each.
+# Colours for colour-blind readers (Okabe and Ito), each with a marker.
 COLORS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7f7f7f")
 MARKERS = "osD^vPX*h"
 COSTS = (
@@ -21,7 +21,7 @@ COSTS = (
 
 
 def draw_curves(results: Results, png: Path) -> Path:
-    """Held-out loss against tokens, FLOPs and wall-clock; the line is the mean over seeds, the band their range."""
+    """Draws held-out loss against tokens, FLOPs and seconds; the line is the mean over seeds, the band their range."""
     figure = Figure(figsize=(14, 4.6), layout="constrained")
     panels: Any = figure.subplots(1, 3, sharey=True)
     for axes, (cost, label) in zip(panels, COSTS, strict=True):
@@ -43,11 +43,11 @@ def draw_curves(results: Results, png: Path) -> Path:
 
 
 def draw_positions(results: Results, png: Path) -> Path:
-    """Loss by position with its standard error over documents, and beside it the difference from the first model."""
+    """Draws loss by position with its standard error over documents, and the difference from the first model."""
     figure = Figure(figsize=(14, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     bins = np.asarray(results.bins)
-    # The middle of a bin on the logarithmic axis; at position 0 one token was read.
+    # The middle of a bin on the logarithmic axis; position 0 has one token of context.
     middles = np.sqrt((bins[:-1] + 1.0) * bins[1:])
     first = np.asarray([point.mean for point in results.models[0].by_position])
     for model, style in _styled(results):
@@ -64,7 +64,7 @@ def draw_positions(results: Results, png: Path) -> Path:
         if results.trained_length < bins[-1]:
             axes.axvline(results.trained_length, color="#999999", linestyle=":", linewidth=1)
             note: dict[str, Any] = {"rotation": 90, "va": "bottom", "ha": "right", "fontsize": 8, "color": "#777777"}
-            axes.text(results.trained_length, axes.get_ylim()[0], " trained on rows of this length", **note)
+            axes.text(results.trained_length, axes.get_ylim()[0], " training length", **note)
         _tidy(axes)
     figure.legend(*left.get_legend_handles_labels(), frameon=False, loc="outside right upper")
     figure.savefig(png, dpi=130)

@@ -1,4 +1,4 @@
-"""The report of a comparison: one folder with `report.md`, `report.json` and the pictures."""
+"""The report of a comparison: a folder with `report.md`, `report.json` and plots."""
 
 import json
 from collections.abc import Iterator
@@ -14,11 +14,11 @@ from tttlm.training.config import to_dict
 
 
 def write_report(comparison: Comparison, results: Results, command: str, folder: Path) -> Path:
-    """Writes the report and returns where `report.md` is.
+    """Writes the report and returns the path of `report.md`.
 
     Args:
-        command: what makes it again, for its reader.
-        folder: made if need be.
+        command: the command that reproduces it, which the report quotes.
+        folder: the output folder; created if it does not exist.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, draw in DRAWINGS.items():
@@ -55,12 +55,12 @@ def _lines(comparison: Comparison, results: Results, command: str) -> Iterator[s
     yield from results_table(comparison, results)
     yield ""
     yield (
-        f"Loss is in nats per token over the first {results.trained_length:,} positions, the length of a training row. "
+        f"Loss is in nats per token over the first {results.trained_length:,} positions, the training length. "
         f"± is the standard error over {documents}, each counted once, of the mean over seeds; the difference is taken "
         "document by document, so its error is not that of two losses. *seeds*: standard deviation over seeds of the "
-        "mean loss. *tokens/s*: of training, the median over steps. *step*: what the compiled training step needs at "
-        "once, as its compiler plans it (parameters, optimiser state, activations). *process*: peak resident memory of "
-        "the process that trained, as the operating system counts it: Python, libraries and compiling included."
+        "mean loss. *tokens/s*: training speed, the median over steps. *step*: memory of the compiled training step, "
+        "as planned by its compiler (parameters, optimiser state, activations). *process*: peak resident memory of "
+        "the training process, as reported by the operating system, including Python, libraries and compilation."
     )
     yield ""
     yield "## Models"
@@ -72,7 +72,7 @@ def _lines(comparison: Comparison, results: Results, command: str) -> Iterator[s
             "num_layers",
             "hidden_size",
             "num_heads",
-            "feed-forward",
+            "intermediate_size",
             "parameters",
             "FLOPs/token",
             "matched by",
@@ -81,17 +81,17 @@ def _lines(comparison: Comparison, results: Results, command: str) -> Iterator[s
     )
     yield ""
     yield (
-        "FLOPs of a forward pass by the model's own formula, mean over a row; a training step counts three times that."
+        "FLOPs of a forward pass by the model's own formula, mean over a sequence; a training step counts three times."
     )
     yield ""
-    yield "## Loss against what it cost"
+    yield "## Loss against training cost"
     yield ""
     yield "![held-out loss against tokens, FLOPs and seconds](curves.png)"
     yield ""
     yield (
         "On the validation split: documents held out of the training text"
         + (", not those of the table" if config.test else "")
-        + ". Lines are means over seeds, bands their range; seconds leave out compiling and evaluating."
+        + ". Lines are means over seeds, bands their range; seconds exclude compilation and evaluation."
     )
     yield ""
     yield "## Loss by position"
@@ -106,8 +106,8 @@ def _lines(comparison: Comparison, results: Results, command: str) -> Iterator[s
     )
     yield ""
     yield (
-        f"Stretches of {results.bins[-1]:,} tokens of the same {documents}, each read from a fresh state through "
-        f"`extend`; beyond {results.trained_length:,} no model was trained."
+        f"Segments of {results.bins[-1]:,} tokens of the same {documents}, each read from the initial state through "
+        f"`extend`; positions beyond {results.trained_length:,} are longer than any training sequence."
     )
 
 

@@ -1,4 +1,4 @@
-"""The numbers of a comparison, read from the folders of its runs, with their errors."""
+"""The results of a comparison with standard errors, read from the folders of its runs."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,10 +30,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Curve:
-    """Losses of one run along its training: `[points]` each.
+    """The loss curve of one run, arrays `[points]`.
 
     Attributes:
-        tokens, flops, seconds: spent until there, by the run's own count; FLOPs by the model's own formula.
+        tokens, flops, seconds: cost up to each point, from the metrics; FLOPs by the model's own formula.
         loss: nats per token.
     """
 
@@ -45,23 +45,24 @@ class Curve:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one model.
+    """The results of one model.
 
     Attributes:
-        name: of the model.
-        shape: layers, width, heads, feed-forward width, mixers and what the matching changed.
-        parameters: embeddings included.
-        flops_per_token: of a forward pass at the training length.
-        seeds: of the runs.
+        name: the name of the model.
+        shape: number of layers, hidden size, heads, intermediate size, mixers and the changes made by the matching.
+        parameters: number of parameters, including embeddings.
+        flops_per_token: FLOPs per token of a forward pass at the training length.
+        seeds: seeds of the runs.
         loss: held-out nats per token over the positions within the training length.
-        bits_per_byte: the same text in bits per byte.
-        difference: its loss minus that of the model it is measured against, document by document; None for that one.
+        bits_per_byte: the same loss in bits per byte.
+        difference: its loss minus that of the reference model, document by document; None for the reference itself.
         by_seed: the loss of each seed.
         by_position: nats per token for each bin of positions.
-        tokens_per_second: of training, the median over steps.
-        step_memory: bytes of the compiled step; peak_memory: of the training process. None where not known.
+        tokens_per_second: training speed, the median over steps.
+        step_memory: memory of the compiled step in bytes; None if unknown.
+        peak_memory: peak memory of the training process in bytes; None if unknown.
         training: FLOPs, tokens and seconds of one run, the mean over seeds.
-        held_out, train: a curve for each seed, of the validation split and of the batches.
+        held_out, train: a curve for each seed, of the validation split and of the training batches.
     """
 
     name: str
@@ -84,7 +85,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Results:
-    """A comparison's results, and what they were measured on."""
+    """The results of a comparison, and the text and device they were measured on."""
 
     models: list[Result]
     bins: list[int]
@@ -99,14 +100,14 @@ class Results:
 
 
 def read_results(comparison: Comparison) -> Results:
-    """Of a comparison whose runs are all trained and scored."""
+    """Reads the results of a comparison whose runs are all trained and scored."""
     scores = {entry.name: [_score(comparison, run) for run in entry.configs] for entry in comparison.entries}
     within = {name: _by_document(of_seeds, comparison.length) for name, of_seeds in scores.items()}
     models = []
-    for place, entry in enumerate(comparison.entries):
-        base = comparison.entries[0 if comparison.config.against == "first" else max(0, place - 1)].name
+    for index, entry in enumerate(comparison.entries):
+        base = comparison.entries[0 if comparison.config.against == "first" else max(0, index - 1)].name
         own = within[entry.name].mean(axis=0)
-        difference = own - within[base].mean(axis=0) if place else None
+        difference = own - within[base].mean(axis=0) if index else None
         models.append(_result(entry, scores[entry.name], within[entry.name], difference))
     first = next(iter(scores.values()))[0]
     return Results(
@@ -156,7 +157,7 @@ def _result(entry: Entry, scores: list[dict[str, Any]], within: np.ndarray, diff
     records = [read_metrics(RunFolder(config.run).metrics) for config in entry.configs]
     for config, lines in zip(entry.configs, records, strict=True):
         if not any("tokens_seen" in line for line in lines):
-            raise InputError(f"{RunFolder(config.run).metrics} has no numbers of training to report on")
+            raise InputError(f"{RunFolder(config.run).metrics} has no metrics of training to report on")
     speeds: list[Any] = [r["tokens_per_second"] for lines in records for r in lines if "tokens_per_second" in r]
     ends: list[Any] = [[r for r in lines if "tokens_seen" in r][-1] for lines in records]
     bits = within.mean(axis=0) / np.log(2) / np.asarray(scores[0]["bytes_per_token"])

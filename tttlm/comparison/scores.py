@@ -1,4 +1,4 @@
-"""A run's score for a comparison: its loss by position, and what a step of its training needs; kept in its folder."""
+"""A run's score for a comparison: its loss by position and the memory of its training step, stored in its folder."""
 
 import hashlib
 import json
@@ -26,16 +26,16 @@ SCORES = "scores.json"
 
 @dataclass(frozen=True)
 class ScoreRecord:
-    """A score as it stands in the folder of a run.
+    """A score, as it is stored in the run directory.
 
     Attributes:
-        key: what it depends on, see `score_key`.
-        bins: where bins of positions begin, and the end.
-        documents: their names.
-        bytes_per_token: of every document.
-        nats, tokens: `[documents, bins]`, summed losses and how many tokens they are of.
-        step_memory: bytes of the compiled step; None where not known.
-        device, jax: what it was made on and with.
+        key: everything the score depends on, see `score_key`.
+        bins: starts of the bins of positions, and the end of the last.
+        documents: names of the documents.
+        bytes_per_token: bytes per token of every document.
+        nats, tokens: `[documents, bins]`, summed losses and numbers of tokens.
+        step_memory: memory of the compiled step in bytes; None if unknown.
+        device, jax: the device and the version of JAX that computed it.
         sha256: the digest of all of the above.
     """
 
@@ -51,14 +51,14 @@ class ScoreRecord:
     sha256: str = ""
 
     def sealed(self) -> "ScoreRecord":
-        """Returns this with its digest."""
+        """Returns the record with its digest."""
         text = json.dumps(asdict(replace(self, sha256="")), sort_keys=True)
         return replace(self, sha256=hashlib.sha256(text.encode()).hexdigest())
 
 
 @dataclass(frozen=True)
 class JobRun:
-    """A run that a job scores: see `make_score`."""
+    """A run to score, see `make_score`."""
 
     name: str
     folder: str
@@ -68,7 +68,7 @@ class JobRun:
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be scored: runs, on the held-out documents of a prepared folder."""
+    """Runs to score on the held-out documents of a prepared folder."""
 
     test: str
     settings: PositionsConfig
@@ -76,13 +76,13 @@ class Job:
 
 
 def score_key(run: TrainConfig, test: Path, settings: PositionsConfig) -> dict[str, Any]:
-    """What a score depends on: one with another key is computed again."""
+    """Everything a score depends on: a score with another key is computed again."""
     text = read_manifest(test).fingerprint
     return {"step": run.steps, "trained": run.sequence_length, "text": text, **asdict(settings)}
 
 
 def read_score(folder: Path, key: dict[str, Any]) -> dict[str, Any] | None:
-    """The score in a run's folder, if it has that key and is as it was written; else None, and it is computed again."""
+    """Reads the score in a run directory; None if it has another key or was altered, so that it is computed again."""
     try:
         record = read_record(folder / SCORES, ScoreRecord, advice="")
     except InputError:
@@ -91,15 +91,15 @@ def read_score(folder: Path, key: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def scoring_job(comparison: Comparison) -> Path | None:
-    """Writes what is left to score into a file for `do_scoring_job`; None when nothing is."""
+    """Writes the runs that are not scored yet into a file for `do_scoring_job`; None if there are none."""
     settings = comparison.config.positions
     runs = []
     for entry in comparison.entries:
-        for place, run in enumerate(entry.configs):
+        for index, run in enumerate(entry.configs):
             key = score_key(run, comparison.test, settings)
             if read_score(Path(run.run), key) is None:
                 name = f"{entry.name}, seed {run.seed}"
-                runs.append(JobRun(name, run.run, key, with_memory=place == 0))
+                runs.append(JobRun(name, run.run, key, with_memory=index == 0))
     if not runs:
         return None
     file = Path(comparison.config.output) / "scoring.json"
@@ -109,7 +109,7 @@ def scoring_job(comparison: Comparison) -> Path | None:
 
 
 def do_scoring_job(file: Path) -> None:
-    """Scores run after run; each is written when it is done, so that a job that was stopped goes on."""
+    """Scores one run after another; each score is written at once, so that a stopped job can be resumed."""
     job = read_record(file, Job, advice="start the comparison again")
     for number, run in enumerate(job.runs, start=1):
         make_score(
@@ -131,11 +131,11 @@ def make_score(
     with_memory: bool,
     description: str,
 ) -> None:
-    """Scores a finished run and writes the score to its folder; `with_memory` compiles its step to know its memory."""
+    """Scores a finished run and writes the score to its folder; `with_memory` compiles its step for its memory."""
     trained = key["trained"]
     length = settings.length or 4 * trained
     chunk = min(trained, length)
-    # An attention cache with room for what is read.
+    # An attention cache as long as the segments.
     run = load_run(folder, key["step"], max_length=-(-length // chunk) * chunk)
     documents = [document for document in held_out_documents(test) if len(document.tokens) > 1]
     if not documents:
@@ -166,7 +166,7 @@ def make_score(
 
 
 def step_memory(config: TrainConfig) -> int | None:
-    """Bytes of a device for the compiled step: parameters, optimiser state, batch, temporaries. None if unknown."""
+    """Memory of the compiled step per device in bytes: parameters, optimiser state, batch, temporaries."""
     mesh = make_mesh(config.mesh)
     model = Model(config.model)
     ids = jax.ShapeDtypeStruct((config.batch_size, config.sequence_length), jnp.int32)
@@ -180,7 +180,7 @@ def step_memory(config: TrainConfig) -> int | None:
 
 
 def _processor() -> str:
-    """What the CPU calls itself, and how many of its cores this process may use."""
+    """The name of the CPU, and the number of cores that this process may use."""
     name = "CPU"
     if (info := Path("/proc/cpuinfo")).exists():
         lines = info.read_text(encoding="utf-8", errors="replace").splitlines()

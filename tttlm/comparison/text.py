@@ -1,4 +1,4 @@
-"""The text of a comparison: prepared once, and the text that is reported on with the tokenizer of the other."""
+"""The text of a comparison: prepared once; the text that is reported on uses the same tokenizer."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,28 +11,28 @@ from tttlm.errors import InputError
 
 
 def prepared_data(text: str, config: DataConfig, folder: Path) -> DataConfig:
-    """Where the batches come from.
+    """The configuration of the training data.
 
     Args:
-        text: files or a folder of text, or a prepared folder; empty for what `config` says.
-        config: how to prepare and how to cut.
-        folder: where `text` is prepared.
+        text: files or a folder of text, or a prepared folder; empty takes `config`.
+        config: the configuration of preparation and layout.
+        folder: the folder that `text` is prepared into.
     """
     if not text:
         if config.prepare.given:
             prepare(config.prepare, config.path, wait=True)
         elif not (config.path or config.mixture):
-            raise InputError("say which text to train on: --data FOLDER")
+            raise InputError("name the text to train on: --data FOLDER")
         return replace(config, prepare=PrepareConfig())
     if not (Path(text) / MANIFEST).exists():
         settings = replace(config.prepare, source=(text,))
-        prepare(replace(settings, held_out=share_held_out(settings)), folder, wait=True)
+        prepare(replace(settings, held_out=held_out_fraction(settings)), folder, wait=True)
         text = str(folder)
     return replace(config, path=text, mixture={}, prepare=PrepareConfig())
 
 
 def prepared_test(text: str, data: Path, folder: Path) -> Path:
-    """The prepared folder whose held-out documents are reported on: all of `text`, in the tokens of `data`."""
+    """The prepared folder whose held-out documents are reported on: all of `text`, with the tokenizer of `data`."""
     if (Path(text) / MANIFEST).exists():
         return Path(text)
     manifest = read_manifest(data)
@@ -41,11 +41,11 @@ def prepared_test(text: str, data: Path, folder: Path) -> Path:
     return folder
 
 
-def share_held_out(config: PrepareConfig) -> float:
-    """`config.held_out`, or as much more as it takes for one document to be held out where there are few.
+def held_out_fraction(config: PrepareConfig) -> float:
+    """`config.held_out`, or a larger fraction if that holds out no document.
 
     Raises:
-        InputError: there are not two documents.
+        InputError: there are fewer than two documents.
     """
     keys = []
     for document in open_source(config).documents():
@@ -56,7 +56,7 @@ def share_held_out(config: PrepareConfig) -> float:
             return config.held_out
     if len(set(keys)) < 2:
         raise InputError(
-            f"{config.source[0]} holds {len(keys)} document{'s' * (len(keys) != 1)}: a comparison trains on some and "
+            f"{config.source[0]} has {len(keys)} document{'s' * (len(keys) != 1)}: a comparison trains on some and "
             "holds others out, so it needs two; cut the text into several files"
         )
     lowest, next_lowest = sorted(set(keys))[:2]

@@ -1,1 +1,1 @@
-"""Does a run fit devices that are not here? Its training step is compiled for them, and read; nothing is trained."""
+"""Plans: compiles the training step for devices that this machine does not have, and reports its memory."""

@@ -1,4 +1,4 @@
-"""How every array of a training state is sharded, as a table; nothing is computed and no data is read."""
+"""The sharding of every array of a training state, as a table; nothing is computed and no data is read."""
 
 import math
 from collections.abc import Iterator
@@ -15,9 +15,9 @@ HEAD: Row = ("path", "shape", "dtype", "sharded over", "bytes a device")
 
 
 def explain(config: TrainConfig) -> list[str]:
-    """The lines to print: one for every array of the state, then what a device holds of them all.
+    """The lines to print: one for every array of the state, then the totals per device.
 
-    The mesh may be larger than this machine when `mesh` gives the size of every axis.
+    The mesh may have more devices than this machine if `mesh` gives the size of every axis.
 
     Raises:
         InputError: the configuration or the mesh cannot be used.

@@ -7,13 +7,13 @@ from tttlm.training.devices import Device
 
 @dataclass(frozen=True)
 class GPU:
-    """What the data sheet of an SXM module adds to what its compute capability says.
+    """The figures of an SXM module's data sheet that its compute capability does not determine.
 
     Attributes:
-        processors: streaming multiprocessors.
-        clock_ghz: the boost clock.
-        bandwidth: of the memory, in bytes a second.
-        l2_cache: bytes.
+        processors: number of streaming multiprocessors.
+        clock_ghz: boost clock in GHz.
+        bandwidth: memory bandwidth in bytes per second.
+        l2_cache: size of the L2 cache in bytes.
     """
 
     processors: int
@@ -27,7 +27,7 @@ GPUS = {
     "h100": GPU(processors=132, clock_ghz=1.98, bandwidth=3_350 * 10**9, l2_cache=50 * MIB),
     "h200": GPU(processors=132, clock_ghz=1.98, bandwidth=4_800 * 10**9, l2_cache=50 * MIB),
 }
-CUDA, CUDNN = (12, 9, 0), (9, 10, 0)  # what the program is compiled for; any later release runs it
+CUDA, CUDNN = (12, 9, 0), (9, 10, 0)  # versions that the program is compiled for; any later release runs it
 
 # Limits of compute capability 9.0: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
 _HOPPER = """

@@ -1,4 +1,4 @@
-"""Whether a run fits devices that are not here: its training step is compiled for them, and read."""
+"""Whether a run fits devices that this machine does not have: compiles its training step for them."""
 
 import re
 import sys
@@ -26,22 +26,22 @@ UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclass(frozen=True)
 class Plan:
-    """What compiling the step for a topology says.
+    """The result of compiling the step for a topology.
 
     Attributes:
-        topology, devices: what it was compiled for, and how many devices that is.
+        topology, devices: the topology, and its number of devices.
         mesh: the size of each axis.
-        parameters: of the model.
-        flops_per_token: of a training step, three times the forward pass by the model's own formula.
-        tokens_per_step: of the batch, over all devices.
-        memory: bytes that a device has.
-        peak: the step's peak memory in bytes. Where the compiler gave up because it is too much, what it had asked
-            for at that point.
-        state: bytes a device holds between steps: its shard of parameters and optimiser state. None where nothing
-            compiled.
-        collectives: of one step; None where nothing compiled.
+        parameters: number of parameters of the model.
+        flops_per_token: FLOPs per token of a training step, three times the forward pass by the model's own formula.
+        tokens_per_step: tokens of a batch, over all devices.
+        memory: memory of a device in bytes.
+        peak: peak memory of the step in bytes; if the step does not fit and the compiler failed, the memory that it had
+            requested at that point.
+        state: bytes on a device between steps: its shard of parameters and optimiser state. None if the compiler
+            failed.
+        collectives: collectives of one step; None if the compiler failed.
         loops_known: whether the trip count of every loop around a collective is known.
-        seconds: of tracing and compiling.
+        seconds: time of tracing and compiling.
     """
 
     topology: str
@@ -62,12 +62,12 @@ class Plan:
         return self.state is not None and self.peak <= self.memory
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """The plan as plain values, for JSON."""
         return asdict(self) | {"fits": self.fits}
 
 
 def make_plan(config: TrainConfig, topology: str) -> Plan:
-    """Compiles the training step of `config` for a topology such as "v5e:4x8". Neither data nor run is touched.
+    """Compiles the training step of `config` for a topology such as "v5e:4x8". Neither data nor the run is used.
 
     Raises:
         InputError: the configuration, the mesh or the topology cannot be used.
@@ -86,7 +86,7 @@ def compiled_plan(config: TrainConfig, mesh: Mesh, topology: str, device: Device
     model = Model(config.model)
     step: Any = make_train_step(config, model, mesh)
     state, collected, known = None, None, True
-    with traced_for(mesh.devices.flat[0]):  # the chunks of a mixer are what is fast there
+    with traced_for(mesh.devices.flat[0]):  # mixers choose chunk sizes by the target device
         flops = 3 * config.model.flops_per_token(config.sequence_length)
     try:
         with assumed_cudnn():
@@ -95,7 +95,7 @@ def compiled_plan(config: TrainConfig, mesh: Mesh, topology: str, device: Device
     except JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        peak, memory = _asked_and_there(str(error), device)
+        peak, memory = _needed_and_available(str(error), device)
     else:
         sizes: Any = compiled.memory_analysis()
         peak, memory, state = sizes.peak_memory_in_bytes, device.memory, sizes.argument_size_in_bytes
@@ -117,7 +117,7 @@ def compiled_plan(config: TrainConfig, mesh: Mesh, topology: str, device: Device
 
 
 def _batch(config: TrainConfig, mesh: Mesh) -> Batch[jax.ShapeDtypeStruct]:
-    """What the loader of the configured layout gives, as shapes."""
+    """The abstract arrays of a batch of the configured layout."""
     shape, sharding = (config.batch_size, config.sequence_length), batch_sharding(mesh)
     ids = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
     if config.data.layout == "windows":
@@ -129,8 +129,8 @@ def _batch(config: TrainConfig, mesh: Mesh) -> Batch[jax.ShapeDtypeStruct]:
     return batch._replace(continues=jax.ShapeDtypeStruct(shape[:1], jnp.bool_, sharding=per_example))
 
 
-def _asked_and_there(message: str, device: Device) -> tuple[int, int]:
-    """(bytes needed, bytes there) from a compiler's complaint such as "(27.45G) exceeds available HBM (15.75G)"."""
+def _needed_and_available(message: str, device: Device) -> tuple[int, int]:
+    """(bytes needed, bytes available) from a compiler error such as "(27.45G) exceeds available HBM (15.75G)"."""
     sizes = [int(float(number) * UNITS[unit]) for number, unit in re.findall(r"([\d.]+)([KMGT])\b", message)]
     return (sizes[0], sizes[1]) if len(sizes) > 1 else (device.memory + 1, device.memory)
 
@@ -148,8 +148,8 @@ def describe(plan: Plan) -> list[str]:
     if plan.state is not None and plan.collectives is not None:
         lines += [f"{'state':20}{plan.state / GIB:.2f} GiB a device: parameters and optimiser state, between steps"]
         lines += [f"{'peak memory':20}{plan.peak / GIB:.2f} GiB a device, of {plan.memory / GIB:.2f} GiB"]
-        often = "in one step" if plan.loops_known else "in one step, where loops of unknown length turn once"
-        lines += [f"collectives {often}, and the bytes that a device gives or receives:"]
+        often = "in one step" if plan.loops_known else "in one step, with loops of unknown length counted once"
+        lines += [f"collectives {often}, and the bytes that a device sends or receives:"]
         lines += [f"  {one.kind:18}{one.count:10,}  {one.bytes / GIB:10.3f} GiB" for one in plan.collectives]
         if not plan.collectives:
             lines += ["  none"]

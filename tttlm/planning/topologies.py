@@ -1,4 +1,4 @@
-"""Devices that this machine does not have, to compile for: v5e:4x8 is a slice of 32 TPUs, h200:8 a host of 8 GPUs."""
+"""Descriptions of devices to compile for: v5e:4x8 is a slice of 32 TPUs, h200:8 a host of 8 GPUs."""
 
 import importlib.util
 import os
@@ -17,10 +17,10 @@ from tttlm.training.devices import DEVICES, Device
 
 TPUS = ("v5e", "v5p", "v6e")
 GPUS_OF_A_HOST = 8
-# What libtpu would ask a metadata server for, and complain if there is none; a topology is described without it.
+# Values that libtpu would otherwise request from a metadata server; describing a topology does not need them.
 NO_TPU_HERE = {
     "TPU_SKIP_MDS_QUERY": "1",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # two plans at a time take nothing from each other
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # two plans may run at the same time
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
@@ -29,10 +29,10 @@ INSTALL = "in an environment of its own, `pip install 'tttlm[plan]'` installs it
 
 
 def topology_devices(name: str) -> tuple[Device, list[Any]]:
-    """The device that a topology is made of, and all of its devices as JAX knows them.
+    """The kind of device of a topology, and its JAX devices.
 
     Raises:
-        InputError: the topology is unknown, or what compiles for it is not installed.
+        InputError: the topology is unknown, or the compiler for it is not installed.
     """
     kind, _, shape = name.partition(":")
     if kind not in (*TPUS, *GPUS):
@@ -73,7 +73,7 @@ def _described(name: str, platform: str, topology_name: str, **options: Any) -> 
 
 @contextmanager
 def assumed_cudnn() -> Iterator[None]:
-    """JAX asks the GPU and the cuDNN of this machine whether attention can run; here the target answers."""
+    """Makes JAX's checks for cuDNN attention use the target's GPU and cuDNN instead of those of this machine."""
     from jax._src.cudnn import fused_attention_stablehlo as fused
 
     major, minor, patch = CUDNN
@@ -87,7 +87,7 @@ def assumed_cudnn() -> Iterator[None]:
 
 
 def only_compile() -> None:
-    """For a process that does nothing else, before JAX has started: it leaves the machine's accelerators alone, and
-    takes no program from the compilation cache, so that the time of compiling is what it says."""
+    """Configures a process that only compiles, before JAX has started: it does not use the machine's accelerators, nor
+    the compilation cache, so that the measured time of compilation is correct."""
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)
