@@ -127,7 +127,7 @@ def test_intervals_cover():
 
 def test_unusable_input_is_one_line():
     a = np.zeros((5, 2))
-    with pytest.raises(InputError, match="one feature, 2 came"):
+    with pytest.raises(InputError, match="one feature, got 2"):
         wasserstein_1d(a, a)
     with pytest.raises(InputError, match="order"):
         sliced_wasserstein(a, a, order=0.5)

@@ -1,13 +1,13 @@
-"""How far apart are two samples? Measures of shift between features `[N, D]`, counts of tokens, and logits.
+"""Measures of distribution shift between two samples of features `[N, D]`, token counts, or logits.
 
 >>> from tttlm.shift import mmd, sliced_wasserstein
 >>> sliced_wasserstein(a, b)                        # Estimate(value=0.31, low=0.28, high=0.34, p_value=None)
 >>> mmd(images_a, images_b, features=model.features).p_value
 
-Every measure takes two arrays, or two sets of inputs and a callable that makes features of a batch, is a function of
-its arguments and `seed` alone, and returns an `Estimate` with an interval or a p-value (`Divergences` and
-`ClassifierTest` hold several). All pairs are computed in blocks: memory grows with the samples, not with their product.
-`compare_samples` runs them all. Needs what the core needs; `entropic_wasserstein` also `ott-jax`.
+Every measure takes two arrays, or two sets of inputs and a callable that computes features of a batch, depends on its
+arguments and `seed` alone, and returns an `Estimate` with an interval or a p-value (`Divergences` and `ClassifierTest`
+have several). Pairwise distances are computed in blocks: memory grows with the number of samples, not with its square.
+`compare_samples` runs all measures. Only `entropic_wasserstein` needs an extra package, `ott-jax`.
 """
 
 from tttlm.shift.classifier import ClassifierTest, classifier_test

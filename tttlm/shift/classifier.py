@@ -1,4 +1,4 @@
-"""The classifier two-sample test: can a classifier tell the samples apart on what it has not seen?"""
+"""The classifier two-sample test: whether a classifier can distinguish held-out samples of A and B."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ Score = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class ClassifierTest:
-    """What a classifier that was trained to tell A from B does on samples that were held out.
+    """The results on held-out samples of a classifier that was trained to distinguish A from B.
 
     Attributes:
-        accuracy: fraction of held-out samples that it places right, 0.5 by chance, with the Clopper-Pearson interval
-            and the binomial p-value.
+        accuracy: fraction of held-out samples that it classifies correctly, 0.5 by chance, with the Clopper-Pearson
+            interval and the binomial p-value.
         auc: probability that it scores a sample of B above one of A, with DeLong's interval and the permutation
             p-value.
         accuracy_permutation_p: p-value of the accuracy when the held-out labels are permuted.
@@ -51,21 +51,21 @@ def classifier_test(
 ) -> ClassifierTest:
     """Classifier two-sample test (Lopez-Paz and Oquab 2017, arXiv 1610.06545).
 
-    As many samples of A as of B are held out, so that chance is one half; the classifier learns from the others, A and
-    B weighing the same. Features are standardised by the mean and standard deviation of what it learns from. For the
-    permutation p-values the classifier stays and the held-out labels are permuted. Accuracies of few held-out samples
-    take few values, which makes both of their p-values too large rather than too small; that of the AUC is exact.
+    Equally many samples of A and B are held out, so that chance is one half; the classifier is trained on the others,
+    with equal weights of A and B. Features are standardised by the mean and standard deviation of the training samples.
+    For the permutation p-values the classifier is fixed and the held-out labels are permuted. Accuracies of few
+    held-out samples take few values, which makes both of their p-values conservative; that of the AUC is exact.
 
     Args:
         a, b: features `[N, D]` and `[M, D]`, or inputs for `features`.
         classifier: "logistic" for logistic regression, solved by Newton's method; "mlp" for one hidden layer of
-            `hidden_size` GELUs, trained by `steps` steps of Adam on the whole training part.
+            `hidden_size` GELUs, trained by `steps` full-batch steps of Adam.
         held_out: fraction of the smaller sample that is held out.
-        l2: strength of the penalty `l2 / 2 |w|^2` on the weights, beside the sum of the losses.
-        hidden_size, steps, learning_rate: of the MLP.
-        permutations: how many; the smallest p-value is `1 / (1 + permutations)`.
+        l2: weight of the penalty `l2 / 2 |w|^2` that is added to the sum of the losses.
+        hidden_size, steps, learning_rate: hidden size and training of the MLP.
+        permutations: number of permutations; the smallest p-value is `1 / (1 + permutations)`.
         features: a model's features of a batch of inputs.
-        seed: of the split, the MLP and the permutations.
+        seed: seed of the split, the MLP and the permutations.
 
     Raises:
         InputError: fewer than eight samples, an unknown classifier, or options out of range.
@@ -85,7 +85,7 @@ def classifier_test(
     weights = (len(train) / (2 * counts))[in_b.astype(int)].astype(train.dtype)
     labels = in_b.astype(train.dtype)
     mean, deviation = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
-    deviation = np.where(deviation > 0, deviation, 1)  # a constant feature says nothing
+    deviation = np.where(deviation > 0, deviation, 1)  # constant features become 0
     mean, deviation = mean.astype(train.dtype), deviation.astype(train.dtype)
     train, test = (train - mean) / deviation, (test - mean) / deviation
     if classifier == "logistic":
@@ -101,8 +101,8 @@ def logistic_regression(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Coefficients `[D]` and intercept that minimise `sum_i weights_i loss_i + l2 / 2 |coefficients|^2`.
 
-    The loss is the logistic one of `labels` in {0, 1}. Newton's method with halved steps, until the decrease is lost in
-    rounding.
+    The loss is the logistic loss of `labels` in {0, 1}. It is minimised by Newton's method with step halving, until the
+    decrease is below rounding errors.
     """
     found = np.asarray(_newton(x, labels, weights, l2))
     return found[:-1], found[-1]
@@ -110,7 +110,7 @@ def logistic_regression(
 
 @jax.jit
 def _newton(x: jax.Array, labels: jax.Array, weights: jax.Array, l2: float) -> jax.Array:
-    penalty = l2 * jnp.append(jnp.ones(x.shape[1], x.dtype), 1e-8)  # the intercept is free
+    penalty = l2 * jnp.append(jnp.ones(x.shape[1], x.dtype), 1e-8)  # the intercept is not penalised
     product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
     def objective(beta):
@@ -181,7 +181,7 @@ def _mlp_scores(train, labels, weights, test, l2, hidden_size, steps, learning_r
 
 
 def _held_out_test(scores: np.ndarray, size: int, permutations: int, rng: np.random.Generator) -> ClassifierTest:
-    """The tests on the scores `[2 size]` of held-out samples, A first."""
+    """The tests on the scores `[2 size]` of held-out samples, those of A first."""
     below, above = scores[:size], scores[size:]
     total = 2 * size
     right = int(np.count_nonzero(below < 0) + np.count_nonzero(above >= 0))
@@ -195,11 +195,11 @@ def _held_out_test(scores: np.ndarray, size: int, permutations: int, rng: np.ran
     )
     ranks = _mid_ranks(scores)
     auc = (ranks[size:].sum() / size - (size + 1) / 2) / size
-    # DeLong, DeLong and Clarke-Pearson (1988): for each sample, how often it is on the right side of the others.
+    # DeLong, DeLong and Clarke-Pearson (1988): for each sample, the fraction ranked correctly against it.
     placed_b = (ranks[size:] - _mid_ranks(above)) / size
     placed_a = 1 - (ranks[:size] - _mid_ranks(below)) / size
     error = np.sqrt((placed_b.var(ddof=1) + placed_a.var(ddof=1)) / size)
-    # right = B placed in B + A placed in A: both fall by one for every sample placed in B whose label becomes A
+    # right = B classified as B + A classified as A: both fall by one for a sample classified as B whose label becomes A
     predicted_b = scores >= 0
     reached_auc = reached_accuracy = 0
     for _ in range(permutations):
@@ -212,7 +212,7 @@ def _held_out_test(scores: np.ndarray, size: int, permutations: int, rng: np.ran
 
 
 def _mid_ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1, equal values having the mean of theirs."""
+    """Ranks from 1; equal values have the mean of their ranks."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - (counts - 1) / 2)[inverse]

@@ -1,7 +1,7 @@
-"""What a classifier's confidence says about a shift: its drop, and the accuracy on unlabelled data predicted from it.
+"""Measures of shift from a classifier's confidence: its drop, and the accuracy on unlabelled data predicted from it.
 
-Each takes logits `[N, C]`; log-probabilities are logits too. The source is the labelled data that the classifier does
-well on; nobody needs labels of the target.
+All take logits `[N, C]`; log-probabilities are logits too. The source is labelled data on which the classifier does
+well; the target needs no labels.
 """
 
 from typing import Any, Literal
@@ -51,20 +51,20 @@ def average_thresholded_confidence(
 ) -> Estimate:
     """Accuracy on the target predicted by ATC (Garg et al. 2022, arXiv 2201.04234).
 
-    The threshold is where as many source samples score below it as are wrong; the prediction is the fraction of target
-    samples that score above it. The interval is that of the bootstrap and covers chance, not a shift that moves
-    accuracy and confidence apart.
+    The threshold is chosen so that the fraction of source samples that score below it is the source error; the
+    prediction is the fraction of target samples that score above it. The bootstrap interval covers sampling error, but
+    not a shift that changes accuracy and confidence differently.
 
     Args:
         source: logits `[N, C]` of labelled data from the source, which the classifier was not trained on.
-        labels: `[N]` classes.
+        labels: classes of the source, int `[N]`.
         target: logits `[M, C]`.
         score: "entropy" takes the negative entropy, the better one in the paper; "confidence" the largest probability.
         logits: a classifier's logits of a batch of inputs.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Raises:
-        InputError: as `confidence_drop`; labels that do not fit the logits; an unknown score.
+        InputError: as `confidence_drop`; labels that do not match the logits; an unknown score.
     """
     if score not in ("confidence", "entropy"):
         raise InputError(f"unknown score {score!r}; there are 'confidence' and 'entropy'")
@@ -86,7 +86,7 @@ def average_thresholded_confidence(
 def difference_of_confidences(source: Any, labels: Any, target: Any, *, logits: Features | None = None) -> Estimate:
     """Accuracy on the target predicted by the difference of confidences (Guillory et al. 2021, arXiv 2107.03315).
 
-    It is the source accuracy less the drop in mean confidence, which is right where confidence falls as accuracy does.
+    It is the source accuracy minus the drop in mean confidence, which is correct if confidence falls as accuracy does.
     Arguments and errors are those of `average_thresholded_confidence`.
     """
     source, target = _pair_of_logits(source, target, logits)
@@ -102,14 +102,14 @@ def _pair_of_logits(source: Any, target: Any, logits: Features | None) -> tuple[
     if source.shape[1] != target.shape[1]:
         raise InputError(f"the source has {source.shape[1]} classes and the target {target.shape[1]}")
     if source.shape[1] < 2:
-        raise InputError("logits of one class say nothing of confidence; give [N, C] with at least two classes")
+        raise InputError("logits of one class have no confidence; give [N, C] with at least two classes")
     if min(len(source), len(target)) < 2:
         raise InputError(f"the source has {len(source)} samples and the target {len(target)}; give at least two each")
     return source, target
 
 
 def _scores(logits: np.ndarray, score: Score) -> np.ndarray:
-    """The largest probability, or the negative entropy: larger where the classifier is surer."""
+    """The largest probability, or the negative entropy: larger where the classifier is more confident."""
     log_p = special.log_softmax(logits, 1)
     return np.exp(log_p.max(1)) if score == "confidence" else np.sum(np.exp(log_p) * log_p, 1)
 
@@ -117,14 +117,14 @@ def _scores(logits: np.ndarray, score: Score) -> np.ndarray:
 def _right(logits: np.ndarray, labels: Any) -> np.ndarray:
     labels = np.asarray(labels)
     if labels.shape != (len(logits),) or labels.dtype.kind not in "iu":
-        raise InputError(f"labels are {len(logits)} whole numbers; shape {labels.shape} of {labels.dtype} came")
+        raise InputError(f"labels are {len(logits)} integers, got shape {labels.shape} of {labels.dtype}")
     if labels.min() < 0 or labels.max() >= logits.shape[1]:
         raise InputError(f"labels go from {labels.min()} to {labels.max()}, but there are {logits.shape[1]} classes")
     return logits.argmax(1) == labels
 
 
 def _difference(source: np.ndarray, target: np.ndarray) -> Estimate:
-    """Mean of the source less that of the target, one-sided p-value: a drop counts against no shift."""
+    """Mean of the source minus that of the target, with a one-sided p-value against no drop."""
     value = source.mean() - target.mean()
     squares = np.array([x.var(ddof=1) / len(x) for x in (source, target)])
     error = np.sqrt(squares.sum())
@@ -135,7 +135,7 @@ def _difference(source: np.ndarray, target: np.ndarray) -> Estimate:
 
 
 def _thresholded(source: np.ndarray, right: np.ndarray, target: np.ndarray) -> float:
-    """Share of the target, sorted, above the score that as many of the source are below as are wrong."""
+    """Fraction of the sorted target above the threshold, below which the fraction of the source is the source error."""
     wrong = int(np.count_nonzero(~right))
     if wrong == len(source):
         return 0.0

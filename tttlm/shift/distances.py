@@ -1,4 +1,4 @@
-"""Distances between all pairs of two samples, block by block: the matrix `[N, M]` is never held."""
+"""Distances between all pairs of two samples, block by block, without the full matrix `[N, M]` in memory."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,7 +13,7 @@ Step = Callable[[Any, jax.Array, jax.Array, jax.Array, Any], Any]
 
 
 def row_blocks(x: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Blocks `[R, D]` of the rows of `x`, the last one filled up with zeros, each with the rows that it holds."""
+    """Blocks `[R, D]` of the rows of `x`, the last one padded with zeros, each with the slice of its rows."""
     size = min(ROWS, len(x))
     for start in range(0, len(x), size):
         block = x[start : start + size]
@@ -21,7 +21,7 @@ def row_blocks(x: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
 
 
 def column_blocks(y: np.ndarray) -> jax.Array:
-    """`[M, D]` as blocks `[J, C, D]` on the device, the last one filled up with zeros."""
+    """`[M, D]` as blocks `[J, C, D]` on the device, the last one padded with zeros."""
     size = min(COLUMNS, len(y))
     count = -(-len(y) // size)
     return jnp.asarray(np.pad(y, ((0, count * size - len(y)), (0, 0))).reshape(count, size, y.shape[1]))
@@ -33,8 +33,8 @@ def scan_columns(x: jax.Array, y: jax.Array, length: int, step: Step, start: Any
     Args:
         x: block of rows `[R, D]`.
         y: blocks `[J, C, D]` of `length` columns.
-        step: gets the squared distances `[R, C]`, the indices `[C]` of the columns, whether each exists, and the block
-            of `beside`, an array or tree of arrays `[J, C, ...]`.
+        step: gets the squared distances `[R, C]`, the indices `[C]` of the columns, a mask `[C]` that is False for
+            padding, and the block of `beside`, an array or tree of arrays `[J, C, ...]`.
     """
     size = y.shape[1]
     x_squares = jnp.sum(x * x, 1)
@@ -63,7 +63,7 @@ def _nearest(x: jax.Array, first: int, y: jax.Array, *, length: int, k: int, sam
 
     start = jnp.full((len(x), k), -jnp.inf, x.dtype), jnp.zeros((len(x), k), jnp.int32)
     _, indices = scan_columns(x, y, length, step, start)
-    # The squares above are differences of large numbers; the few that count are computed again from the points.
+    # The squares above are differences of large numbers; the few nearest are recomputed from the points.
     differences = x[:, None] - y.reshape(-1, y.shape[-1])[indices]
     return jnp.sort(jnp.sqrt(jnp.sum(differences**2, -1)), 1)
 
@@ -72,7 +72,7 @@ def nearest(x: np.ndarray, y: np.ndarray, k: int, *, same: bool = False) -> np.n
     """Distances `[N, k]` from every row of `x` to its `k` nearest rows of `y`, ascending.
 
     Args:
-        same: `y` is `x`, and a row is no neighbour of itself.
+        same: whether `y` is `x`, so that a row is not a neighbour of itself.
     """
     out = np.empty((len(x), k), x.dtype)
     columns = column_blocks(y)
@@ -91,7 +91,7 @@ def _count(x: jax.Array, radius: jax.Array, y: jax.Array, *, length: int) -> jax
 
 
 def count_within(x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> np.ndarray:
-    """How many rows of `y` are closer to each row of `x` than its `radius` `[N]`."""
+    """The number of rows of `y` that are closer to each row of `x` than its `radius` `[N]`; int `[N]`."""
     out = np.empty(len(x), np.int64)
     columns = column_blocks(y)
     for rows, block in row_blocks(x):

@@ -1,6 +1,6 @@
-"""Kullback-Leibler divergence in both directions and Jensen-Shannon divergence, in nats, three ways.
+"""Kullback-Leibler divergence in both directions and Jensen-Shannon divergence, in nats.
 
-By nearest neighbours for any continuous features, in closed form for Gaussians, and for counts of tokens.
+There are three estimators: by nearest neighbours for continuous features, for Gaussians, and for token counts.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ _PERMUTATIONS_AT_ONCE = 100
 
 @dataclass(frozen=True)
 class Divergences:
-    """How far the distributions of two samples diverge, in nats.
+    """Divergences of the distributions of two samples, in nats.
 
     Attributes:
         forward: KL(A || B), the mean over A of `log a(x) / b(x)`.
@@ -41,21 +41,22 @@ def nearest_neighbour_divergence(
 
     With `rho` the distance of a sample of A to its `k`-th neighbour in A, and `nu` to its `k`-th in B (Wang, Kulkarni
     and Verdu 2009, eq. 5), `KL(A || B) = D/N sum_i log(nu_i / rho_i) + log(M / (N - 1))`. Jensen-Shannon is the mutual
-    information between a sample and which of the two it is from, by the estimator of Ross (2014), here with equal
-    weight for both samples whatever their sizes. Both are biased towards zero, the more so the more features there are
-    and the further apart the samples; intervals cover the chance of the samples and not this bias.
+    information between a sample and its label A or B, by the estimator of Ross (2014), here with equal weight for both
+    samples whatever their sizes. Both are biased towards zero, the more so the more features there are and the further
+    apart the samples are; intervals cover sampling error and not this bias.
 
     Args:
         a, b: features `[N, D]` and `[M, D]`, or inputs for `features`.
-        k: which neighbour; more lowers the variance and raises the bias.
+        k: the neighbour that is used; a larger k lowers the variance and raises the bias.
         features: a model's features of a batch of inputs.
-        seed: of the parts of the samples from which the intervals come.
+        seed: seed of the parts of the samples for the intervals.
 
     Raises:
-        InputError: too few samples; or a sample that occurs more than `k` times, as this is for continuous features.
+        InputError: too few samples; or a sample that occurs more than `k` times, because this is for continuous
+        features.
     """
     if k < 1:
-        raise InputError(f"k is the number of a neighbour, at least 1; it was {k}")
+        raise InputError(f"k is the index of a neighbour, at least 1, got {k}")
     a, b = centred(*pair_of(a, b, features, k + 1))
     values = _nearest_neighbour(a, b, k)
     errors, degrees = apart_error(lambda x, y: _nearest_neighbour(x, y, k), a, b, max(4 * k, 20), seed)
@@ -72,10 +73,10 @@ def _nearest_neighbour(a: np.ndarray, b: np.ndarray, k: int) -> np.ndarray:
         if repeated := np.count_nonzero(np.minimum(rho, nu) == 0):
             raise InputError(
                 f"{repeated} samples have at least {k} copies; divergence by nearest neighbours is for "
-                "continuous features, so leave copies out or raise k"
+                "continuous features, so remove copies or raise k"
             )
         kl.append(x.shape[1] * np.mean(np.log(nu / rho)) + np.log(m / (n - 1)))
-        # The neighbours that an even mixture of as many samples of either kind would have within rho.
+        # The neighbours within rho if both samples had equal sizes.
         others = count_within(x, y, rho.astype(x.dtype)) * (n / m)
         js.append(np.mean(special.psi(k) - special.psi(k + others)) + special.psi(2 * n) - special.psi(n))
     return np.array([*kl, np.mean(js)])
@@ -93,22 +94,22 @@ def gaussian_divergence(
     """Divergences of the Gaussians with the samples' means and covariances.
 
     `KL(A || B) = 1/2 (tr(S_B^-1 S_A) + (m_B - m_A)^T S_B^-1 (m_B - m_A) - D + log det S_B / det S_A)`. Jensen-Shannon
-    has no closed form and is the mean over `draws` of each Gaussian. The value is biased upwards, by about
-    `D^2 / 4 (1/N + 1/M)` under no shift; intervals are by the delete-a-group jackknife.
+    has no closed form and is a Monte Carlo estimate with `draws` points of each Gaussian. The value is biased upwards,
+    by about `D^2 / 4 (1/N + 1/M)` without shift; intervals are by the delete-a-group jackknife.
 
     Args:
         a, b: features `[N, D]` and `[M, D]`, or inputs for `features`.
-        shrinkage: fraction of the covariance that is replaced by a multiple of the identity; needed where samples are
-            fewer than features.
-        draws: how many points Jensen-Shannon is averaged over, from each side.
+        shrinkage: fraction of the covariance that is replaced by a multiple of the identity; needed if there are fewer
+            samples than features.
+        draws: number of points drawn from each Gaussian for Jensen-Shannon.
         features: a model's features of a batch of inputs.
-        seed: of the draws and the groups.
+        seed: seed of the draws and the groups.
 
     Raises:
         InputError: a covariance is singular.
     """
     if not 0 <= shrinkage <= 1:
-        raise InputError(f"shrinkage is a fraction between 0 and 1; it was {shrinkage}")
+        raise InputError(f"shrinkage is a fraction between 0 and 1, got {shrinkage}")
     a, b = pair_of(a, b, features, 3)
     of_a, of_b = Moments(a, seed, shrinkage=shrinkage), Moments(b, seed + 1, shrinkage=shrinkage)
     noise = np.random.default_rng(seed).standard_normal((2, a.shape[1], draws))
@@ -116,7 +117,7 @@ def gaussian_divergence(
     errors = np.full(3, np.nan)
     groups = min(len(of_a), len(of_b))
     if groups == GROUPS:
-        with contextlib.suppress(InputError):  # enough samples for the whole, too few without a group: no interval
+        with contextlib.suppress(InputError):  # too few samples when a group is left out: no interval
             errors = jackknife_error(
                 np.array([_gaussian(of_a.without(g), of_b.without(g), noise) for g in range(groups)])
             )
@@ -138,25 +139,25 @@ def _gaussian(a: Gaussian, b: Gaussian, noise: np.ndarray) -> np.ndarray:
 
 
 def count_divergence(a: Any, b: Any, *, smoothing: float = 0.5, permutations: int = 199, seed: int = 0) -> Divergences:
-    """Divergences of the distributions of tokens, or of anything else that is counted.
+    """Divergences of the distributions of tokens, or of any other counts.
 
-    The probability of token `v` is `(count_v + smoothing) / (total + smoothing V)`. The value is biased upwards, as
-    rare tokens differ by chance. Counts by document therefore also get a p-value for Jensen-Shannon: documents are
-    dealt to the two samples at random, many times, which respects that a document's tokens belong together. Their
-    intervals leave out groups of documents; counts of whole samples have the interval of independent tokens, which is
-    too narrow for text.
+    The probability of token `v` is `(count_v + smoothing) / (total + smoothing V)`. The value is biased upwards,
+    because rare tokens differ by chance. Counts by document therefore also have a p-value for Jensen-Shannon from
+    random assignments of documents to the two samples, which keep the tokens of a document together. Their intervals
+    are by the jackknife over groups of documents; counts of complete samples have the interval of independent tokens,
+    which is too narrow for text.
 
     Args:
-        a, b: counts `[documents, V]`, or `[V]` of the whole sample.
-        smoothing: what is added to every count; with 0 a divergence can be infinite.
-        permutations: number of random assignments of the documents; 0 leaves the p-value out.
-        seed: of permutations and groups.
+        a, b: counts `[documents, V]`, or `[V]` of the complete sample.
+        smoothing: constant added to every count; with 0 a divergence can be infinite.
+        permutations: number of random assignments of the documents; 0 skips the p-value.
+        seed: seed of permutations and groups.
 
     Raises:
         InputError: negative or non-finite counts, nothing counted, or vocabularies of different sizes.
     """
     if smoothing < 0:
-        raise InputError(f"smoothing cannot be negative; it was {smoothing}")
+        raise InputError(f"smoothing cannot be negative, got {smoothing}")
     a, b = _checked_counts(a, "A"), _checked_counts(b, "B")
     if a.shape[-1] != b.shape[-1]:
         raise InputError(f"A counts {a.shape[-1]} tokens and B {b.shape[-1]}; count over one vocabulary")
@@ -181,7 +182,7 @@ def _checked_counts(counts: Any, name: str) -> np.ndarray:
     counts = np.asarray(counts)
     if counts.ndim not in (1, 2) or 0 in counts.shape or counts.dtype.kind not in "iufb":
         raise InputError(
-            f"counts of {name} are numbers [documents, V] or [V]; shape {counts.shape}, {counts.dtype} came"
+            f"counts of {name} are numbers [documents, V] or [V], got shape {counts.shape}, {counts.dtype}"
         )
     counts = counts.astype(np.float64)
     if not np.isfinite(counts).all() or (counts < 0).any():
@@ -212,7 +213,7 @@ def _count_test(a: np.ndarray, b: np.ndarray, observed: float, smoothing: float,
         in_a = np.zeros((min(_PERMUTATIONS_AT_ONCE, permutations - start), len(documents)))
         in_a[:, : len(a)] = 1
         chosen = rng.permuted(in_a, axis=1) @ documents
-        # Without smoothing, a side of documents without a token has no distribution: NaN, which counts as reaching.
+        # Without smoothing, a sample without tokens has no distribution: NaN, which counts as reaching the value.
         with np.errstate(invalid="ignore"):
             values = _count_values(chosen, total - chosen, smoothing)[2]
         reached += int(np.count_nonzero(~(values < observed * (1 - 1e-12))))
@@ -220,7 +221,7 @@ def _count_test(a: np.ndarray, b: np.ndarray, observed: float, smoothing: float,
 
 
 def _counted_divergence(a: np.ndarray, b: np.ndarray, smoothing: float) -> Divergences:
-    """Counts of whole samples: intervals by the delta method for independent tokens."""
+    """Divergences of counts of complete samples: intervals by the delta method for independent tokens."""
     p, q = _probabilities(a, b, smoothing)
     values = _count_values(a, b, smoothing)
     m = (p + q) / 2

@@ -1,4 +1,4 @@
-"""What a measure returns, and the three ways its interval is found: by groups left out, by groups apart, by formula."""
+"""The estimate of a measure, and its interval by jackknife, by disjoint parts, or by formula."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ class Estimate:
 
     Attributes:
         value: the estimate itself.
-        low, high: ends of a 95% confidence interval; None where the measure comes with a test instead.
-        p_value: probability of an estimate at least this large when both samples come from one distribution; None
-            where the measure comes with an interval alone.
+        low, high: ends of a 95% confidence interval; None if the measure has a test instead.
+        p_value: probability of an estimate at least this large if both samples come from one distribution; None if the
+            measure has only an interval.
     """
 
     value: float
@@ -30,7 +30,7 @@ class Estimate:
 def t_interval(
     value: float, standard_error: float, degrees_of_freedom: float, p_value: float | None = None
 ) -> Estimate:
-    """The estimate with the interval of Student's t; no interval where the standard error is not finite."""
+    """The estimate with the interval of Student's t; no interval if the standard error is not finite."""
     if not np.isfinite(standard_error):
         return Estimate(float(value), p_value=p_value)
     half = special.stdtrit(degrees_of_freedom, (1 + CONFIDENCE) / 2) * standard_error
@@ -48,7 +48,7 @@ def one_sided_p(z: float) -> float:
 
 
 def split_into_groups(n: int, groups: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """The indices `0..n-1` in random order, dealt into groups of nearly equal size."""
+    """The indices `0..n-1` in random order, divided into groups of nearly equal size."""
     return np.array_split(rng.permutation(n), groups)
 
 
@@ -70,13 +70,13 @@ def apart_error(
 ) -> tuple[np.ndarray, int]:
     """Standard error and degrees of freedom from the statistic of disjoint parts of the samples.
 
-    Both samples are cut at random into `G` parts. As the parts are independent and the variance of the statistic falls
-    like one over the sample size, the standard deviation of its values on the parts, divided by `sqrt(G)`, is the
-    standard error on the whole. It costs one `G`-th of the whole for statistics of all pairs.
+    Both samples are divided at random into `G` parts. As the parts are independent and the variance of the statistic
+    falls like one over the sample size, the standard deviation of its values on the parts, divided by `sqrt(G)`, is the
+    standard error of the full statistic. For pairwise statistics this costs one `G`-th of the full statistic.
 
     Args:
-        smallest: how many samples a part must have; fewer parts are made of a small sample. NaN is returned where
-            fewer than four parts are possible.
+        smallest: the least number of samples of a part; a small sample has fewer parts. With fewer than four parts the
+            error is NaN.
     """
     groups = min(GROUPS, len(a) // smallest, len(b) // smallest)
     if groups < 4:

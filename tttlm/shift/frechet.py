@@ -14,11 +14,11 @@ _HALVES = 2
 
 @dataclass(frozen=True)
 class FrechetEstimate(Estimate):
-    """A Frechet distance with what is known of its small-sample bias.
+    """A Frechet distance with an estimate of its small-sample bias.
 
     Attributes:
-        bias: how much too large `value` is for being taken from few samples, estimated; NaN where it cannot be. `value
-            - bias` estimates the distance of infinitely many samples.
+        bias: estimate of the amount by which `value` is too large because of few samples; NaN if it cannot be
+            estimated. `value - bias` estimates the distance for infinitely many samples.
     """
 
     bias: float = float("nan")
@@ -27,7 +27,7 @@ class FrechetEstimate(Estimate):
 def squared_distance(a: Gaussian, b: Gaussian) -> float:
     """`|m_A - m_B|^2 + tr(S_A + S_B - 2 (S_A^1/2 S_B S_A^1/2)^1/2)` (Dowson and Landau 1982)."""
     values, vectors = np.linalg.eigh(a.covariance)
-    root = vectors * np.sqrt(np.maximum(values, 0))  # root root^T = S_A, and the trace needs no more
+    root = vectors * np.sqrt(np.maximum(values, 0))  # root root^T = S_A, which is enough for the trace
     middle = np.linalg.eigvalsh(root.T @ b.covariance @ root)
     cross = np.sum(np.sqrt(np.maximum(middle, 0)))
     difference = a.mean - b.mean
@@ -38,18 +38,18 @@ def squared_distance(a: Gaussian, b: Gaussian) -> float:
 def frechet_distance(a: Any, b: Any, *, features: Features | None = None, seed: int = 0) -> FrechetEstimate:
     """Frechet distance of two samples of features; of Inception features it is FID (arXiv 1706.08500).
 
-    The interval, by the delete-a-group jackknife, is about `value`, which is too large on average: the bias falls like
+    The interval, by the delete-a-group jackknife, is around `value`, which is too large on average: the bias falls like
     one over the sample size and depends on the features, so that values of samples of different sizes cannot be
     compared (arXiv 1911.07023). `bias` estimates it from halves of the samples, whose bias is twice as large. With
-    fewer samples than features that law does not hold yet and `bias` is too small.
+    fewer samples than features this law does not hold and `bias` is too small.
 
     Args:
         a, b: features `[N, D]` and `[M, D]`, or inputs for `features`.
         features: a model's features of a batch of inputs.
-        seed: of the groups and halves.
+        seed: seed of the groups and halves.
 
     Raises:
-        InputError: features that are no finite `[N, D]` arrays with the same `D`, or fewer than two samples.
+        InputError: features that are not finite `[N, D]` arrays with the same `D`, or fewer than two samples.
     """
     a, b = pair_of(a, b, features, 2)
     of_a, of_b = Moments(a, seed), Moments(b, seed + 1)

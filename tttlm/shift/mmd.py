@@ -17,10 +17,10 @@ _MEDIAN_OF = 2000
 
 
 def median_width(a: Any, b: Any, *, features: Features | None = None, seed: int = 0) -> float:
-    """The median distance between two different samples of A and B together, among 2,000 of them at most.
+    """The median distance between two samples of the union of A and B, computed on at most 2,000 of them.
 
     Raises:
-        InputError: the samples are all the same, or no finite arrays of one width.
+        InputError: the samples are all equal, or not finite arrays with equally many features.
     """
     a, b = centred(*pair_of(a, b, features, 1))
     return _median_width(np.concatenate([a, b]), seed)
@@ -31,7 +31,7 @@ def _median_width(pooled: np.ndarray, seed: int) -> float:
         pooled = pooled[np.random.default_rng(seed).choice(len(pooled), _MEDIAN_OF, replace=False)]
     squares = np.asarray(_all_squares(pooled))[np.triu_indices(len(pooled), 1)]
     width = float(np.sqrt(np.median(squares)))
-    if width == 0:  # more than half of the pairs are copies
+    if width == 0:  # more than half of the pairs are equal
         width = float(np.sqrt(np.mean(squares)))
     if not width > 0:
         raise InputError("all samples of A and B are the same; there is no distance to set the kernel's width by")
@@ -56,20 +56,20 @@ def mmd(
     """Squared maximum mean discrepancy, unbiased, and the p-value of its permutation test (Gretton et al. 2012, eq. 3).
 
     `MMD^2 = mean_{i != j} k(a_i, a_j) + mean_{i != j} k(b_i, b_j) - 2 mean k(a_i, b_j)` with
-    `k(x, y) = exp(-|x - y|^2 / (2 width^2))`; it is 0 on average under no shift and can be negative. All permutations
-    are computed in the one pass over the kernel, whose matrix is never held. Among `permutations` that exchange samples
-    between A and B, the p-value is `(1 + how many reach the value) / (1 + permutations)`, which is exact.
+    `k(x, y) = exp(-|x - y|^2 / (2 width^2))`; it is 0 on average without shift and can be negative. All permutations
+    are computed in one pass over blocks of the kernel matrix. They exchange samples between A and B, and the p-value is
+    `(1 + number of permutations that reach the value) / (1 + permutations)`, which is exact.
 
     Args:
         a, b: features `[N, D]` and `[M, D]`, or inputs for `features`.
-        widths: of the kernel, in units of the features; several give the mean of their kernels. None takes the median
-            distance between samples.
-        permutations: how many; the smallest p-value is `1 / (1 + permutations)`; 0 leaves the test out.
+        widths: bandwidths of the kernel, in units of the features; several give the mean of their kernels. None takes
+            the median distance between samples.
+        permutations: number of permutations; the smallest p-value is `1 / (1 + permutations)`; 0 skips the test.
         features: a model's features of a batch of inputs.
-        seed: of the permutations.
+        seed: seed of the permutations.
 
     Raises:
-        InputError: fewer than two samples, widths that are not positive, or features that are no finite arrays.
+        InputError: fewer than two samples, widths that are not positive, or features that are not finite arrays.
     """
     a, b = centred(*pair_of(a, b, features, 2))
     n, m, pooled = len(a), len(b), np.concatenate([a, b])
@@ -78,8 +78,8 @@ def mmd(
     in_a = np.zeros((permutations + 1, n + m), pooled.dtype)
     in_a[:, :n] = 1
     in_a[1:] = rng.permuted(in_a[1:], axis=1)
-    in_a = np.ascontiguousarray(in_a.T)  # [N + M, permutations + 1], the samples as they are first
-    # A constant taken from all off-diagonal values changes nothing, and leaves small numbers to add up.
+    in_a = np.ascontiguousarray(in_a.T)  # [N + M, permutations + 1], first the observed samples
+    # Subtracting a constant from all off-diagonal values changes nothing, and keeps the summands small.
     median = _median_width(pooled, seed) if widths is not None else kernel_widths[0]
     offset = float(np.mean(np.exp(-0.5 * (median / kernel_widths) ** 2)))
     columns, beside = column_blocks(pooled), column_blocks(np.hstack([in_a, np.ones((n + m, 1), in_a.dtype)]))
@@ -96,7 +96,7 @@ def mmd(
     values = within_a / (n * (n - 1)) + within_b / (m * (m - 1)) - 2 * between / (n * m)
     if not permutations:
         return Estimate(float(values[0]))
-    rounding = 1e-6 * np.abs(values).max()  # an exchange that changes nothing must count as reaching the value
+    rounding = 1e-6 * np.abs(values).max()  # a permutation that changes nothing must count as reaching the value
     reached = int(np.count_nonzero(values[1:] >= values[0] - rounding))
     return Estimate(float(values[0]), p_value=(1 + reached) / (1 + permutations))
 
@@ -106,7 +106,7 @@ def _checked_widths(widths: float | Sequence[float] | None, pooled: np.ndarray, 
         widths = _median_width(pooled, seed)
     found = np.atleast_1d(np.asarray(widths, pooled.dtype))
     if found.ndim != 1 or not found.size or not (found > 0).all():
-        raise InputError(f"widths of the kernel are positive numbers; they were {widths}")
+        raise InputError(f"widths of the kernel are positive numbers, got {widths}")
     return found
 
 
@@ -122,14 +122,14 @@ def _kernel(squares: jax.Array, widths: jax.Array) -> jax.Array:
 def _kernel_sums(
     x: jax.Array, first: int, y: jax.Array, beside: jax.Array, widths: jax.Array, offset: float, *, length: int
 ) -> jax.Array:
-    """Kernel of a block of rows with all columns times `beside`, the diagonal left out and `offset` taken away."""
+    """Product of a block of rows of the kernel, without the diagonal and minus `offset`, with `beside`."""
     rows = first + jnp.arange(len(x))
 
     def step(sums, squares, columns, real, weights):
         kernel = jnp.where(columns == rows[:, None], 0, _kernel(squares, widths) - offset)
         return sums + jnp.matmul(kernel, weights, precision=jax.lax.Precision.HIGHEST)
 
-    # What fills up the last block has weight zero.
+    # The padding of the last block has weight zero.
     return scan_columns(x, y, length, step, jnp.zeros((len(x), beside.shape[-1]), x.dtype), beside)
 
 
@@ -144,18 +144,18 @@ def linear_time_mmd(
     """Squared maximum mean discrepancy in linear time, with an interval and a p-value (Gretton et al. 2012, lemma 14).
 
     It is the mean over disjoint pairs of `k(a, a') + k(b, b') - k(a, b') - k(a', b)`, so its distribution is normal for
-    many samples; it takes far more samples than `mmd` to see the same shift. Samples that the larger one has more than
-    the smaller are not used.
+    many samples; it needs far more samples than `mmd` to detect the same shift. Surplus samples of the larger sample
+    are not used.
 
     Args:
         a, b: features `[N, D]` and `[M, D]`, or inputs for `features`.
-        widths: of the kernel, in units of the features; several give the mean of their kernels. None takes the median
-            distance between samples.
+        widths: bandwidths of the kernel, in units of the features; several give the mean of their kernels. None takes
+            the median distance between samples.
         features: a model's features of a batch of inputs.
-        seed: of the pairs.
+        seed: seed of the pairs.
 
     Raises:
-        InputError: fewer than four samples, widths that are not positive, or features that are no finite arrays.
+        InputError: fewer than four samples, widths that are not positive, or features that are not finite arrays.
     """
     a, b = centred(*pair_of(a, b, features, 4))
     kernel_widths = _checked_widths(widths, np.concatenate([a, b]), seed)

@@ -1,4 +1,4 @@
-"""Means and covariances of a sample in groups: of all groups, and of all but one at little more cost."""
+"""Means and covariances of a sample in groups: of all groups, and of all but one at little extra cost."""
 
 from dataclasses import dataclass
 
@@ -31,7 +31,7 @@ class Gaussian:
         if smallest**2 <= 1e-12 * np.diag(self.covariance).max():
             raise InputError(
                 f"the covariance of {len(self.mean)} features is singular; give more samples than features, "
-                "leave constant features out, or set `shrinkage`"
+                "remove constant features, or set `shrinkage`"
             )
         return factor
 
@@ -40,7 +40,7 @@ class Moments:
     """First and second moments of groups of a sample `[N, D]`, in float64.
 
     Args:
-        groups: how many groups the sample is cut into at random; a small sample has at most one a sample.
+        groups: number of random groups; a small sample has at most one group per sample.
         shrinkage: the covariance becomes `(1 - shrinkage) S + shrinkage trace(S)/D I`.
     """
 
@@ -72,7 +72,7 @@ class Moments:
 
 
 def _sums(x: np.ndarray, part: np.ndarray, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sum and sum of outer products of the rows `part` of `x`, less `shift`."""
+    """Sum and sum of outer products of the rows `part` of `x` minus `shift`."""
     first, second = np.zeros(x.shape[1]), np.zeros((x.shape[1], x.shape[1]))
     for start in range(0, len(part), _BLOCK):
         block = x[part[start : start + _BLOCK]] - shift

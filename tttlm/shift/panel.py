@@ -1,4 +1,4 @@
-"""All measures of shift on the same two samples: what the command line and reports show side by side."""
+"""All measures of shift on the same two samples, for the command line and reports."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from tttlm.shift.wasserstein import (
 )
 
 _SHRINKAGE = 0.05
-_MANY = 20  # features beyond which a nearest neighbour is hardly nearer than any other sample
+_MANY = 20  # number of features above which a nearest neighbour is hardly nearer than any other sample
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Measurement:
 
     Attributes:
         name: name of the measure.
-        estimate: what it found; None where it could not be measured.
-        note: why not, or what has to be known to read the number.
+        estimate: the estimate; None if it could not be computed.
+        note: why not, or a remark that is needed to interpret the estimate.
     """
 
     name: str
@@ -50,19 +50,19 @@ def compare_samples(
     entropic: bool = True,
     seed: int = 0,
 ) -> list[Measurement]:
-    """Every measure of shift between two samples of features; one that cannot be had says why and leaves the others.
+    """Every measure of shift between two samples of features; one that cannot be computed has a note that says why.
 
     Args:
         a, b: features `[N, D]` and `[M, D]`, or inputs for `features`.
         features: a model's features of a batch of inputs.
-        pairs: measures whose time grows with the number of pairs see that many samples of each side at most, chosen at
-            random; 0 gives them all.
-        permutations: of MMD and of the classifier tests.
+        pairs: the largest number of samples per side, chosen at random, for measures whose time grows with the number
+            of pairs; 0 uses all samples.
+        permutations: number of permutations of MMD and of the classifier tests.
         entropic: whether to compute the entropic Wasserstein distance, for which `ott-jax` has to be installed.
-        seed: of everything random.
+        seed: seed of everything random.
 
     Raises:
-        InputError: the samples cannot be compared at all: no finite arrays `[N, D]` of one width, or fewer than eight
+        InputError: the samples cannot be compared: not finite arrays `[N, D]` with equal D, or fewer than eight
             samples.
     """
     a, b = pair_of(a, b, features, 8)
@@ -96,7 +96,7 @@ def compare_samples(
         add(("entropic Wasserstein-2",), lambda: (entropic_wasserstein(few_a, few_b, seed=seed),), subset)
     frechet = frechet_distance(a, b, seed=seed)
     found.append(Measurement("Gaussian Wasserstein-2", root_of(frechet)))
-    bias = "" if np.isnan(frechet.bias) else f"of it small-sample bias: about {max(frechet.bias, 0):.3g}"
+    bias = "" if np.isnan(frechet.bias) else f"small-sample bias: about {max(frechet.bias, 0):.3g} of it"
     found.append(Measurement("Frechet distance", frechet, bias))
     add(("MMD^2, median width",), lambda: (mmd(few_a, few_b, permutations=permutations, seed=seed),), subset)
 
@@ -128,7 +128,7 @@ def _three(divergences: Divergences) -> tuple[Estimate, Estimate, Estimate]:
 
 
 def feature_differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """How much each feature `[D]` differs by itself: its Wasserstein-1 distance in standard deviations."""
+    """The difference `[D]` of each single feature: its Wasserstein-1 distance in standard deviations."""
     deviation = np.sqrt((a.var(0, dtype=np.float64) + b.var(0, dtype=np.float64)) / 2)
     distance = columnwise_wasserstein(a, b).astype(np.float64)
     return np.divide(distance, deviation, out=np.where(distance > 0, np.inf, 0.0), where=deviation > 0)

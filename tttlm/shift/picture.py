@@ -1,4 +1,4 @@
-"""The picture of a comparison: both samples in two dimensions, and what differs most."""
+"""The picture of a comparison: both samples in two dimensions, and the largest differences."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +15,12 @@ _POINTS = 2000
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing in which the samples differ.
+    """A difference between the samples, in one feature or token.
 
     Attributes:
-        name: what it is.
-        size: how much it differs, in the unit of the ranking.
-        more_in_b: whether there is more of it in B.
+        name: the name of the feature or token.
+        size: the size of the difference, in the unit of the ranking.
+        more_in_b: whether it is larger in B.
     """
 
     name: str
@@ -39,15 +39,15 @@ def draw(
     unit: str,
     pixels: np.ndarray | None = None,
 ) -> Path:
-    """Draws both samples along the two principal directions of A and B together, and a ranking of differences.
+    """Draws both samples along the first two principal components of their union, and a ranking of differences.
 
     Args:
         a, b: features `[N, D]` and `[M, D]`.
-        differences: largest first.
+        differences: the differences, largest first.
         png: the file to write.
-        names: what the samples are called.
-        unit: of the differences.
-        pixels: differences `[H, W]` of images, drawn as a map beside the others.
+        names: names of the samples.
+        unit: unit of the differences.
+        pixels: differences `[H, W]` of images, drawn as an additional map.
 
     Raises:
         InputError: the file cannot be written.
@@ -70,9 +70,9 @@ def draw(
 
 
 def project(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Coordinates `[N, 2]` and `[M, 2]` along the principal directions of A and B together, and their variance.
+    """Coordinates `[N, 2]` and `[M, 2]` along the principal components of the union of A and B, and their variance.
 
-    The two samples have the same weight in the directions, whatever their sizes.
+    Both samples have equal weight in the components, whatever their sizes.
     """
     middle = (a.mean(0) + b.mean(0)) / 2
     a, b = a - middle, b - middle
@@ -106,7 +106,7 @@ def _draw_projection(axes: Axes, a: np.ndarray, b: np.ndarray, names: tuple[str,
 def _draw_ranking(axes: Axes, differences: list[Difference], names: tuple[str, str], unit: str) -> None:
     places = range(len(differences))
     axes.barh(places, [d.size for d in differences], color=[COLOURS[d.more_in_b] for d in differences])
-    axes.set_yticks(places, [d.name.replace("$", r"\$") for d in differences])  # a dollar would begin a formula
+    axes.set_yticks(places, [d.name.replace("$", r"\$") for d in differences])  # a dollar would start a formula
     axes.invert_yaxis()
     for colour, name in zip(COLOURS, names, strict=True):
         axes.barh([0], [0], color=colour, label=f"more in {name}")

@@ -1,4 +1,4 @@
-"""Two folders as two samples: arrays and images from `.npy` and PNG files, stretches of tokens from text."""
+"""Reads samples from folders: arrays and images from `.npy` and PNG files, stretches of tokens from text."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -18,11 +18,11 @@ _DOCUMENT_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class Stretches:
-    """Stretches of text from the documents of a folder.
+    """Stretches (segments of equal length) of the documents of a folder.
 
     Attributes:
-        tokens: of each stretch, uint32 `[T]`, the last of a document being shorter.
-        documents: of each stretch, the number of the document it is from.
+        tokens: tokens of each stretch, uint32 `[T]`; the last one of a document may be shorter.
+        documents: index of the document of each stretch.
     """
 
     tokens: list[np.ndarray]
@@ -30,10 +30,10 @@ class Stretches:
 
 
 def kind_of(path: Path) -> Kind:
-    """What a file or folder holds, by the names of its files and, for `.npy`, the number of axes.
+    """The kind of samples in a file or folder, by the names of its files and, for `.npy`, the number of axes.
 
     Raises:
-        InputError: there is nothing, or files of several kinds.
+        InputError: there are no files, or files of several kinds.
     """
     files = _files(path)
     suffixes = {file.suffix.lower() for file in files}
@@ -43,16 +43,16 @@ def kind_of(path: Path) -> Kind:
         return "images" if _open_array(files[0]).ndim > 2 else "arrays"
     if suffixes & {".npy", ".png"}:
         raise InputError(
-            f"{path} holds files of several kinds ({', '.join(sorted(suffixes))}); keep one kind in a folder"
+            f"{path} has files of several kinds ({', '.join(sorted(suffixes))}); keep one kind in a folder"
         )
     return "text"
 
 
 def read_arrays(path: Path, samples: int, seed: int) -> np.ndarray:
-    """Features `[N, D]` from `.npy` files: `[D]` is one sample, `[N, D]` many; `samples` at most, at random.
+    """Features `[N, D]` from `.npy` files: `[D]` is one sample, `[N, D]` many; at most `samples`, chosen at random.
 
     Raises:
-        InputError: a file that is no array of numbers, arrays of other shapes, or of different numbers of features.
+        InputError: a file is not an array of numbers, or arrays have other shapes or different numbers of features.
     """
     rows = []
     for file in _of_suffix(path, ".npy", "arrays"):
@@ -64,14 +64,14 @@ def read_arrays(path: Path, samples: int, seed: int) -> np.ndarray:
 
 
 def read_images(path: Path, samples: int, seed: int) -> np.ndarray:
-    """Images `[N, H, W, C]` in float32 from PNG or `.npy` files; `samples` at most, at random.
+    """Images `[N, H, W, C]` in float32 from PNG or `.npy` files; at most `samples`, chosen at random.
 
     A `.npy` file is one image `[H, W]` or `[H, W, C]` with one, three or four channels, or many, `[N, H, W]` or
-    `[N, H, W, C]`. Whole numbers of eight bits become numbers in [0, 1]; a fourth channel is opacity and is left out.
-    Grey images have one channel, however they are stored.
+    `[N, H, W, C]`. 8-bit integers are scaled to [0, 1]; a fourth channel (alpha) is dropped. Greyscale images have one
+    channel, however they are stored.
 
     Raises:
-        InputError: a file that is no image, images of different sizes.
+        InputError: a file is not an image, or images have different sizes.
     """
     files = _files(path)
     if any(file.suffix.lower() == ".npy" for file in files):
@@ -81,15 +81,15 @@ def read_images(path: Path, samples: int, seed: int) -> np.ndarray:
         if len(files) > samples:
             files = [files[i] for i in _drawn(len(files), samples, seed)]
         rows = [(file, _as_images(_read_png(file), file)) for file in files]
-    if {array.shape[-1] for _, array in rows} == {1, 3}:  # grey among coloured ones
+    if {array.shape[-1] for _, array in rows} == {1, 3}:  # greyscale among colour images
         rows = [(file, np.broadcast_to(array, (*array.shape[:-1], 3))) for file, array in rows]
     images = _chosen(rows, samples, seed, "pixels")
-    # Many programs write grey images with three equal channels.
+    # Many programs write greyscale images with three equal channels.
     return images[..., :1] if (images == images[..., :1]).all() else images
 
 
 def shrink_images(images: np.ndarray, size: int) -> np.ndarray:
-    """Images whose sides are at most `size`, by the mean over squares of pixels; smaller ones stay as they are."""
+    """Images with sides of at most `size`, by the mean over squares of pixels; smaller ones are unchanged."""
     n, height, width, channels = images.shape
     factor = -(-max(height, width) // size)
     if factor == 1:
@@ -102,9 +102,9 @@ def shrink_images(images: np.ndarray, size: int) -> np.ndarray:
 def read_stretches(
     path: Path, encode: Callable[[str], np.ndarray], *, length: int, per_document: int, samples: int, seed: int
 ) -> Stretches:
-    """Stretches of `length` tokens, evenly spaced over each document, `samples` of them at most, at random.
+    """Stretches of `length` tokens, evenly spaced over each document; at most `samples`, chosen at random.
 
-    Documents are read one by one, so that memory does not grow with the folder.
+    Documents are read one at a time, so that memory does not grow with the folder.
 
     Raises:
         InputError: there is no text.
@@ -119,7 +119,7 @@ def read_stretches(
         starts = np.unique(np.linspace(0, whole - 1, min(whole, per_document)).round().astype(int)) * length
         for start in starts if len(tokens) else ():
             stretch = (number, int(start), tokens[start : start + length])
-            # Any stretch is as likely as any other to be among those kept (reservoir sampling).
+            # Reservoir sampling: every stretch is kept with equal probability.
             if len(kept) < samples:
                 kept.append(stretch)
             elif (replaced := rng.integers(seen + 1)) < samples:
@@ -133,7 +133,7 @@ def read_stretches(
 
 
 class Words:
-    """Words and punctuation as tokens, in lower case; ids are given in the order in which they are met."""
+    """A tokenizer of words and punctuation in lower case; ids are assigned in the order of occurrence."""
 
     _pattern = re.compile(r"\w+|[^\w\s]")
 
@@ -189,13 +189,13 @@ def _open_array(file: Path) -> np.ndarray:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         why = (
-            "it holds Python objects, which are never unpickled"
+            "it has Python objects, which are never unpickled"
             if "Python objects" in str(error)
-            else "it is no .npy array"
+            else "it is not a .npy array"
         )
         raise InputError(f"{file} cannot be read: {why}; write an array of numbers with numpy.save") from None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
-        raise InputError(f"{file} holds {getattr(array, 'dtype', 'several arrays')}; samples are arrays of numbers")
+        raise InputError(f"{file} has {getattr(array, 'dtype', 'several arrays')}; samples are arrays of numbers")
     return array
 
 
@@ -209,7 +209,7 @@ def _read_png(file: Path) -> np.ndarray:
 
 
 def _as_images(array: np.ndarray, file: Path) -> np.ndarray:
-    """One file as `[N, H, W, C]`, still in the numbers that it has."""
+    """The images of one file as `[N, H, W, C]`, in the dtype of the file."""
     if array.ndim == 2:
         array = array[None, :, :, None]
     elif array.ndim == 3:
@@ -220,7 +220,7 @@ def _as_images(array: np.ndarray, file: Path) -> np.ndarray:
 
 
 def _chosen(rows: list[tuple[Path, np.ndarray]], samples: int, seed: int, what: str) -> np.ndarray:
-    """`samples` rows of all files together, in float32."""
+    """At most `samples` rows of all files together, chosen at random, in float32."""
     first, shape = rows[0][0], rows[0][1].shape[1:]
     for file, array in rows:
         if array.shape[1:] != shape:
@@ -238,7 +238,7 @@ def _chosen(rows: list[tuple[Path, np.ndarray]], samples: int, seed: int, what: 
 
 
 def _drawn(count: int, samples: int, seed: int) -> np.ndarray:
-    """`samples` of the numbers below `count`, ascending; all of them where there are no more."""
+    """`samples` random indices below `count`, ascending; all of them if there are no more."""
     if count <= samples:
         return np.arange(count)
     return np.sort(np.random.default_rng(seed).choice(count, samples, replace=False))

@@ -1,4 +1,4 @@
-"""The two samples of a measure: any arrays, or what a model makes of its inputs, as checked `[N, D]` arrays."""
+"""The two samples of a measure as checked `[N, D]` arrays, from any arrays or from inputs and a feature function."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,17 +15,17 @@ Features = Callable[[Any], Any]
 def features_of(
     samples: Any, features: Features | None = None, *, name: str = "the sample", batch_size: int = 256
 ) -> np.ndarray:
-    """The features `[N, D]` of one sample, in float64 where JAX computes in it and float32 otherwise.
+    """The features `[N, D]` of one sample, in float64 if JAX has it enabled and float32 otherwise.
 
     Args:
-        samples: array `[N, D]`, or `[N]` for one feature; anything with a length that can be sliced where `features`
-            is given.
-        features: called with `batch_size` samples at a time, the last batch being smaller; None takes the samples
-            for features.
-        name: what an error calls the sample.
+        samples: array `[N, D]`, or `[N]` for one feature; with `features`, anything that has a length and can be
+            sliced.
+        features: called with `batch_size` samples at a time, the last batch being smaller; None uses the samples
+            themselves as features.
+        name: the name of the sample in errors.
 
     Raises:
-        InputError: the features are no `[N, D]` array of numbers, or some are not finite.
+        InputError: the features are not an `[N, D]` array of numbers, or some are not finite.
     """
     if features is not None:
         if not len(samples):
@@ -40,7 +40,7 @@ def features_of(
     try:
         array = array.astype(jax.dtypes.canonicalize_dtype(np.float64), copy=False)
     except (TypeError, ValueError):
-        raise InputError(f"{name} holds {array.dtype}; features are numbers") from None
+        raise InputError(f"{name} has dtype {array.dtype}; features are numbers") from None
     if not np.isfinite(array).all():
         rows = np.flatnonzero(~np.isfinite(array).all(1))
         raise InputError(f"{name} has NaN or infinite features in {len(rows)} of {len(array)} samples, first {rows[0]}")
@@ -64,6 +64,6 @@ def pair_of(a: Any, b: Any, features: Features | None, smallest: int) -> tuple[n
 
 
 def centred(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both samples with their common mean taken away, so that distances are not lost in rounding."""
+    """Both samples minus their common mean, so that distances are not lost in rounding."""
     mean = (a.sum(0, dtype=np.float64) + b.sum(0, dtype=np.float64)) / (len(a) + len(b))
     return a - mean.astype(a.dtype), b - mean.astype(b.dtype)

@@ -1,4 +1,4 @@
-"""From stretches of tokens to counts, to frequencies as features, and to the features of a language model."""
+"""Token counts, token frequencies as features, and features of a language model, from stretches of tokens."""
 
 from dataclasses import dataclass
 
@@ -19,8 +19,8 @@ class Counted:
     """Counts of the commonest tokens of two samples; the other tokens together are the last column.
 
     Attributes:
-        a, b: counts `[units, V]`; a unit is a document, or a stretch where a sample has too few documents.
-        ids: token of every column but the last, most frequent first.
+        a, b: counts `[units, V]`; a unit is a document, or a stretch if a sample has too few documents.
+        ids: the token of every column but the last, most frequent first.
         by_document: whether units are documents.
     """
 
@@ -31,7 +31,7 @@ class Counted:
 
 
 def count_tokens(a: Stretches, b: Stretches, *, fewest: int = 4) -> Counted:
-    """Counts by document, where both samples have at least `fewest` documents, and by stretch otherwise."""
+    """Counts tokens by document if both samples have at least `fewest` documents, else by stretch."""
     totals = np.bincount(np.concatenate([*a.tokens, *b.tokens]).astype(np.int64))
     order = np.argsort(-totals, kind="stable")
     ids = order[: min(_VOCABULARY, np.count_nonzero(totals))]
@@ -53,7 +53,7 @@ def _counts(sample: Stretches, column: np.ndarray, size: int, by_document: bool)
 def frequency_features(sample: Stretches, ids: np.ndarray) -> np.ndarray:
     """Features `[N, len(ids)]`: the square roots of the frequencies of these tokens in each stretch.
 
-    Distances of these are Hellinger distances, in which common and rare tokens both have a say.
+    Their distances are Hellinger distances, in which both common and rare tokens count.
     """
     column = np.full(int(max(ids.max(), max(t.max() for t in sample.tokens))) + 1, len(ids))
     column[ids] = np.arange(len(ids))
@@ -64,11 +64,11 @@ def frequency_features(sample: Stretches, ids: np.ndarray) -> np.ndarray:
 def language_model_features(
     model: LanguageModel, sample: Stretches, *, length: int, batch_size: int = 16
 ) -> np.ndarray:
-    """Features `[N, hidden_size]`: the mean over a stretch of what the head reads, each stretch read from its start.
+    """Features `[N, hidden_size]`: the mean over a stretch of the head's inputs, each stretch read from its start.
 
     Args:
-        length: tokens that the stretches have at most; shorter ones are filled up and the filling is left out.
-        batch_size: stretches that are read at once.
+        length: the largest number of tokens of a stretch; shorter ones are padded, and padding is excluded.
+        batch_size: number of stretches in a batch.
     """
     graph, state = nnx.split(model)
 
@@ -81,7 +81,7 @@ def language_model_features(
     for start in range(0, len(sample.tokens), batch_size):
         batch = sample.tokens[start : start + batch_size]
         tokens, segment_ids = np.zeros((2, batch_size, length), np.int32)
-        segment_ids[:, 0] = 1  # what fills up the last batch is no division by zero
+        segment_ids[:, 0] = 1  # avoids a division by zero in the padding of the last batch
         for row, stretch in enumerate(batch):
             tokens[row, : len(stretch)] = stretch
             segment_ids[row, : len(stretch)] = 1
@@ -90,7 +90,7 @@ def language_model_features(
 
 
 def token_differences(counted: Counted) -> tuple[np.ndarray, np.ndarray]:
-    """What each token adds to the Jensen-Shannon divergence, and how much more frequent it is in B; both `[V - 1]`."""
+    """The contribution of each token to the Jensen-Shannon divergence, and its frequency in B minus A, `[V - 1]`."""
     p, q = (counts.sum(0, dtype=np.float64) / counts.sum(dtype=np.float64) for counts in (counted.a, counted.b))
     m = (p + q) / 2
     return ((special.rel_entr(p, m) + special.rel_entr(q, m)) / 2)[:-1], (q - p)[:-1]

@@ -1,4 +1,4 @@
-"""Sinkhorn divergence by `ott-jax`, with the costs computed again in every iteration, some rows at a time.
+"""Sinkhorn divergence by `ott-jax`, with the costs recomputed in every iteration, some rows at a time.
 
 Importing this needs `ott-jax`. The batches of its own `PointCloud` need an attribute that JAX 0.10 no longer has.
 """
@@ -14,7 +14,7 @@ from ott.tools import sinkhorn_divergence as ott_divergence
 
 @jax.tree_util.register_pytree_node_class
 class BatchedPointCloud(PointCloud):
-    """A point cloud with costs `|x - y|^2` whose matrix `[N, M]` is never held, `batch_size` rows of it are."""
+    """A point cloud with costs `|x - y|^2`; `batch_size` rows of its matrix `[N, M]` are in memory at a time."""
 
     @property
     def is_online(self) -> bool:
@@ -37,6 +37,6 @@ class BatchedPointCloud(PointCloud):
 
 @partial(jax.jit, static_argnames="batch_size")
 def sinkhorn_divergence(x: jax.Array, y: jax.Array, epsilon: float, batch_size: int) -> tuple[jax.Array, jax.Array]:
-    """The divergence of the point clouds `[N, D]` and `[M, D]`, each of even weights, and whether it converged."""
+    """The divergence of the uniformly weighted point clouds `[N, D]` and `[M, D]`, and whether it converged."""
     value, found = ott_divergence.sinkhorn_divergence(BatchedPointCloud, x, y, epsilon=epsilon, batch_size=batch_size)
     return value, jnp.all(jnp.asarray(found.converged))

@@ -24,7 +24,7 @@ def wasserstein_1d(a: Any, b: Any, *, order: float = 1.0, features: Features | N
         a, b: `[N]` and `[M]`, or `[N, 1]` and `[M, 1]`, or inputs for `features`.
         order: `p`, at least 1.
         features: a model's feature of a batch of inputs.
-        seed: of the parts of the samples from which the interval comes.
+        seed: seed of the parts of the samples for the interval.
 
     Raises:
         InputError: more than one feature, or an order below 1.
@@ -32,14 +32,14 @@ def wasserstein_1d(a: Any, b: Any, *, order: float = 1.0, features: Features | N
     a, b = pair_of(a, b, features, 1)
     _check_order(order)
     if a.shape[1] != 1:
-        raise InputError(f"wasserstein_1d takes one feature, {a.shape[1]} came; sliced_wasserstein takes any number")
+        raise InputError(f"wasserstein_1d takes one feature, got {a.shape[1]}; sliced_wasserstein takes any number")
     value = columnwise_wasserstein(a, b, order)[0]
     error, degrees = apart_error(lambda x, y: columnwise_wasserstein(x, y, order)[0], a, b, 10, seed)
     return _not_negative(t_interval(value, float(error), degrees))
 
 
 def columnwise_wasserstein(a: np.ndarray, b: np.ndarray, order: float = 1.0) -> np.ndarray:
-    """Exact Wasserstein distance `[D]` of every feature by itself."""
+    """Exact Wasserstein distance `[D]` of every single feature."""
     return np.concatenate(
         [
             np.asarray(_columns(a[:, i : i + _DIRECTIONS_AT_ONCE], b[:, i : i + _DIRECTIONS_AT_ONCE], order))
@@ -57,26 +57,26 @@ def sliced_wasserstein(
     features: Features | None = None,
     seed: int = 0,
 ) -> Estimate:
-    """Sliced Wasserstein distance: the exact one along random directions, averaged (Rabin et al. 2012).
+    """Sliced Wasserstein distance: the exact distance along random directions, averaged (Rabin et al. 2012).
 
     `SW_p = (mean over unit directions w of W_p(w^T A, w^T B)^p)^(1/p)`. A shift of all samples by a vector `c` has
-    `SW_2 = |c| / sqrt(D)`. The value is biased upwards near zero. The interval covers the chance of the samples and of
-    the directions.
+    `SW_2 = |c| / sqrt(D)`. The value is biased upwards near zero. The interval covers the sampling of samples and of
+    directions.
 
     Args:
         a, b: features `[N, D]` and `[M, D]`, or inputs for `features`.
         order: `p`, at least 1.
-        directions: how many directions, drawn uniformly.
+        directions: number of directions, drawn uniformly.
         features: a model's features of a batch of inputs.
-        seed: of the directions and of the parts of the samples from which the interval comes.
+        seed: seed of the directions and of the parts of the samples for the interval.
 
     Raises:
-        InputError: an order below 1, no direction, or features that are no finite arrays of one width.
+        InputError: an order below 1, no direction, or features that are not finite arrays with equally many features.
     """
     a, b = centred(*pair_of(a, b, features, 1))
     _check_order(order)
     if directions < 1:
-        raise InputError(f"directions are at least 1; there were {directions}")
+        raise InputError(f"directions must be at least 1, got {directions}")
     axes = np.random.default_rng(seed).standard_normal((a.shape[1], directions))
     axes = (axes / np.linalg.norm(axes, axis=0)).astype(a.dtype)
 
@@ -108,16 +108,16 @@ def gaussian_wasserstein(a: Any, b: Any, *, features: Features | None = None, se
     Args:
         a, b: features `[N, D]` and `[M, D]`, or inputs for `features`.
         features: a model's features of a batch of inputs.
-        seed: of the groups from which the interval comes.
+        seed: seed of the groups for the interval.
 
     Raises:
-        InputError: features that are no finite `[N, D]` arrays with the same `D`, or fewer than two samples.
+        InputError: features that are not finite `[N, D]` arrays with the same `D`, or fewer than two samples.
     """
     return root_of(frechet_distance(a, b, features=features, seed=seed))
 
 
 def root_of(squared: Estimate) -> Estimate:
-    """The estimate of a distance from that of its square."""
+    """The estimate of a distance from the estimate of its square."""
     ends = [None if end is None else float(np.sqrt(max(end, 0))) for end in (squared.low, squared.high)]
     return Estimate(float(np.sqrt(squared.value)), *ends)
 
@@ -135,14 +135,14 @@ def entropic_wasserstein(
 
     `S = OT(A, B) - OT(A, A) / 2 - OT(B, B) / 2` with the cost `|x - y|^2`; as epsilon falls to 0 its root becomes the
     Wasserstein distance of order 2, and as it grows the distance of the means. Time grows with the product of the
-    sample sizes; memory does not, as the costs are computed again in each iteration.
+    sample sizes; memory does not, because the costs are recomputed in each iteration.
 
     Args:
         a, b: features `[N, D]` and `[M, D]`, or inputs for `features`.
-        epsilon: strength of the entropy, in squared units of the features; None takes a twentieth of the mean cost.
-        batch_size: rows of the costs that are held at a time.
+        epsilon: weight of the entropy, in squared units of the features; None takes a twentieth of the mean cost.
+        batch_size: number of rows of the costs in memory at a time.
         features: a model's features of a batch of inputs.
-        seed: of the parts of the samples from which the interval comes.
+        seed: seed of the parts of the samples for the interval.
 
     Raises:
         InputError: `ott-jax` is not installed, epsilon is not positive, or the iteration did not converge.
@@ -158,7 +158,7 @@ def entropic_wasserstein(
         epsilon = 0.05 * float(of_a + of_b - 2 * a.mean(0, dtype=np.float64) @ b.mean(0, dtype=np.float64))
         epsilon = max(epsilon, 1e-12)
     if epsilon <= 0:
-        raise InputError(f"epsilon must be positive; it was {epsilon}")
+        raise InputError(f"epsilon must be positive, got {epsilon}")
 
     def distance(x: np.ndarray, y: np.ndarray) -> float:
         value, converged = sinkhorn_divergence(x, y, epsilon, batch_size)
@@ -173,11 +173,11 @@ def entropic_wasserstein(
 
 def _check_order(order: float) -> None:
     if not order >= 1:
-        raise InputError(f"the order of a Wasserstein distance is at least 1; it was {order}")
+        raise InputError(f"the order of a Wasserstein distance must be at least 1, got {order}")
 
 
 def _not_negative(estimate: Estimate) -> Estimate:
-    """The estimate with an interval that does not reach below zero, where no distance is."""
+    """The estimate with its interval clipped at zero."""
     low = None if estimate.low is None else max(estimate.low, 0.0)
     return Estimate(estimate.value, low, estimate.high, estimate.p_value)
 
@@ -191,7 +191,7 @@ def _projected(a: jax.Array, b: jax.Array, axes: jax.Array, order: float) -> jax
 @jax.jit
 def _columns(a: jax.Array, b: jax.Array, order: float) -> jax.Array:
     n, m = len(a), len(b)
-    # Both quantile functions are constant between these levels, in units of 1/(nm), which are whole numbers.
+    # Both quantile functions are constant between these levels, which are integers in units of 1/(nm).
     levels = np.unique(np.concatenate([np.arange(n + 1, dtype=np.int64) * m, np.arange(1, m, dtype=np.int64) * n]))
     weights = jnp.asarray(np.diff(levels) / (n * m), a.dtype)
     gaps = jnp.abs(jnp.sort(a, 0)[levels[:-1] // m] - jnp.sort(b, 0)[levels[:-1] // n])
