@@ -170,7 +170,7 @@ def test_inputs_may_be_a_tree():
         ({"learns": nnx.PathContains("nowhere")}, "selects no variable"),
         ({"batch_size": 0}, "at least 1"),
         ({"decay": 2.0}, "decay between"),
-        ({"order": "predict_first"}, "forgets all it learned"),
+        ({"order": "predict_first"}, "never uses what it learns"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(changes, says):

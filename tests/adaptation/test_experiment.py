@@ -84,7 +84,7 @@ def test_a_command_trains_adapts_and_reports_and_does_nothing_twice(data, tmp_pa
     [
         ([], "name a configuration"),
         (["configs/adapt/nowhere.yaml"], "nowhere.yaml"),
-        (["configs/adapt/cifar10.yaml", "--data", "", "--output", "o"], "name where the images"),
+        (["configs/adapt/cifar10.yaml", "--data", "", "--output", "o"], "name the folder of the images"),
         (["configs/adapt/digits.yaml", "--severities", "6", "--output", "o"], "severities"),
         (["configs/adapt/digits.yaml", "--test_images", "4000", "--output", "o"], "at most a quarter"),
         (["configs/adapt/digits.yaml", "--sevrities", "1"], "sevrities"),

@@ -79,5 +79,5 @@ def test_batch_statistics_of_training_are_kept_and_used_afterwards(tmp_path):
 
 
 def test_a_batch_that_cannot_be_filled_is_refused(tmp_path):
-    with pytest.raises(InputError, match="do not fill a batch"):
+    with pytest.raises(InputError, match="are fewer than a batch"):
         train_jointly(make, None, IMAGES[:8], LABELS[:8], CONFIG, tmp_path)

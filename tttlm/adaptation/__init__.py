@@ -1,4 +1,4 @@
-"""A whole model trained at test time: any Flax NNX model, adapted as it predicts (arXiv 1909.13231 and its family)."""
+"""Test-time training of any Flax NNX model, which is adapted while it predicts (arXiv 1909.13231 and related work)."""
 
 from tttlm.adaptation.adapter import Adapter, AdapterState, Objective
 from tttlm.adaptation.alignment import Alignment, gradient_alignment, safe_step

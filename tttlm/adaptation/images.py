@@ -1,6 +1,6 @@
-"""Images to train on and to be tested on: digits that come with a package, CIFAR-10 and CIFAR-10-C.
+"""Images for training and testing: digits that come with a package, CIFAR-10 and CIFAR-10-C.
 
-All are float32 `[N, S, S, C]` between 0 and 1, with integer labels `[N]`. Nothing is downloaded, nothing is unpickled.
+All are float32 `[N, S, S, C]` between 0 and 1, with integer labels `[N]`. Nothing is downloaded or unpickled.
 """
 
 import gzip
@@ -58,10 +58,11 @@ def digits() -> Images:
 def cifar10(folder: str | Path, *, test: bool) -> Images:
     """CIFAR-10 from the files of its binary version: `data_batch_1.bin` to `5`, or `test_batch.bin`.
 
-    Each holds records of 3,073 bytes: a label, then a plane of 32 x 32 bytes for red, green and blue.
+    Each has records of 3,073 bytes: a label, then a plane of 32 x 32 bytes for red, green and blue.
 
     Raises:
-        InputError: a file is missing, is Python's pickled archive, or is not whole records with labels below 10.
+        InputError: a file is missing, is Python's pickled archive, or does not have complete records with labels below
+        10.
     """
     parts = [_binary_batch(Path(folder), name) for name in (CIFAR_TEST if test else CIFAR_TRAIN)]
     return Images(*(np.concatenate(part) for part in zip(*parts, strict=True)))
@@ -72,16 +73,16 @@ def _binary_batch(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     pickled = folder / path.stem
     if not path.exists() and pickled.exists():
         raise InputError(
-            f"{pickled} is a Python pickle, which can run any code when it is read and is refused; take {CIFAR_SOURCE}"
+            f"{pickled} is a Python pickle, which can run any code when it is read and is refused; use {CIFAR_SOURCE}"
         )
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); take {CIFAR_SOURCE}") from None
+        raise InputError(f"{path} cannot be read ({error.strerror}); use {CIFAR_SOURCE}") from None
     if data[:1] == b"\x80" and data[-1:] == b".":
-        raise InputError(f"{path} is a Python pickle, which can run any code when it is read; take {CIFAR_SOURCE}")
+        raise InputError(f"{path} is a Python pickle, which can run any code when it is read; use {CIFAR_SOURCE}")
     if not data or len(data) % CIFAR_RECORD:
-        raise InputError(f"{path} has {len(data)} bytes, which are not whole records of {CIFAR_RECORD}")
+        raise InputError(f"{path} has {len(data)} bytes, not a multiple of the record size {CIFAR_RECORD}")
     records = np.frombuffer(data, np.uint8).reshape(-1, CIFAR_RECORD)
     labels = records[:, 0].astype(np.int32)
     if labels.max() > 9:
@@ -91,12 +92,12 @@ def _binary_batch(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def from_datasets(path: str, *, split: str) -> Images:
-    """Images that the package `datasets` reads: a folder on this machine in one of its formats, or a hub's name.
+    """Images that the package `datasets` reads: a local folder in one of its formats, or a name on the hub.
 
-    The columns are looked for by type: one of images, and one of labels (a `ClassLabel`, or the integers of `label`).
+    The columns are found by type: one of images, and one of labels (a `ClassLabel`, or the integers of `label`).
 
     Raises:
-        InputError: it cannot be read, or has no such columns.
+        InputError: the dataset cannot be read, or has no such columns.
     """
     import datasets
 
@@ -122,7 +123,7 @@ def cifar10_c(
 ) -> tuple[Float[np.ndarray, "N 32 32 3"], Int[np.ndarray, "N"]]:
     """One corruption of CIFAR-10-C (arXiv 1903.12261): `CORRUPTION.npy` and `labels.npy`.
 
-    Each file is uint8 `[5 N, 32, 32, 3]`, severities 1 to 5 one after another; the labels repeat alike.
+    Each file is uint8 `[5 N, 32, 32, 3]`, with severities 1 to 5 one after another; the labels repeat accordingly.
 
     Raises:
         InputError: a file is missing, is pickled, or has another shape or dtype.
@@ -146,7 +147,7 @@ def _array(path: Path) -> np.ndarray:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
     except ValueError as error:
-        raise InputError(f"{path} is no plain array (pickled ones are not read): {error}") from None
+        raise InputError(f"{path} is not a plain array (pickled ones are not read): {error}") from None
 
 
 def corrupted(
@@ -154,18 +155,18 @@ def corrupted(
 ) -> Float[np.ndarray, "N S S C"]:
     """Images under a corruption of ImageNet-C (arXiv 1903.12261), by the package `corrupt-tta`.
 
-    Its lengths are pixels of photographs. The two blurs whose kernel would cover a whole small image are taken of the
-    image magnified four times, and reduced again (`MAGNIFIED`). Grey images are shown as three equal channels.
+    Its lengths are pixels of photographs. The two blurs whose kernel would cover a small image completely are applied
+    to the image magnified four times, which is then reduced (`MAGNIFIED`). Greyscale images get three equal channels.
 
     Args:
-        images: between 0 and 1, of 1 or 3 channels.
+        images: images between 0 and 1, with 1 or 3 channels.
         corruption: a name of that package, such as gaussian_noise.
-        severity: 1 to 5.
-        seed: for its random numbers; NumPy's global state is left as it was.
+        severity: severity from 1 to 5.
+        seed: seed of its random numbers; NumPy's global state is restored.
         on_image: called with 1 after every image.
 
     Raises:
-        InputError: the package is not installed, or knows no such corruption.
+        InputError: the package is not installed, or has no such corruption.
     """
     try:
         import corrupt_tta
@@ -175,7 +176,7 @@ def corrupted(
     if corruption not in corrupt_tta.corruption_dict:
         raise InputError(f"unknown corruption {corruption!r}; there are {', '.join(corrupt_tta.corruption_dict)}")
     side, channels = images.shape[1], images.shape[-1]
-    found = np.empty_like(images)
+    result = np.empty_like(images)
     before = np.random.get_state()  # noqa: NPY002 (the package draws from it)
     try:
         np.random.seed(seed)  # noqa: NPY002
@@ -186,11 +187,11 @@ def corrupted(
             pixels = np.asarray(corrupt_tta.corrupt(pixels, severity, corruption), np.float32)
             if corruption in MAGNIFIED:
                 pixels = cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA)
-            found[i] = pixels.mean(axis=-1, keepdims=True) / 255 if channels == 1 else pixels / 255
+            result[i] = pixels.mean(axis=-1, keepdims=True) / 255 if channels == 1 else pixels / 255
             on_image(1)
     finally:
         np.random.set_state(before)  # noqa: NPY002
-    return found
+    return result
 
 
 MAGNIFIED: Sequence[str] = ("defocus_blur", "motion_blur")

@@ -1,4 +1,4 @@
-"""Training of a Y-shaped classifier on labelled images: the main loss alone, or the self-supervised one beside it."""
+"""Training of a Y-shaped classifier on labelled images, on the main loss or jointly on the self-supervised loss."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,15 +25,15 @@ from tttlm.training.interrupts import catch_interrupts
 
 @dataclass(frozen=True)
 class JointConfig:
-    """Stochastic gradient descent with momentum, as in arXiv 1909.13231."""
+    """Configuration of training by stochastic gradient descent with momentum, as in arXiv 1909.13231."""
 
     epochs: Count = 150
     batch_size: Count = 128
     self_supervised_batch: Count | None = None
-    """Images of each batch that the self-supervised loss is taken on as well; None takes all."""
+    """Number of images of each batch on which the self-supervised loss is computed; None takes all."""
     learning_rate: PositiveFloat = 0.1
     milestones: tuple[Annotated[float, Range(above=0, below=1)], ...] = (0.5, 0.8333)
-    """Parts of the training after which the learning rate is divided by ten."""
+    """Fractions of the training after which the learning rate is divided by ten."""
     momentum: Annotated[float, Range(least=0, below=1)] = 0.9
     weight_decay: NonNegativeFloat = 5e-4
     padding: SizeOrZero = 4
@@ -55,29 +55,29 @@ def train_jointly(
     seed: int = 0,
     description: str = "training",
 ) -> Any:
-    """Trains a model, or goes on where a stopped training of this folder left off, or reads a finished one.
+    """Trains a model, resumes a stopped training of this folder, or reads a finished one.
 
-    The loss is the main loss, plus the self-supervised one with the same weight (equation 1 of arXiv 1909.13231).
+    The loss is the sum of the main loss and the self-supervised loss (equation 1 of arXiv 1909.13231).
     Ctrl-C and SIGTERM save a checkpoint first.
 
     Args:
-        make_model: makes the model from its random numbers.
+        make_model: makes the model from random number generators.
         objective: the self-supervised loss; None trains on the main loss alone.
         images, labels: the training set.
-        config: the settings.
-        folder: where checkpoints are kept.
-        seed: of parameters, order and augmentation.
-        description: words in front of the progress bar.
+        config: the configuration of the training.
+        folder: the folder of the checkpoints.
+        seed: seed of parameters, order and augmentation.
+        description: label of the progress bar.
 
     Returns:
         The trained model; its BatchNorms use the statistics of training.
 
     Raises:
-        KeyboardInterrupt: it was stopped and saved; call again to go on.
+        KeyboardInterrupt: the training was stopped and saved; call again to resume.
     """
     per_epoch = len(images) // config.batch_size
     if not per_epoch:
-        raise InputError(f"{len(images)} training images do not fill a batch of {config.batch_size}")
+        raise InputError(f"{len(images)} training images are fewer than a batch of {config.batch_size}")
     steps = per_epoch * config.epochs
     graph, params, rest = split(_training_mode(nnx.jit(lambda: make_model(nnx.Rngs(seed)))()), nnx.Param)
     cuts = {int(steps * part): 0.1 for part in config.milestones}
@@ -106,10 +106,10 @@ def train_jointly(
     carried = (optimizer.init(params), rest)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(folder, CheckpointConfig(every=config.checkpoint_every, keep_last=1))
-    found = checkpoints.newest(_pure(_abstract(params)), _pure(_abstract(carried)))
+    newest = checkpoints.newest(_pure(_abstract(params)), _pure(_abstract(carried)))
     start = 0
-    if found:
-        start, params, carried = found.step, _like(params, found.params), _like(carried, found.rest)
+    if newest:
+        start, params, carried = newest.step, _like(params, newest.params), _like(carried, newest.rest)
     key = jax.random.key(seed)
     with catch_interrupts() as interrupts, progress_bar(steps, description, initial=start) as bar:
         for step in range(start, steps):
@@ -143,7 +143,7 @@ def _training_mode(model: nnx.Module) -> nnx.Module:
 
 
 def _pure(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by their paths, in a form that a checkpoint holds."""
+    """The leaves of a tree by their paths, as a checkpoint stores them."""
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 

@@ -1,8 +1,8 @@
 """Dynamic evaluation of language models: score a stretch of tokens, then learn from it (arXiv 1709.07432).
 
-It is TTT-Online for text, whose self-supervised loss is the main loss itself: the next tokens, once they are read. It
-works for every mixer. The state of the sequence layers, the inner model of a TTT layer included, goes on from stretch
-to stretch while the outer parameters learn; gradients stop at the start of a stretch.
+It is TTT-Online for text, whose self-supervised loss is the main loss itself: the tokens are labels once they have been
+read. It works for every mixer. The state of the sequence layers, including the inner model of a TTT layer, is carried
+from stretch to stretch while the outer parameters learn; gradients stop at the start of a stretch.
 """
 
 from collections.abc import Callable, Iterable
@@ -25,32 +25,32 @@ from tttlm.training.loss import token_losses
 
 @dataclass(frozen=True)
 class DynamicConfig:
-    """How a language model learns from the text that it has just been scored on."""
+    """Configuration of dynamic evaluation: how a language model learns from text after it was scored on it."""
 
     learning_rate: NonNegativeFloat = 0.0
-    """Step size; 0 does not learn."""
+    """Learning rate; 0 does not learn."""
     optimizer: Literal["sgd", "adam"] = "sgd"
     learns: Literal["all", "norms", "feed_forward", "lora"] = "all"
-    """Which parameters: all, those of norms, the feed-forward layers, or low-rank additions to every projection."""
+    """The parameters that learn: all, norms, feed-forward layers, or low-rank additions to every projection (LoRA)."""
     rank: Size = 4
-    """Rank of the additions with `learns: lora`."""
+    """Rank of the low-rank additions with `learns: lora`."""
     stretch: Size = 64
-    """Tokens that are scored before the model learns from them."""
+    """Length in tokens of a stretch, the segment of text that is scored before the model learns from it."""
     steps: Count = 1
-    """Gradient steps on each stretch."""
+    """Number of gradient steps on each stretch."""
     clip: NonNegativeFloat = 1.0
     """Largest global norm of a gradient; 0 does not clip."""
     decay: Annotated[float, Range(least=0, most=1)] = 0.0
-    """After each step, the fraction of the way that parameters go back towards the first ones."""
+    """Fraction by which parameters move back towards the initial ones after each step."""
     reset: Literal["document", "never"] = "document"
-    """When the first parameters come back: where a document starts, or never."""
+    """When parameters are reset to the initial ones: at the start of a document, or never."""
     seed: Seed = 0
-    """For the initial values of low-rank additions."""
+    """Seed of the initial values of low-rank additions."""
 
 
 @dataclass(frozen=True)
 class TextLosses:
-    """What a model made of documents, token by token.
+    """The losses of a model on documents, token by token.
 
     Attributes:
         losses: for each document, -log p in nats of each token after the first, float32 `[T - 1]`.
@@ -60,7 +60,7 @@ class TextLosses:
 
     @property
     def tokens(self) -> int:
-        """How many tokens were predicted."""
+        """Number of predicted tokens."""
         return sum(len(losses) for losses in self.losses)
 
     @property
@@ -77,9 +77,9 @@ class TextLosses:
 class DynamicEvaluation:
     """A language model that learns from each stretch of a text after it was scored on it.
 
-    >>> static = DynamicEvaluation(model, DynamicConfig())                     # reads on, learns nothing
+    >>> static = DynamicEvaluation(model, DynamicConfig())                     # without learning
     >>> dynamic = DynamicEvaluation(model, DynamicConfig(learning_rate=1e-2))
-    >>> static(documents).loss - dynamic(documents).loss                       # what learning gains, reading on apart
+    >>> static(documents).loss - dynamic(documents).loss                       # the gain of learning
 
     It is compiled once. The model is not changed.
 
@@ -88,7 +88,7 @@ class DynamicEvaluation:
         config: see `DynamicConfig`.
 
     Raises:
-        InputError: the model has no parameters of the kind that is to learn.
+        InputError: the model has no parameters of the kind `config.learns`.
     """
 
     def __init__(self, model: LanguageModel, config: DynamicConfig):
@@ -103,18 +103,18 @@ class DynamicEvaluation:
     ) -> TextLosses:
         """The loss of every token given all before it in its document.
 
-        The first token of a document is what it is entered from; it is not predicted. Each call starts from the first
+        The first token of a document (its BOS, for instance) is not predicted. Each call starts from the initial
         parameters.
 
         Args:
-            documents: token ids of each document, read in order, one at a time.
+            documents: token ids of each document, int `[T]`, read in order, one at a time.
             on_tokens: called with the number of tokens that were scored since the last call.
 
         Raises:
-            InputError: a token is not in the vocabulary, or an attention cache has no room for a document.
+            InputError: a token is not in the vocabulary, or a document is longer than an attention cache.
         """
         carried, start, length = self._first, self._model.init_state(1), self._config.stretch
-        found = []
+        all_losses = []
         for document in documents:
             tokens = np.asarray(document, np.int32)
             _check(tokens, self._model, length)
@@ -128,11 +128,11 @@ class DynamicEvaluation:
                 stretch, state, carried = self._read(carried, state, padded, np.arange(length) < count, here == 0)
                 losses.append(np.asarray(stretch)[:count])
                 on_tokens(count)
-            found.append(np.concatenate(losses) if losses else np.zeros(0, np.float32))
-        return TextLosses(tuple(found))
+            all_losses.append(np.concatenate(losses) if losses else np.zeros(0, np.float32))
+        return TextLosses(tuple(all_losses))
 
     def _read_stretch(self, carried: Any, state: Any, tokens: Array, real: Array, begins: Array) -> Any:
-        """One stretch: the losses of its tokens, the state after it, and what was learned from it."""
+        """Reads one stretch: the losses of its tokens, the state after it, and the parameters learned from it."""
         losses, after = self._scored(carried[0], state, tokens, begins)
         if not self._config.learning_rate:
             return losses, after, carried
@@ -151,7 +151,7 @@ class DynamicEvaluation:
 
     def _scored(self, learned: Any, state: Any, tokens: Array, begins: Array) -> Any:
         model = self._bind(learned)
-        # The inner weights that a TTT layer starts from are parameters, which learn from the first stretch.
+        # The initial inner weights of a TTT layer are parameters, which learn from the first stretch.
         state = jax.tree.map(lambda new, old: jnp.where(begins, new, old), model.init_state(1), state)
         logits, state = model.extend(tokens[None, :-1], state)
         return token_losses(logits[0], tokens[1:]), state
@@ -164,7 +164,7 @@ def _optimizer(config: DynamicConfig) -> optax.GradientTransformation:
 
 
 def _learned(model: LanguageModel, config: DynamicConfig) -> tuple[Any, Callable[[Any], Any]]:
-    """What learns, and the model with it in place."""
+    """The parameters that learn, and a function that returns the model with them."""
     if config.learns != "lora":
         graph, learned, rest = split(model, _FILTERS[config.learns])
         if config.learns != "all" and not jax.tree.leaves(learned):
@@ -173,7 +173,7 @@ def _learned(model: LanguageModel, config: DynamicConfig) -> tuple[Any, Callable
     graph, projections, rest = split(model, _is_projection)
     leaves, tree = jax.tree.flatten(projections)
     keys = jax.random.split(jax.random.key(config.seed), len(leaves))
-    # Low-rank adaptation (arXiv 2106.09685): kernel + a b, with b zero at first.
+    # Low-rank adaptation (arXiv 2106.09685): kernel + a b, with b initialised to zero.
     pairs = [
         (
             jax.random.normal(key, (*kernel.shape[:-1], config.rank), kernel.dtype) / np.sqrt(kernel.shape[-2]),
@@ -208,5 +208,5 @@ def _check(tokens: Int[np.ndarray, "T"], model: LanguageModel, stretch: int) -> 
     room = model.config.cache_length
     if room is not None and needed > room:
         raise InputError(
-            f"a document of {needed:,} tokens, attention has room for {room:,}: raise attention.max_length"
+            f"a document has {needed:,} tokens, the cache of attention has {room:,}: raise attention.max_length"
         )

@@ -19,7 +19,7 @@ NORMS = (nnx.BatchNorm, nnx.GroupNorm, nnx.LayerNorm, nnx.InstanceNorm, nnx.RMSN
 
 
 def no_adaptation(model: nnx.Module, *, batch_size: int = 1) -> Adapter:
-    """The model as it is."""
+    """The model without adaptation."""
     return Adapter(model, None, batch_size=batch_size)
 
 
@@ -33,10 +33,10 @@ def batch_statistics(model: nnx.Module, *, batch_size: int) -> Adapter:
 
 
 def tent(model: nnx.Module, *, optimizer: optax.GradientTransformation, batch_size: int, steps: int = 1) -> Adapter:
-    """TENT (arXiv 2006.10726): scale and bias of norms descend on the entropy of each batch, after it was predicted.
+    """TENT (arXiv 2006.10726): scales and biases of norms minimise the entropy of each batch, after it was predicted.
 
-    BatchNorms use the statistics of the batch. A model with other norms keeps them as they are: their statistics are
-    those of each sample anyway.
+    BatchNorms use the statistics of the batch. Other norms are unchanged, because they use the statistics of each
+    sample anyway.
     """
     if any(isinstance(module, nnx.BatchNorm) for _, module in nnx.iter_modules(model)):
         model = _with_batch_statistics(model)
@@ -65,22 +65,22 @@ def uda_ss(
     seed: int = 0,
     on_step: Callable[[int], Any] = lambda steps: None,
 ) -> Adapter:
-    """Unsupervised domain adaptation by self-supervision (arXiv 1909.11825): the whole unlabelled test set is at hand.
+    """Unsupervised domain adaptation by self-supervision (arXiv 1909.11825), with the complete unlabelled test set.
 
     Each step adds the main loss on labelled source samples to the self-supervised loss on source and on target samples.
-    The test set is seen before the first prediction, which no other method here may do: this is what TTT-Online, which
-    sees a sample when it comes, is held against in section 3 of arXiv 1909.13231.
+    Unlike all other methods here, it uses the test set before the first prediction; section 3 of arXiv 1909.13231
+    compares TTT-Online, which gets one sample at a time, with it.
 
     Args:
         model: the model to start from; it is not changed.
         loss: `loss(model, inputs, labels)`.
         objective: the self-supervised loss.
         source: inputs `[N, ...]` and labels `[N]` of training.
-        target: inputs `[M, ...]` of the test set; there is no way to pass labels.
+        target: inputs `[M, ...]` of the test set, without labels.
         on_step: called with 1 after every step.
 
     Returns:
-        The trained model, which adapts no further.
+        The trained model as an adapter that does not adapt further.
     """
     graph, params, rest = split(model, nnx.Param)
     draw, key = np.random.default_rng(seed), jax.random.key(seed)
@@ -108,7 +108,7 @@ def _uda_step(
     unlabelled: Array,
     key: Array,
 ) -> Any:
-    """One step on the sum of both losses; compiled once for all test sets of a size."""
+    """One step on the sum of both losses; compiled once for all test sets of equal size."""
 
     def total(params: Any) -> Array:
         model = nnx.merge(graph, params, rest, copy=True)
@@ -119,7 +119,7 @@ def _uda_step(
 
 
 def parameters_of(model: nnx.Module, *kinds: type) -> Callable[[tuple[Any, ...], Any], bool]:
-    """An `nnx` filter of the parameters that modules of these kinds hold themselves, e.g. scales and biases of norms.
+    """An `nnx` filter of the parameters of modules of these kinds, e.g. scales and biases of norms.
 
     Raises:
         InputError: the model has no such module with parameters.
@@ -138,7 +138,7 @@ def cross_entropy(model: Any, inputs: Array, labels: Int[Array, "B"]) -> Float[A
 
 def _with_batch_statistics(model: nnx.Module) -> nnx.Module:
     if not any(isinstance(module, nnx.BatchNorm) for _, module in nnx.iter_modules(model)):
-        raise InputError("the model has no BatchNorm, so there are no batch statistics to take at test time")
+        raise InputError("the model has no BatchNorm, so it has no batch statistics to use at test time")
     copy = nnx.clone(model)
     copy.set_attributes(nnx.BatchNorm, use_running_average=False)
     return copy

@@ -1,7 +1,7 @@
-"""Losses that need no labels: what a model descends on at test time, and trains beside its main task.
+"""Losses without labels, which a model minimises at test time and in joint training.
 
-Each is `objective(model, inputs, rng) -> loss`. The model answers the self-supervised task by
-`model.self_supervised(inputs)`, as a `YShaped` one does.
+Each is `objective(model, inputs, rng) -> loss`. The model solves the self-supervised task by
+`model.self_supervised(inputs)`, as a `YShaped` model does.
 """
 
 from typing import Any, Protocol
@@ -22,7 +22,8 @@ class SelfSupervised(Protocol):
 
 
 def rotation_objective(model: SelfSupervised, inputs: Float[Array, "B S S C"], rng: Array) -> Float[Array, ""]:
-    """Cross-entropy of telling by which quarter turn an image was rotated; the mean over all four turns of each.
+    """Cross-entropy of predicting by which quarter turn an image was rotated, the mean over all four turns of each
+    image.
 
     The task of arXiv 1909.13231, section 3, from arXiv 1803.07728. `model.self_supervised` gives logits `[4 B, 4]`.
 
@@ -37,12 +38,12 @@ def rotation_objective(model: SelfSupervised, inputs: Float[Array, "B S S C"], r
 
 
 def masked_objective(fraction: float = 0.5, patch: int = 1) -> Objective:
-    """Mean squared error on what was hidden: a random `fraction` of the inputs is set to zero and reconstructed.
+    """Mean squared error on masked inputs: a random `fraction` of the inputs is set to zero and reconstructed.
 
     Args:
-        fraction: the probability of hiding a patch.
-        patch: for images `[B, S, S, C]`, the side of the squares that are hidden in all channels; 1 for features
-            `[B, D]`, whose entries are hidden one by one.
+        fraction: the probability of masking a patch.
+        patch: for images `[B, S, S, C]`, the side of the squares that are masked in all channels; 1 for features
+            `[B, D]`, whose entries are masked one by one.
     """
     if not 0 < fraction < 1:
         raise InputError(f"the masked fraction is between 0 and 1, got {fraction}")
@@ -74,13 +75,13 @@ def denoising_objective(noise: float = 0.3) -> Objective:
 
 
 def entropy_objective(model: Any, inputs: Array, rng: Array) -> Float[Array, ""]:
-    """Mean entropy of the predicted classes, in nats: what TENT descends on (arXiv 2006.10726, equation 1)."""
+    """Mean entropy of the predicted classes, in nats, which TENT minimises (arXiv 2006.10726, equation 1)."""
     log_p = jax.nn.log_softmax(model(inputs))
     return -jnp.mean(jnp.sum(jnp.exp(log_p) * log_p, axis=-1))
 
 
 def on_random_crops(objective: Objective, *, copies: int, padding: int, flip: bool = False) -> Objective:
-    """The objective on `copies` of each image, shifted by up to `padding` pixels (zeros come in), flipped or not.
+    """The objective on `copies` of each image, shifted by up to `padding` pixels (with zeros), and flipped at random.
 
     A single image becomes a batch, as in section 3 of arXiv 1909.13231.
     """

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from tttlm.adaptation.experiment import TITLES, Experiment
 from tttlm.adaptation.results import Results
 
-# Told apart by people who see colours differently as well (Okabe and Ito).
+# Colours for colour-blind readers (Okabe and Ito).
 COLORS = {
     "none": "#000000",
     "joint": "#7f7f7f",
@@ -22,7 +22,7 @@ COLORS = {
 
 
 def draw_errors(experiment: Experiment, results: Results, png: Path) -> None:
-    """Error by corruption (mean over severities) and by severity (mean over corruptions); bars are deviations."""
+    """Draws error by corruption (mean over severities) and by severity (mean over corruptions), with deviations."""
     names = list(dict.fromkeys(c.corruption for c in experiment.conditions))
     figure = Figure(figsize=(max(12, 1.2 * len(names) + 5), 4.8), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[max(2.0, len(names) / 4), 1])
@@ -30,10 +30,10 @@ def draw_errors(experiment: Experiment, results: Results, png: Path) -> None:
     severities = sorted({c.severity for c in experiment.conditions})
     for i, method in enumerate(experiment.methods):
         style: dict[str, Any] = {"color": COLORS[method], "label": TITLES[method]}
-        rows = np.array([_mean(experiment, results, method, corruption=name) for name in names])
-        left.bar(np.arange(len(names)) + (i + 0.5) * width - 0.4, rows.mean(1), width, yerr=_spread(rows), **style)
-        rows = np.array([_mean(experiment, results, method, severity=severity) for severity in severities])
-        right.errorbar(severities, rows.mean(1), _spread(rows), capsize=2, marker="o", markersize=3, **style)
+        values = np.array([_mean(experiment, results, method, corruption=name) for name in names])
+        left.bar(np.arange(len(names)) + (i + 0.5) * width - 0.4, values.mean(1), width, yerr=_spread(values), **style)
+        values = np.array([_mean(experiment, results, method, severity=severity) for severity in severities])
+        right.errorbar(severities, values.mean(1), _spread(values), capsize=2, marker="o", markersize=3, **style)
     left.set_xticks(range(len(names)), [name.replace("_", "\n") for name in names], fontsize=8)
     left.set_ylabel("error (%)")
     right.set(xlabel="severity (0 is clean)", ylabel="error (%)", xticks=severities)
@@ -43,7 +43,7 @@ def draw_errors(experiment: Experiment, results: Results, png: Path) -> None:
 
 
 def draw_shifts(results: Results, png: Path) -> None:
-    """Every measure of shift against the drop in accuracy, the ones that order it best first."""
+    """Draws every measure of shift against the drop in accuracy, those with the highest rank correlation first."""
     names = list(results.shift_ranks)
     columns = 5
     lines = -(-len(names) // columns)
@@ -51,8 +51,8 @@ def draw_shifts(results: Results, png: Path) -> None:
     panels = np.ravel(figure.subplots(lines, columns, squeeze=False))
     for axes, name in zip(panels, names, strict=False):
         axes.plot(results.shifts[name], results.drops, "o", markersize=3, color="#0072b2", alpha=0.7)
-        found = results.shift_ranks[name]
-        axes.set_title(f"{name}\nrank correlation {found.correlation:.2f}", fontsize=8)
+        rank = results.shift_ranks[name]
+        axes.set_title(f"{name}\nrank correlation {rank.correlation:.2f}", fontsize=8)
         axes.tick_params(labelsize=7)
     for axes in panels[len(names) :]:
         axes.remove()
@@ -63,14 +63,14 @@ def draw_shifts(results: Results, png: Path) -> None:
 
 
 def draw_alignment(results: Results, png: Path) -> None:
-    """Cosine of the two gradients against what TTT gains, for every test set and for every image."""
+    """Draws the cosine of the two gradients against the gain of TTT, for every test set and every image."""
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(results.cosines.ravel(), results.gains.ravel(), "o", markersize=3, alpha=0.7, color="#d55e00")
-    found, single = results.alignment_rank, results.alignment_rank_images
-    left.set_title(f"test sets: rank correlation {found.correlation:.2f} of {found.count}", fontsize=9)
+    by_set, by_image = results.alignment_rank, results.alignment_rank_images
+    left.set_title(f"test sets: rank correlation {by_set.correlation:.2f} of {by_set.count}", fontsize=9)
     right.plot(results.image_cosines, results.image_gains, ".", markersize=2, alpha=0.4, color="#d55e00")
-    right.set_title(f"images: rank correlation {single.correlation:.2f} of {single.count}", fontsize=9)
+    right.set_title(f"images: rank correlation {by_image.correlation:.2f} of {by_image.count}", fontsize=9)
     most = np.nanquantile(np.abs(results.image_gains), 0.995) or 1.0
     right.set_ylim(-most, most)
     for axes in (left, right):
@@ -87,8 +87,8 @@ def _mean(experiment: Experiment, results: Results, method: str, **of: Any) -> n
     return results.errors[method][:, chosen].mean(axis=1)
 
 
-def _spread(rows: np.ndarray) -> np.ndarray | None:
-    return rows.std(axis=1, ddof=1) if rows.shape[1] > 1 else None
+def _spread(values: np.ndarray) -> np.ndarray | None:
+    return values.std(axis=1, ddof=1) if values.shape[1] > 1 else None
 
 
 def _tidy(*all_axes: Any) -> None:

@@ -1,4 +1,4 @@
-"""The report of an experiment on images: Markdown to read, JSON to go on from, and three pictures."""
+"""The report of an experiment on images: Markdown, JSON and three pictures."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -40,17 +40,17 @@ def summary(experiment: Experiment, errors: dict[str, Float[np.ndarray, "seeds c
         "|---|---|---|---|---|",
     ]
     for method in experiment.methods:
-        found = errors[method]
+        error = errors[method]
         by_corruption = [
-            (found - joint)[:, [i for i, c in enumerate(experiment.conditions) if c.corruption == name]].mean()
+            (error - joint)[:, [i for i, c in enumerate(experiment.conditions) if c.corruption == name]].mean()
             for name in corruptions
         ]
         better, worse = sum(gap < 0 for gap in by_corruption), sum(gap > 0 for gap in by_corruption)
-        shifts = found[:, 1:].mean(axis=1)
+        shifts = error[:, 1:].mean(axis=1)
         apart = "" if method == "joint" else _with_spread(shifts - joint[:, 1:].mean(axis=1), sign=True)
         counts = "" if method == "joint" else f"{better} / {worse} of {len(corruptions)}"
         lines.append(
-            f"| {TITLES[method]} | {_with_spread(found[:, 0])} | {_with_spread(shifts)} | {apart} | {counts} |"
+            f"| {TITLES[method]} | {_with_spread(error[:, 0])} | {_with_spread(shifts)} | {apart} | {counts} |"
         )
     return lines
 
@@ -68,30 +68,30 @@ def _lines(experiment: Experiment, results: Results, command: str) -> list[str]:
         "",
         f"{len(experiment.train):,} images of {config.source} to train on, the same {len(experiment.test):,} others "
         f"under every shift; seeds {', '.join(map(str, config.seeds))} of parameters, order and augmentation. Errors "
-        "in percent, mean ± standard deviation over seeds. That the test images are a sample, the same for all, "
-        "is not in it.",
+        "in percent, mean ± standard deviation over seeds, which does not include that the test images are a sample, "
+        "the same for all.",
         "",
         *summary(experiment, results.errors),
         "",
         "*No adaptation* and *TENT* start from a model trained on the main loss alone, the others from one that was "
-        "trained on both losses. *UDA-SS* sees all test images before it answers. Each starts again at every test set.",
+        "trained on both losses. *UDA-SS* uses all test images before it predicts. Each is reset at every test set.",
         "",
         "![errors](errors.png)",
         "",
         "## Which measure of shift predicts the drop in accuracy?",
         "",
-        f"Between {len(experiment.reference):,} unshifted images that were not trained on and each shifted test set: "
-        "features that the last layer of the model without adaptation reads, or its logits. Spearman's rank "
-        f"correlation with the accuracy it loses, over {len(results.drops)} shifts. All shifts are of the same images, "
+        f"Between {len(experiment.reference):,} unshifted images that were not trained on and each shifted test set, "
+        "on the inputs of the last layer of the model without adaptation, or its logits: Spearman's rank "
+        f"correlation with its drop in accuracy, over {len(results.drops)} shifts. All shifts are of the same images, "
         "so p-values are too small.",
         "",
         "| measure | rank correlation | p-value | shifts measured |",
         "|---|---|---|---|",
-        *(_rank_row(name, found) for name, found in results.shift_ranks.items()),
+        *(_rank_row(name, rank) for name, rank in results.shift_ranks.items()),
         "",
         "![shift](shift.png)",
         "",
-        "## Do gradients that agree help?",
+        "## Does agreement of the gradients predict the gain?",
         "",
         "The cosine of the gradients of main and self-supervised loss in the shared parameters, before TTT, and how "
         f"much TTT lowers the main loss: rank correlation {_number(best.correlation)} over {best.count} test sets "
@@ -112,9 +112,9 @@ def _lines(experiment: Experiment, results: Results, command: str) -> list[str]:
     ]
 
 
-def _rank_row(name: str, found: Rank) -> str:
-    # A bar in a name would end its cell.
-    cells = name.replace("|", "/"), _number(found.correlation), _number(found.p_value, "g"), str(found.count)
+def _rank_row(name: str, rank: Rank) -> str:
+    # A vertical bar in a name would end its cell.
+    cells = name.replace("|", "/"), _number(rank.correlation), _number(rank.p_value, "g"), str(rank.count)
     return f"| {' | '.join(cells)} |"
 
 
@@ -140,5 +140,5 @@ def _plain(experiment: Experiment, results: Results, command: str) -> dict[str, 
         return value
 
     left_out = {"image_cosines", "image_gains"}  # thousands of numbers; they are in the picture
-    found = {key: value for key, value in asdict(results).items() if key not in left_out}
-    return {"command": command, "config": plain(asdict(experiment.config)), **{k: plain(v) for k, v in found.items()}}
+    numbers = {key: value for key, value in asdict(results).items() if key not in left_out}
+    return {"command": command, "config": plain(asdict(experiment.config)), **{k: plain(v) for k, v in numbers.items()}}

@@ -1,4 +1,4 @@
-"""What an experiment found, as numbers: errors over seeds, shifts beside drops in accuracy, gradients beside gains."""
+"""The results of an experiment: errors over seeds, shifts with drops in accuracy, agreement of gradients with gains."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,18 +20,18 @@ from tttlm.shift import (
     entropy_rise,
 )
 
-PERMUTATIONS = 49  # the report ranks estimates and does not use the p-values that more would sharpen
+PERMUTATIONS = 49  # few, because the report ranks estimates and does not use p-values
 
 
 @dataclass(frozen=True)
 class Rank:
-    """How well a quantity orders another: Spearman's correlation over `count` pairs, with its p-value.
+    """Spearman's rank correlation of two quantities over `count` pairs, with its p-value.
 
     Attributes:
-        correlation: between -1 and 1; NaN where a side is constant.
-        p_value: of no association, from the t distribution; pairs of the same images are not independent, so it is
-            a lower bound.
-        count: pairs.
+        correlation: between -1 and 1; NaN if a quantity is constant.
+        p_value: p-value of no association, from the t distribution; pairs of the same images are not independent, so it
+            is a lower bound.
+        count: number of pairs.
     """
 
     correlation: float
@@ -46,16 +46,15 @@ class Results:
     Attributes:
         conditions: names of the test sets, `clean` first.
         errors: for each method, error in percent `[seeds, conditions]`.
-        shifts: for each measure, its values `[conditions - 1]`, averaged over the seeds it was taken on; NaN where it
-            could not be measured.
+        shifts: for each measure, its values `[conditions - 1]`, averaged over seeds; NaN if it could not be computed.
         drops: accuracy on clean images minus that under each shift, in percent, of the model whose features the
-            measures see, averaged over the same seeds `[conditions - 1]`.
-        shift_ranks: for each measure, how well it orders the drops.
+            measures use, averaged over the same seeds `[conditions - 1]`.
+        shift_ranks: for each measure, its rank correlation with the drops.
         cosines: mean cosine of main and self-supervised gradient `[seeds, conditions]`.
-        gains: how much TTT lowers the main loss on the same images, in nats, mean `[seeds, conditions]`.
-        alignment_rank: how well the mean cosine orders the gains, over seeds and conditions.
-        alignment_rank_images: the same image by image.
-        image_cosines, image_gains: what that is computed from, `[images]`.
+        gains: decrease of the main loss by TTT on the same images, in nats, mean `[seeds, conditions]`.
+        alignment_rank: rank correlation of mean cosine and mean gain, over seeds and conditions.
+        alignment_rank_images: the same over images.
+        image_cosines, image_gains: cosine and gain of each image, `[images]`.
     """
 
     conditions: list[str]
@@ -72,7 +71,7 @@ class Results:
 
 
 def collect(experiment: Experiment) -> Results:
-    """Reads what an experiment has, and computes what is missing."""
+    """Reads the stored results of an experiment, and computes missing ones."""
     config, conditions = experiment.config, experiment.conditions
     aligned = np.array([[experiment.alignment(seed, c)[1] for c in conditions] for seed in config.seeds])
     gained = np.array([[_gains(experiment, seed, c) for c in conditions] for seed in config.seeds])
@@ -94,7 +93,7 @@ def collect(experiment: Experiment) -> Results:
 
 
 def all_errors(experiment: Experiment) -> dict[str, Float[np.ndarray, "seeds conditions"]]:
-    """For each method, its error in percent."""
+    """The error of each method in percent."""
     return {
         method: np.array(
             [[_error(experiment, seed, method, c) for c in experiment.conditions] for seed in experiment.config.seeds]
@@ -104,14 +103,14 @@ def all_errors(experiment: Experiment) -> dict[str, Float[np.ndarray, "seeds con
 
 
 def rank(one: Any, other: Any) -> Rank:
-    """Spearman's rank correlation of two arrays of one size, pairs with a NaN left out."""
+    """Spearman's rank correlation of two arrays of equal size, without pairs that have a NaN."""
     one, other = np.ravel(one), np.ravel(other)
-    known = np.isfinite(one) & np.isfinite(other)
-    one, other = one[known], other[known]
+    finite = np.isfinite(one) & np.isfinite(other)
+    one, other = one[finite], other[finite]
     if len(one) < 3 or np.all(one == one[0]) or np.all(other == other[0]):
         return Rank(float("nan"), float("nan"), len(one))
-    found = stats.spearmanr(one, other)
-    return Rank(float(found.statistic), float(found.pvalue), len(one))
+    result = stats.spearmanr(one, other)
+    return Rank(float(result.statistic), float(result.pvalue), len(one))
 
 
 def _error(experiment: Experiment, seed: int, method: str, condition: Condition) -> float:
@@ -129,7 +128,7 @@ def _gains(experiment: Experiment, seed: int, condition: Condition) -> Float[np.
 
 
 def _shifts(experiment: Experiment) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Every measure for every shift, and the drop in accuracy that goes with it."""
+    """Every measure for every shift, and the drop in accuracy under each shift."""
     shifts = [c for c in experiment.conditions if c.corruption != CLEAN]
     seeds = experiment.config.seeds[: experiment.config.shift_seeds]
     rows: list[list[dict[str, float | None]]] = [[] for _ in seeds]
@@ -146,7 +145,7 @@ def _shifts(experiment: Experiment) -> tuple[dict[str, np.ndarray], np.ndarray]:
 
 
 def _measured(experiment: Experiment, seed: int, condition: Condition) -> dict[str, float | None]:
-    """The measures between unshifted images that were not trained on and those of a condition; kept in a file."""
+    """The measures between unshifted images that were not trained on and those of a condition; stored in a file."""
     file = experiment.folder / f"seed{seed}" / "shift" / f"{condition}.json"
     if file.exists():
         return read_record(file, dict[str, float | None], advice="delete it, and it is measured again")

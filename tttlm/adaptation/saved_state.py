@@ -25,7 +25,7 @@ def write_state(path: Path, state: Any) -> None:
 
 
 def read_state(path: Path, like: Any) -> Any:
-    """The pytree that `write_state` wrote, in the structure of `like`.
+    """Reads the pytree that `write_state` wrote, in the structure of `like`.
 
     Raises:
         InputError: the file cannot be read, or its arrays are not those of `like` in name, shape and dtype.
@@ -36,10 +36,10 @@ def read_state(path: Path, like: Any) -> Any:
         raise InputError(f"{path}: the state cannot be read: {error}") from None
     named = _named(like)
     facts = {name: (leaf.shape, np.dtype(leaf.dtype)) for name, leaf in named}
-    found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
-    if facts != found:
-        name = next(name for name in sorted({*facts, *found}) if facts.get(name) != found.get(name))
-        raise InputError(f"{path}: {name} is {found.get(name, 'missing')}, this adapter has {facts.get(name, 'none')}")
+    stored = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+    if facts != stored:
+        name = next(name for name in sorted({*facts, *stored}) if facts.get(name) != stored.get(name))
+        raise InputError(f"{path}: {name} is {stored.get(name, 'missing')}, this adapter has {facts.get(name, 'none')}")
     return jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(arrays[name]) for name, _ in named])
 
 

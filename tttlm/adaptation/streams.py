@@ -1,6 +1,6 @@
 """The order in which shifted samples arrive, and the score of a method on it.
 
-A method sees inputs; labels are compared afterwards, in `run_stream`, and never reach it.
+A method gets only inputs; the caller of `run_stream` compares its predictions with the labels afterwards.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,10 +22,10 @@ class Stream:
     """Samples in order of arrival.
 
     Attributes:
-        inputs: `[T, ...]`.
-        labels: `[T]`, for scoring alone.
-        starts: `[T]`, True where a method is set back to its first parameters.
-        shifts: `[T]`, which of the shifts, in the order of their mapping, each sample comes from.
+        inputs: samples `[T, ...]`.
+        labels: labels `[T]`, for scoring only.
+        starts: bool `[T]`, True where a method is reset to its initial parameters.
+        shifts: index `[T]` of the shift of each sample, in the order of the mapping.
     """
 
     inputs: np.ndarray
@@ -48,7 +48,7 @@ def continual(shifts: Shifts, labels: Int[np.ndarray, "N"]) -> Stream:
 
 
 def growing(severities: Shifts, labels: Int[np.ndarray, "N"]) -> Stream:
-    """One shift that grows: the mapping's keys are severities, which come in ascending order; every sample comes once.
+    """A shift that grows: the mapping's keys are severities, in ascending order; every sample occurs once.
 
     Raises:
         InputError: there are fewer samples than severities.
@@ -64,7 +64,7 @@ def growing(severities: Shifts, labels: Int[np.ndarray, "N"]) -> Stream:
 
 
 def mixed(shifts: Shifts, labels: Int[np.ndarray, "N"], *, seed: int = 0) -> Stream:
-    """Samples in one order, each under a shift that is drawn for it: neighbours share nothing."""
+    """Every sample once, each under a random shift, so that neighbours are independent."""
     which = np.random.default_rng(seed).integers(len(shifts), size=len(labels))
     stacked = list(shifts.values())
     inputs = np.stack([stacked[k][i] for i, k in enumerate(which)])
@@ -74,10 +74,10 @@ def mixed(shifts: Shifts, labels: Int[np.ndarray, "N"], *, seed: int = 0) -> Str
 def correlated_labels(
     shifts: Shifts, labels: Int[np.ndarray, "N"], *, concentration: float = 0.1, seed: int = 0
 ) -> Stream:
-    """One shift after another, each in an order in which classes come in bunches.
+    """One shift after another, each in an order in which samples of a class are clustered.
 
-    As in arXiv 2208.05117: time is cut into as many slots as there are classes, and each class is spread over the slots
-    by a Dirichlet draw of that concentration; the smaller it is, the longer the bunches.
+    As in arXiv 2208.05117: time is divided into as many slots as there are classes, and each class is spread over the
+    slots by a Dirichlet draw of that concentration; the smaller it is, the larger the clusters.
     """
     rng = np.random.default_rng(seed)
     classes = np.unique(labels)
@@ -94,11 +94,11 @@ def correlated_labels(
 def run_stream(
     method: Adapter, stream: Stream, *, piece: int = 256, on_samples: Callable[[int], Any] = lambda n: None
 ) -> Float[np.ndarray, "T V"]:
-    """What a method predicts for every sample of a stream, from its first parameters on.
+    """The predictions of a method for every sample of a stream, from its initial parameters.
 
     Args:
-        method: it is reset at the beginning and wherever the stream says.
-        piece: samples handed over in one call, at most; rounded down to a multiple of the method's `batch_size`.
+        method: the method; it is reset at the beginning and where `stream.starts` is True.
+        piece: the largest number of samples per call, rounded down to a multiple of the method's `batch_size`.
         on_samples: called with the number of samples predicted since the last call.
     """
     size = max(piece // method.batch_size, 1) * method.batch_size

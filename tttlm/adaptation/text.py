@@ -1,4 +1,4 @@
-"""Dynamic evaluation under a shift of text: every model reads the text of every other, with and without learning."""
+"""Dynamic evaluation under a shift of text: every model is scored on every text, with and without learning."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,30 +21,30 @@ from tttlm.ranges import OutputPath, Range
 from tttlm.records import read_record, write_file, write_json, write_sealed
 from tttlm.shift import Measurement, compare_counts, compare_samples
 
-POINTS = 24  # of a curve
+POINTS = 24  # number of points of a curve
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """An experiment on language models of different texts."""
+    """Configuration of an experiment on language models of different texts."""
 
     kind: Literal["text"] = "text"
     output: OutputPath = "runs/adapt-text"
     """Folder of the report."""
     runs: tuple[str, ...] = ()
-    """Folders of at least two runs; the held-out text of each is read by all."""
+    """Folders of at least two runs; every model is scored on the held-out text of every run."""
     text_bytes: Annotated[int, Range(least=1000)] = 60_000
-    """Held-out text of each run that is read; the last document is cut there."""
+    """Amount of held-out text of each run; the last document is truncated."""
     adapt: DynamicConfig = field(default_factory=lambda: DynamicConfig(learning_rate=0.05))
 
 
 class Reader(NamedTuple):
-    """A model, and the text that it was trained to read.
+    """A model, and held-out text of its training distribution.
 
     Attributes:
-        name: as the report calls it.
-        model: with room for the longest text.
-        encode: from text to token ids, with the token that a document is entered from in front.
+        name: the name in the report.
+        model: the model, with attention caches as long as the longest text.
+        encode: a function from text to token ids, with the token in front that precedes a document in training.
         texts: held-out documents.
     """
 
@@ -56,10 +56,10 @@ class Reader(NamedTuple):
 
 @dataclass(frozen=True)
 class Reading:
-    """One model on one text.
+    """The scores of one model on one text.
 
     Attributes:
-        model, text: names.
+        model, text: names of the model and of the text.
         bytes: length of the text in UTF-8.
         tokens: tokens that were predicted.
         static, dynamic: bits per byte without and with dynamic evaluation.
@@ -83,14 +83,14 @@ def read_all(readers: Sequence[Reader], config: DynamicConfig, kept: Path | None
 
     Args:
         readers: the models and their texts.
-        config: how the models learn as they read.
-        kept: a folder that keeps each reading as it is done; one of the same model, text and configuration that is
-            there already is not done again.
+        config: the configuration of dynamic evaluation.
+        kept: a folder in which each result is stored at once; an existing result of the same model, text and
+            configuration is reused.
 
     Raises:
         InputError: the folder cannot be written, or a reading in it was altered.
     """
-    found = []
+    readings = []
     for reader in readers:
         static, dynamic = (
             DynamicEvaluation(reader.model, settings) for settings in (DynamicConfig(stretch=config.stretch), config)
@@ -98,20 +98,20 @@ def read_all(readers: Sequence[Reader], config: DynamicConfig, kept: Path | None
         for other in readers:
             file = kept / f"{_key(reader, other, config)}.json" if kept else None
             if file and file.exists():
-                found.append(read_record(file, Reading, advice="delete it, and it is read again", sealed=True))
+                readings.append(read_record(file, Reading, advice="delete it, and it is computed again", sealed=True))
                 continue
             documents = [reader.encode(text) for text in other.texts]
             total = 2 * sum(max(len(document) - 1, 0) for document in documents)
-            with progress_bar(total, f"{reader.name} reads {other.name}", unit="token") as bar:
+            with progress_bar(total, f"{reader.name} on {other.name}", unit="token") as bar:
                 losses = [evaluation(documents, on_tokens=bar.update) for evaluation in (static, dynamic)]
-            found.append(_reading(reader.name, other, *losses))
+            readings.append(_reading(reader.name, other, *losses))
             if file:
-                write_sealed(file, found[-1])
-    return found
+                write_sealed(file, readings[-1])
+    return readings
 
 
 def _key(reader: Reader, other: Reader, config: DynamicConfig) -> str:
-    """A name that no two readings have in common: of the model's parameters, the text and the configuration."""
+    """A digest of the model's parameters, the text and the configuration, which identifies a result."""
     parts = [reader.name, other.name, repr(reader.model.config), repr(config), *other.texts]
     digest = sha256("\0".join(parts).encode())
     for path, parameter in jax.tree.leaves_with_path(nnx.to_pure_dict(nnx.state(reader.model))):
@@ -121,16 +121,16 @@ def _key(reader: Reader, other: Reader, config: DynamicConfig) -> str:
 
 
 def measure_shifts(readers: Sequence[Reader], stretch: int) -> dict[str, list[Measurement]]:
-    """For each model, how far the other texts are from its own: token counts, and features of stretches of text."""
-    found = {}
+    """For each model, the shift from its own text to each other text: of token counts, and of features of stretches."""
+    shifts = {}
     for reader in readers:
         own_counts, own_features = _counts(reader, reader.texts), _features(reader, reader.texts, stretch)
         for other in readers:
             if other is not reader:
                 counts = compare_counts(own_counts, _counts(reader, other.texts), permutations=49)
                 features = compare_samples(own_features, _features(reader, other.texts, stretch), permutations=49)
-                found[f"{reader.name} to {other.name}"] = [*counts, *features]
-    return found
+                shifts[f"{reader.name} to {other.name}"] = [*counts, *features]
+    return shifts
 
 
 def write_text_report(
@@ -188,12 +188,12 @@ def _counts(reader: Reader, texts: Sequence[str]) -> Int[np.ndarray, "documents 
 
 
 def _features(reader: Reader, texts: Sequence[str], stretch: int) -> Float[np.ndarray, "N D"]:
-    """The mean feature of each whole stretch of tokens, each read by itself."""
+    """The mean features of each complete stretch of tokens, each read from the initial state."""
     parts = [reader.encode(text)[1:] for text in texts]
     rows = [part[: len(part) // stretch * stretch].reshape(-1, stretch) for part in parts]
     tokens = np.concatenate(rows)[:500].astype(np.int32)
     if len(tokens) < 8:
-        raise InputError(f"the text has {len(tokens)} whole stretches of {stretch} tokens; eight are needed")
+        raise InputError(f"the text has {len(tokens)} complete stretches of {stretch} tokens; eight are needed")
     pooled = nnx.jit(lambda model, tokens: jnp.mean(model.features(tokens), axis=1))
     return np.concatenate([np.asarray(pooled(reader.model, tokens[i : i + 1])) for i in range(len(tokens))])
 

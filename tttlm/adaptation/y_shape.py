@@ -1,4 +1,4 @@
-"""The Y of test-time training: shared features, a main branch, a self-supervised branch; and two such networks."""
+"""Y-shaped networks for test-time training: shared features, a main branch, a self-supervised branch."""
 
 from typing import Any, Literal
 
@@ -13,14 +13,14 @@ Norm = Literal["group", "batch"]
 
 
 class YShaped(nnx.Module):
-    """Two heads on the same features.
+    """A network with two branches on shared features.
 
-    A call gives the main task's answer, `self_supervised` that of the other one.
+    A call returns the output of the main branch, `self_supervised` that of the auxiliary branch.
 
     Args:
-        shared: features of inputs; they learn at test time.
-        main: from features to the main answer; it rests at test time.
-        auxiliary: from features to the self-supervised answer.
+        shared: module from inputs to features; it learns at test time.
+        main: module from features to the main output; it is fixed at test time.
+        auxiliary: module from features to the self-supervised output.
     """
 
     def __init__(self, shared: Any, main: Any, auxiliary: Any):
@@ -34,10 +34,10 @@ class YShaped(nnx.Module):
 
 
 SHARED = nnx.All(nnx.Param, nnx.PathContains("shared"))
-"""The `nnx` filter of what both branches of a `YShaped` model read."""
+"""The `nnx` filter of the shared features of a `YShaped` model."""
 
 SELF_SUPERVISED_PATH = nnx.All(nnx.Param, nnx.Any(nnx.PathContains("shared"), nnx.PathContains("auxiliary")))
-"""The `nnx` filter of what learns at test time in arXiv 1909.13231: the shared features and the auxiliary branch."""
+"""The `nnx` filter of the variables that learn in arXiv 1909.13231: the shared features and the auxiliary branch."""
 
 
 class Residual(nnx.Module):
@@ -57,7 +57,7 @@ class Residual(nnx.Module):
 
 
 class Head(nnx.Module):
-    """What is left of a network after its shared part: stages, a norm, ReLU, the mean over pixels, a linear layer."""
+    """A branch after the shared part: stages, a norm, ReLU, the mean over pixels, a linear layer."""
 
     def __init__(self, stages: list[Any], features: int, outputs: int, norm: Norm, *, rngs: nnx.Rngs):
         self.stages = nnx.List(stages)
@@ -68,7 +68,7 @@ class Head(nnx.Module):
         return self.linear(self.pooled(h))
 
     def pooled(self, h: Float[Array, "B H W C"]) -> Float[Array, "B D"]:
-        """What the linear layer reads."""
+        """The inputs of the linear layer."""
         for stage in self.stages:
             h = stage(h)
         return jnp.mean(jax.nn.relu(self.norm(h)), axis=(1, 2))
@@ -83,11 +83,11 @@ def resnet26(
     architecture. GroupNorm has 8 groups, as in the authors' release.
 
     Args:
-        classes: outputs of the main branch.
-        channels: of the images `[B, S, S, channels]`.
-        auxiliary_outputs: 4 for rotation.
-        norm: group, or batch as in section 3's variants with batch statistics.
-        rngs: for the parameters.
+        classes: number of outputs of the main branch.
+        channels: number of channels of the images `[B, S, S, channels]`.
+        auxiliary_outputs: number of outputs of the auxiliary branch, 4 for rotation.
+        norm: "group", or "batch" as in section 3's variants with batch statistics.
+        rngs: random number generators of the parameters.
     """
 
     def stage(inputs: int, outputs: int, stride: int) -> list[Residual]:
@@ -108,15 +108,15 @@ def small_conv_net(
     norm: Norm = "group",
     rngs: nnx.Rngs,
 ) -> YShaped:
-    """A Y for small images: two shared convolutions of stride 2, one more and a linear layer in each branch.
+    """A Y-shaped network for small images: two shared convolutions of stride 2, one more and a linear layer per branch.
 
     Args:
-        classes: outputs of the main branch.
-        channels: of the images `[B, S, S, channels]`.
-        auxiliary_outputs: 4 for rotation.
-        features: channels after the first convolution, a multiple of 8; later ones have twice as many.
-        norm: group or batch.
-        rngs: for the parameters.
+        classes: number of outputs of the main branch.
+        channels: number of channels of the images `[B, S, S, channels]`.
+        auxiliary_outputs: number of outputs of the auxiliary branch, 4 for rotation.
+        features: number of channels after the first convolution, a multiple of 8; later ones have twice as many.
+        norm: "group" or "batch".
+        rngs: random number generators of the parameters.
     """
     wide = 2 * features
     shared = nnx.Sequential(
@@ -156,10 +156,10 @@ def _conv(inputs: int, outputs: int, stride: int, rngs: nnx.Rngs) -> nnx.Conv:
 
 
 def _convolve(x: Array, kernel: Array, strides: Any, padding: Any, **_: Any) -> Array:
-    """A convolution as one matrix product of shifted slices, each kernel tap against its own.
+    """A convolution as one matrix product with shifted slices, one for each kernel tap.
 
-    Under `vmap` over kernels, one for each sample, it stays a batched matrix product; XLA's own convolution becomes a
-    grouped one there, which is thirty times slower on a CPU.
+    Under `vmap` over kernels, one for each sample, it is a batched matrix product; XLA's own convolution would become a
+    grouped convolution, which is thirty times slower on a CPU.
     """
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     height, width = ((x.shape[i + 1] - kernel.shape[i]) // strides[i] + 1 for i in range(2))
