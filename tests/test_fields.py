@@ -58,7 +58,7 @@ def test_what_is_left_empty_is_as_if_it_were_not_there():
         ({"run": "~no-such-user/x"}, "'run' must be a path that begins with the home of a known user"),
         ({"innr": {}}, "unknown key 'innr' (did you mean 'inner'?)"),
         ({"inner.size": 1}, "unknown key 'inner.size'"),
-        ({"inner": [1]}, "'inner' holds further keys, got [1]"),
+        ({"inner": [1]}, "'inner' is a section with keys, got [1]"),
         ([1], "expected 'key: value' lines, got [1]"),
     ],
 )

@@ -134,7 +134,7 @@ def test_a_sealed_file_that_was_edited_is_refused_though_it_could_be_read(tmp_pa
 def test_a_file_of_another_version_is_called_that(tmp_path: Path) -> None:
     path = tmp_path / "facts.json"
     path.write_text('{"format": 7, "unknown": 1}')
-    with pytest.raises(InputError, match="is of format 7, this version reads 1; make it again"):
+    with pytest.raises(InputError, match="has format 7, this version reads 1; make it again"):
         read_record(path, Facts, advice="make it again", format=1, sealed=True)
 
 

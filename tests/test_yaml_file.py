@@ -23,8 +23,8 @@ def test_scalars_are_those_of_yaml_1_2():
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("a: 1\nb: 2\n'a': 3", "line 3: the key 'a' stands there twice"),
-        ("m:\n  a: 1\n  a: 1", "line 3: the key 'a' stands there twice"),
+        ("a: 1\nb: 2\n'a': 3", "line 3: the key 'a' is a duplicate"),
+        ("m:\n  a: 1\n  a: 1", "line 3: the key 'a' is a duplicate"),
         ("[a]: 1", "line 1: a key must be a word, got a sequence"),
         ("a: &x [*x]", "nests deeper than 40 levels"),
         ("a: &x\n  b: *x", "nests deeper than 40 levels"),
@@ -63,7 +63,7 @@ def test_what_cannot_be_meant_is_one_short_line(text, says):
         ("/dev/zero", "is larger than 128 kB"),
         ("no.yaml", "cannot be read: No such file"),
         (".", "cannot be read: Is a directory"),
-        ("a\0b", "is no name of a file"),
+        ("a\0b", "is not a file name"),
         ("x" * 5000, "File name too long"),
     ],
 )

@@ -1,8 +1,7 @@
 """Test-time-training layers and language models of them, in JAX and Flax.
 
-The names in `__all__`, those in the `__all__` of a room and what a room's first lines name are public; modules and
-names with an underscore, and what the docs do not name, may change without notice. Names and rooms are loaded on first
-use, so that `import tttlm` costs nothing.
+The names in `__all__` here and in the `__all__` of subpackages are public; other names may change without notice. Names
+and subpackages are loaded on first use, so that `import tttlm` is fast.
 """
 
 import importlib

@@ -1,13 +1,13 @@
-"""What a person reads when their input cannot be used.
+"""Errors that a user can cause.
 
-Raise `InputError` for anything a person typed, configured or pointed at: one line that says what is wrong,
-what came, and what to do. The command lines print that line and leave with status 2; no traceback.
+Raise `InputError` for invalid arguments, configurations and files: one line that says what is wrong, which value was
+given, and what to do. The command lines print that line without a traceback and exit with status 2.
 """
 
 
 class CannotWrite(Exception):
-    """A run's folder that cannot be written, because the disk is full for instance; its text says what is lost."""
+    """Raised if a run directory cannot be written, on a full disk for instance; the message says what is lost."""
 
 
 class InputError(ValueError):
-    """A configuration, file or argument that cannot be used; its text is shown to the person as it is."""
+    """Raised for a configuration, file or argument that cannot be used; the message is shown to the user."""

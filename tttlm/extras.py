@@ -1,4 +1,4 @@
-"""Which packages come with which extra of `tttlm`, for a command that misses one."""
+"""The extras of `tttlm` and their packages, for the message of a command that misses one."""
 
 import importlib.util
 
@@ -18,7 +18,7 @@ EXTRAS = {
 
 
 def advice(module: str) -> str | None:
-    """One line on how to install the package that `module` is in; None where no extra brings it."""
+    """One line on how to install the package of `module`; None if no extra has it."""
     name = module.partition(".")[0]
     if name not in EXTRAS:
         return None
@@ -26,5 +26,5 @@ def advice(module: str) -> str | None:
 
 
 def missing(*modules: str) -> str | None:
-    """The advice for the first of the modules that is not installed; None where all are."""
+    """The advice for the first of the modules that is not installed; None if all are."""
     return next((advice(name) for name in modules if importlib.util.find_spec(name) is None), None)

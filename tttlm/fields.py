@@ -1,8 +1,8 @@
-"""Configurations, field by field: from the values of a file, by dotted names, and checked.
+"""Reading and checking of configurations by their fields.
 
-A configuration is a dataclass with a default for every field. A field that is such a dataclass itself is a section, and
-`model.hidden_size` is the dotted name of a field in one. What a field takes stands in its type (`tttlm.ranges`) and is
-the same for a file, a flag and a call from Python.
+A configuration is a dataclass with a default for every field. A field that is itself such a dataclass is a section, and
+`model.hidden_size` is the dotted name of a field in one. The type of a field defines its range (`tttlm.ranges`), which
+is the same for files, flags and calls from Python.
 """
 
 import copy
@@ -20,7 +20,7 @@ C = TypeVar("C")
 
 
 def type_hints(cls: Any) -> dict[str, Any]:
-    """The type of every field, with the rules that stand in it."""
+    """The type of every field, with its rules."""
     return _cached_hints(cls)
 
 
@@ -30,12 +30,12 @@ def _cached_hints(cls: Any) -> dict[str, Any]:
 
 
 def is_section(kind: Any) -> bool:
-    """Whether a field of this type holds further fields."""
+    """Whether a field of this type is a section."""
     return isinstance(kind, type) and dataclasses.is_dataclass(kind)
 
 
 def field_kinds(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, type) of every field; sections appear as well as what is in them."""
+    """(dotted name, type) of every field; sections are included as well as their fields."""
     hints = type_hints(cls)
     for field in dataclasses.fields(cls):
         name, kind = prefix + field.name, hints[field.name]
@@ -45,27 +45,27 @@ def field_kinds(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def read_fields(cls: type, values: Any, source: str = "", prefix: str = "") -> dict[str, Any]:
-    """Checks nested plain values, as a YAML or JSON file holds them, against the fields of `cls`.
+    """Checks nested plain values, as read from a YAML or JSON file, against the fields of `cls`.
 
-    A value that is left empty (None) is as if it were not there, except in a field that may be None.
+    An empty value (None) is ignored, except in a field that may be None.
 
     Args:
-        cls: a configuration.
+        cls: a configuration class.
         values: nested mappings from the names of fields.
-        source: where the values come from, for an error.
-        prefix: the dotted name of the section that `cls` is, with a dot at its end.
+        source: the origin of the values, for errors.
+        prefix: the dotted name of the section that `cls` is, followed by a dot.
 
     Returns:
-        dotted name -> value of the field's type, for the fields that `values` names.
+        Dotted name -> value of the field's type, for the fields in `values`.
 
     Raises:
-        InputError: an unknown name, or a value of another type or outside its range; one line.
+        InputError: a name is unknown, or a value has another type or is outside its range.
     """
     begin = f"{source}: " if source else ""
     if values is None:
         return {}
     if not isinstance(values, Mapping):
-        what = f"'{prefix[:-1]}' holds further keys" if prefix else "expected 'key: value' lines"
+        what = f"'{prefix[:-1]}' is a section with keys" if prefix else "expected 'key: value' lines"
         raise InputError(f"{begin}{what}, got {shown(values)}")
     known = dict(field_kinds(cls, prefix))
     result: dict[str, Any] = {}
@@ -87,8 +87,8 @@ def with_fields(config: C, values: Mapping[str, Any], *, check: bool = True, pre
     Args:
         config: a configuration.
         values: dotted name -> value, as `read_fields` returns them.
-        check: False leaves out what the dataclasses check when they are made, because more fields are to change.
-        prefix: what the dotted names begin with.
+        check: False skips the checks of the dataclasses, because more fields will be changed.
+        prefix: the common prefix of the dotted names.
     """
     changes = {}
     for name, kind in type_hints(type(config)).items():
@@ -110,13 +110,13 @@ def from_values(cls: type[C], values: Any, source: str = "", prefix: str = "") -
     """A configuration from nested plain values, for instance from a run's `config.yaml`.
 
     Raises:
-        InputError: as `read_fields`, or by the class itself.
+        InputError: as in `read_fields`, or raised by the class itself.
     """
     return with_fields(cls(), read_fields(cls, values, source, prefix), prefix=prefix)
 
 
 def field_values(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(dotted name, type, value) of every field that is no section."""
+    """(dotted name, type, value) of every field that is not a section."""
     hints = type_hints(type(config))
     for field in dataclasses.fields(config):
         name, kind, value = prefix + field.name, hints[field.name], getattr(config, field.name)
@@ -127,20 +127,20 @@ def field_values(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]
 
 
 def read_again(config: C) -> C:
-    """The configuration with every value read as from a file: checked, and `~` in a path written out.
+    """The configuration with every value read as from a file: checked, and with `~` in paths expanded.
 
     Raises:
-        InputError: names the field, the rule and what came.
+        InputError: names the field, the rule and the value.
     """
     values = {name: _read(value, kind, name) for name, kind, value in field_values(config)}
     return with_fields(config, values, check=False)
 
 
 def check_fields(config: Any, prefix: str = "") -> None:
-    """Refuses a value of another type than its field's, or outside its range, wherever the configuration was made.
+    """Refuses a value that has another type than its field or is outside its range.
 
     Raises:
-        InputError: names the field, the rule and what came.
+        InputError: names the field, the rule and the value.
     """
     for name, kind, value in field_values(config, prefix):
         if _read(value, kind, name) != value:
@@ -155,17 +155,17 @@ def _read(value: Any, kind: Any, name: str, begin: str = "") -> Any:
 
 
 def shown(value: Any, *, quote: bool = True) -> str:
-    """A value as an error shows it: on one line, and cut where it is long."""
+    """A value as it is shown in errors: on one line, and truncated if it is long."""
     try:
         text = repr(value) if quote else str(value)
-    except (ValueError, RecursionError):  # a number of more digits than Python writes, a list that holds itself
+    except (ValueError, RecursionError):  # an integer with too many digits for Python, or a list that contains itself
         text = f"a {type(value).__name__} too large to be shown"
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:100])
     return text if len(text) <= 80 else f"{text[:60]}..."
 
 
 def nearest(name: str, known: Mapping[str, Any], dashes: str = "") -> str:
-    """' (did you mean ...?)' for the closest known name, looked for among whole names and among last parts."""
+    """' (did you mean ...?)' for the closest known name, compared with full dotted names and with their last parts."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6) if len(name) < 100 else []
     if not close:
         last = name.rpartition(".")[2]

@@ -1,4 +1,4 @@
-"""What a person sees while something long runs: one bar with speed and time left, readable in a log file too."""
+"""Progress on standard error: a bar with speed and time left, also readable in a log file."""
 
 import contextlib
 import sys
@@ -15,13 +15,13 @@ def progress_bar(
     """Shows a progress bar with rate and time left on standard error.
 
     Args:
-        total: how many units there are; None when that is unknown (then no time left is shown).
-        description: a few words in front of the bar.
-        unit: what is counted ("B" is shown as kB, MB, ...).
-        initial: how many units were done before, when something is resumed.
+        total: number of units; None if unknown (then no time left is shown).
+        description: label in front of the bar.
+        unit: the unit that is counted ("B" is shown as kB, MB, ...).
+        initial: number of units that an earlier process has done.
         disable: whether nothing is shown.
 
-    In a terminal the bar redraws in place; into a file or pipe it writes one line every 10 seconds.
+    In a terminal the bar is redrawn; in a file or pipe it writes one line every 10 seconds.
     """
     live = sys.stderr.isatty()
     with tqdm(
@@ -41,7 +41,7 @@ def progress_bar(
 
 
 def say(line: str) -> None:
-    """Prints a line on standard error; where nobody listens any more, what is going on does not stop for that."""
+    """Prints a line on standard error; a closed standard error is ignored."""
     with contextlib.suppress(OSError, ValueError):
         print(line, file=sys.stderr, flush=True)
 

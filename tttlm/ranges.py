@@ -1,4 +1,4 @@
-"""Which values a field takes beyond its type. It stands in the type itself, and whoever reads a value asks it there:
+"""Ranges of fields, which are part of their types and are checked by every reader of a value:
 
 batch_size: Count = 16
 b2: Annotated[float, Range(least=0, below=1)] = 0.95
@@ -12,28 +12,28 @@ from typing import Annotated, Any
 
 
 class Rule:
-    """What stands in `Annotated[type, rule]` and is asked about every value."""
+    """The rule in `Annotated[type, rule]`, by which every value is read."""
 
     def read(self, value: Any) -> Any:
-        """Returns the value as the field holds it.
+        """Returns the value as it is stored in the field.
 
         Raises:
-            ValueError: the field does not take it; the text goes on after "must be".
+            ValueError: the value is invalid; the message continues the words "must be".
         """
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Range(Rule):
-    """The numbers that a field takes. NaN is in no range, and infinity only in one that says so.
+    """The numbers that a field accepts. NaN is in no range, and infinity only with `infinite`.
 
     Attributes:
-        least: the smallest number.
-        above: a number below all of them.
-        most: the largest number.
-        below: a number above all of them.
-        also: numbers that are taken although they lie outside.
-        infinite: whether infinity is taken.
+        least: inclusive lower bound.
+        above: exclusive lower bound.
+        most: inclusive upper bound.
+        below: exclusive upper bound.
+        also: accepted numbers outside the bounds.
+        infinite: whether infinity is accepted.
     """
 
     least: float | None = None
@@ -62,10 +62,10 @@ class Range(Rule):
 
 @dataclass(frozen=True)
 class PathName(Rule):
-    """Text that names a file or a folder; `~` in front is the home of the person.
+    """The path of a file or a folder; `~` at its start is the home folder of the user.
 
     Attributes:
-        empty: whether it may be empty, which names nothing.
+        empty: whether it may be empty, which means no path.
     """
 
     empty: bool = True
@@ -83,7 +83,7 @@ class PathName(Rule):
 
 @dataclass(frozen=True)
 class PictureName(PathName):
-    """Text that names a picture, by the end of its name one of a kind that can be drawn; or empty."""
+    """The path of a picture with a file name extension that can be drawn; or empty."""
 
     def read(self, value: str) -> str:
         path = super().read(value)
@@ -92,11 +92,11 @@ class PictureName(PathName):
         return path
 
 
-LARGEST = 2**31 - 1  # what an index of JAX holds
+LARGEST = 2**31 - 1  # the largest int32, JAX's type of indices
 LARGEST_FLOAT32 = 3.4e38
 Count = Annotated[int, Range(least=1, most=LARGEST)]
 CountOrZero = Annotated[int, Range(least=0, most=LARGEST)]
-Size = Annotated[int, Range(least=1, most=2**20)]  # of one axis of a parameter; the largest models have 2**17
+Size = Annotated[int, Range(least=1, most=2**20)]  # size of an axis of a parameter; the largest models have 2**17
 SizeOrZero = Annotated[int, Range(least=0, most=2**20)]
 PositiveFloat = Annotated[float, Range(above=0, most=LARGEST_FLOAT32)]
 NonNegativeFloat = Annotated[float, Range(least=0, most=LARGEST_FLOAT32)]

@@ -1,7 +1,7 @@
-"""Small files that a program writes and a later one reads: JSON text to typed values, and back.
+"""Typed records in small JSON files that one program writes and a later one reads.
 
-A file that was cut short, edited or written by another version is refused in one line that names the file, the key
-and what to do; nothing is taken for what it is not.
+A file that was truncated, edited or written by another version is refused in one line that names the file, the key
+and what to do.
 """
 
 import dataclasses
@@ -23,14 +23,14 @@ from tttlm.ranges import Rule
 
 T = TypeVar("T")
 
-MAX_BYTES = 64 << 20  # of a file; a manifest of a thousand shards is 1 MB
-MAX_LINE_BYTES = 1 << 20  # of a line in a file of JSON lines
-_DIGEST = "digest"  # the key of a sealed file
-_SHOWN = 60  # characters of a wrong key that a message repeats
+MAX_BYTES = 64 << 20  # largest file; a manifest of a thousand shards is 1 MB
+MAX_LINE_BYTES = 1 << 20  # longest line in a file of JSON lines
+_DIGEST = "digest"  # the key of the digest in a sealed file
+_SHOWN = 60  # characters of a wrong key that a message shows
 
 
 class RecordError(ValueError):
-    """Raised where a text or a plain value is not of the wanted type; its text names the key and what came."""
+    """Raised if a text or a plain value does not have the expected type; the message names the key and the value."""
 
 
 def read_record(
@@ -43,28 +43,28 @@ def read_record(
     format: int | None = None,
     sealed: bool = False,
 ) -> T:
-    """Reads a small file as a value of a type.
+    """Reads a small file as a typed value.
 
         facts = read_record(folder / "facts.json", Facts, advice="copy it again")
 
     Args:
         path: the file, UTF-8 text.
-        kind: a dataclass, or another type that `from_plain` takes.
-        advice: what a person can do about a file that cannot be used; ends the message.
-        parse: turns the text into plain values; `parse_json` by default. It may raise ValueError.
-        max_bytes: a longer file is refused without reading more of it than that.
-        format: what the key `format` of the file must be; asked before anything else, so that a file of another version
-            is called that.
-        sealed: whether the file was written by `write_sealed` and must still be what was written.
+        kind: a dataclass, or another type that `from_plain` accepts.
+        advice: what to do about a file that cannot be used; the end of the message.
+        parse: a function from text to plain values, by default `parse_json`; it may raise ValueError.
+        max_bytes: a longer file is refused without reading more of it.
+        format: the required value of the key `format`; checked first, so that a file of another version is reported as
+            that.
+        sealed: whether the file was written by `write_sealed` and must be unchanged.
 
     Raises:
-        InputError: the file is missing, cannot be read, or does not hold such a value.
+        InputError: the file is missing, cannot be read, or does not have such a value.
     """
     text = read_text(path, advice=advice, max_bytes=max_bytes)
     try:
         value = (parse or parse_json)(text)
         if format is not None and isinstance(value, dict) and value.get("format", 0) != format:
-            raise RecordError(f"is of format {_shown(value.get('format', 0))}, this version reads {format}")
+            raise RecordError(f"has format {_shown(value.get('format', 0))}, this version reads {format}")
         if sealed and isinstance(value, dict):
             if _DIGEST not in value:
                 raise RecordError(f"key '{_DIGEST}' is missing")
@@ -78,10 +78,10 @@ def read_record(
 
 
 def read_text(path: str | Path, *, advice: str, max_bytes: int = MAX_BYTES) -> str:
-    """Reads a small UTF-8 file whole, without a byte order mark.
+    """Reads a small UTF-8 file, without a byte order mark.
 
     Raises:
-        InputError: the file is missing, is no regular file, is longer than `max_bytes`, or is not UTF-8.
+        InputError: the file is missing, is not a regular file, is longer than `max_bytes`, or is not UTF-8.
     """
     path = Path(path)
     try:
@@ -102,10 +102,10 @@ def read_text(path: str | Path, *, advice: str, max_bytes: int = MAX_BYTES) -> s
 
 
 def parse_json(text: str) -> Any:
-    """Parses JSON; a key that stands twice in one object is an error, as nobody can tell which is meant.
+    """Parses JSON; a duplicate key in an object is an error.
 
     Raises:
-        RecordError: the text is no JSON; the text of the error says where.
+        RecordError: the text is not JSON; the message says where.
     """
     if not text.strip():
         raise RecordError("is empty")
@@ -122,18 +122,18 @@ def parse_json(text: str) -> Any:
 
 
 def from_plain(value: Any, kind: Any, key: str = "") -> Any:
-    """Builds a typed value from what JSON or YAML consists of: objects, lists, strings, numbers, booleans and null.
+    """Builds a typed value from the values of JSON or YAML: objects, lists, strings, numbers, booleans and null.
 
     Args:
         value: the plain value.
         kind: a dataclass, `dict[str, X]`, `list[X]`, `tuple[X, ...]`, `tuple[X, Y]`, `X | None`, a `Literal`, `str`,
-            `bool`, `int` (64 bits), `float` (an integer will do) or `Any`; any of them within `Annotated`, with the
-            rules of `tttlm.ranges`. A dataclass is built from an object with its fields as keys; those with a default
-            may be left out, others than its fields may not be there.
-        key: where the value stands, for messages, such as `parts[0].files`.
+            `bool`, `int` (64 bits), `float` (also from an integer) or `Any`; any of them within `Annotated`, with the
+            rules of `tttlm.ranges`. A dataclass is built from an object with its fields as keys; fields with a default
+            may be missing, and other keys are refused.
+        key: the position of the value, for messages, such as `parts[0].files`.
 
     Raises:
-        RecordError: the value is of another type; names the key.
+        RecordError: the value has another type; names the key.
     """
     if kind is Any:
         return value
@@ -168,7 +168,7 @@ def from_plain(value: Any, kind: Any, key: str = "") -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a value (a dataclass or what JSON can hold) so that the file is there whole or as it was before.
+    """Writes a value (a dataclass or a JSON value) atomically.
 
     Raises:
         OSError: the file cannot be written.
@@ -180,7 +180,7 @@ def write_sealed(path: Path, value: Any) -> str:
     """Writes a dataclass with the sha256 of its content under the key `digest`, which `read_record` checks.
 
     Returns:
-        that digest.
+        The digest.
 
     Raises:
         OSError: the file cannot be written.
@@ -201,7 +201,7 @@ def _digest(plain: dict[str, Any]) -> str:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Writes a file so that it is there whole or as it was before, also after a loss of power.
+    """Writes a file atomically, also under a loss of power.
 
     Raises:
         OSError: the file cannot be written.
@@ -216,7 +216,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Has the operating system write down what files a folder holds."""
+    """Flushes the entries of a folder to disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -230,9 +230,9 @@ class Line(Generic[T]):
 
     Attributes:
         number: the line's number, from 1.
-        data: its bytes as they stand in the file (at most `MAX_LINE_BYTES` of them), the newline included.
-        value: what it holds; None where it cannot be read.
-        problem: why it cannot be read; "" where it can.
+        data: its bytes in the file (at most `MAX_LINE_BYTES`), including the newline.
+        value: its value; None if it cannot be read.
+        problem: why it cannot be read; "" if it can.
     """
 
     number: int
@@ -242,7 +242,7 @@ class Line(Generic[T]):
 
 
 def read_lines(path: str | Path, kind: type[T]) -> Iterator[Line[T]]:
-    """Reads a file of JSON lines, each as a value of a type; a line that cannot be read is given as such, by number.
+    """Yields the lines of a file of JSON lines as typed values; a line that cannot be read has a `problem`.
 
     Raises:
         OSError: the file cannot be read.

@@ -1,7 +1,7 @@
-"""A YAML file as plain values, by the core schema of YAML 1.2, in bounded time and memory whatever the file holds.
+"""Reads a YAML file as plain values, by the core schema of YAML 1.2, in bounded time and memory for any content.
 
-So `on`, `off`, `yes` and dates are text, `1e-4` is a number, a key that stands twice is refused with its line, and an
-anchor may be used again as long as what it stands for stays small.
+So `on`, `off`, `yes` and dates are text, `1e-4` is a number, a duplicate key is refused with its line, and an anchor
+may be used again as long as the total number of values is small.
 """
 
 import re
@@ -13,12 +13,12 @@ import yaml
 from tttlm.errors import InputError
 from tttlm.fields import shown
 
-MOST_BYTES = 2**17  # of a file: the configuration of a run has four thousand
+MOST_BYTES = 2**17  # largest file: the configuration of a run has four thousand
 MOST_VALUES = 50_000  # with every use of an anchor counted
 DEEPEST = 40
 MOST_DIGITS = 40
 
-_SCALARS: dict[str, tuple[str, str, Any]] = {  # the core schema: tag, what matches, what it begins with, what it is
+_SCALARS: dict[str, tuple[str, str, Any]] = {  # the core schema: tag, pattern, first letters, constructor
     "null": (r"~|null|Null|NULL|", "~nN", lambda text: None),
     "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF", lambda text: text.lower() == "true"),
     "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789", lambda text: _whole_number(text)),
@@ -43,11 +43,11 @@ for _name, (_pattern, _first, _) in _SCALARS.items():
 
 
 def read_yaml(path: str | Path) -> Any:
-    """What a YAML file holds: dicts with text as keys, lists, text, numbers, booleans and None.
+    """The values of a YAML file: dicts with text as keys, lists, text, numbers, booleans and None.
 
     Raises:
-        InputError: the file cannot be read, is larger than 128 kB, is no UTF-8 or no YAML, names a key twice, nests
-            deeper than 40 levels, or becomes more than 50,000 values.
+        InputError: the file cannot be read, is larger than 128 kB, is not UTF-8 or not YAML, has a duplicate key, nests
+            deeper than 40 levels, or has more than 50,000 values.
     """
     try:
         with open(path, "rb") as file:
@@ -55,9 +55,9 @@ def read_yaml(path: str | Path) -> Any:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError:
-        raise InputError(f"{shown(str(path))} is no name of a file") from None
+        raise InputError(f"{shown(str(path))} is not a file name") from None
     if len(data) > MOST_BYTES:
-        raise InputError(f"{path} is larger than {MOST_BYTES // 1024} kB, so it is no configuration")
+        raise InputError(f"{path} is larger than {MOST_BYTES // 1024} kB, so it is not a configuration")
     try:
         return parse_yaml(data.decode("utf-8-sig"))
     except UnicodeDecodeError:
@@ -90,7 +90,7 @@ class _Values:
         where = f"line {node.start_mark.line + 1}"
         self._count += 1
         if self._count > MOST_VALUES:
-            raise InputError(f"{where}: holds more than {MOST_VALUES:,} values, with what its anchors stand for")
+            raise InputError(f"{where}: has more than {MOST_VALUES:,} values, with every use of an anchor counted")
         if depth > DEEPEST:
             raise InputError(f"{where}: nests deeper than {DEEPEST} levels")
         name = node.tag.rpartition(":")[2]
@@ -103,7 +103,7 @@ class _Values:
                 if not isinstance(key, str):
                     raise InputError(f"line {line}: a key must be a word, got a {key_node.id}")
                 if key in result:
-                    raise InputError(f"line {line}: the key '{shown(key, quote=False)}' stands there twice")
+                    raise InputError(f"line {line}: the key '{shown(key, quote=False)}' is a duplicate")
                 result[key] = self.of(value, depth + 1)
             return result
         if isinstance(node, yaml.ScalarNode) and name in _SCALARS:

@@ -174,7 +174,7 @@ def test_what_cannot_be_compared_is_one_line(what, tmp_path, monkeypatch):
     ("text", "says"),
     [
         ("- 1", "expected 'key: value' lines, got [1]"),
-        ("models: [a]", "'models' holds further keys, got ['a']"),
+        ("models: [a]", "'models' is a section with keys, got ['a']"),
         ("models: {a: 3}", "models.a: expected 'key: value' lines, got 3"),
         ("models: {a: {run: 3}}", "models.a: 'run' names a finished run or a list of them, got 3"),
         ("models: {a: {run: []}}", "models.a: 'run' names a finished run or a list of them, got []"),
@@ -186,7 +186,7 @@ def test_what_cannot_be_compared_is_one_line(what, tmp_path, monkeypatch):
         ("seeds: 3\nmodels: {a: {}}", "'seeds': a list was expected, got 3"),
         ("seeds: [-1]\nmodels: {a: {}}", "'seeds[0]' must be at least 0, got -1"),
         ("match: {tolerance: .nan}\nmodels: {a: {}}", "'match.tolerance' must be a finite number, got nan"),
-        ("models: {a: {}, a: {}}", "line 1: the key 'a' stands there twice"),
+        ("models: {a: {}, a: {}}", "line 1: the key 'a' is a duplicate"),
         ("models:", "there is no model to compare"),
         ("models: {../a: {}}", "names of models have letters, digits"),
     ],

@@ -104,7 +104,7 @@ def _read_parts(file: Path, inside: tuple[Path, ...] = ()) -> _Parts:
             whole.models[name] = {**whole.models.get(name, {}), **differences}
     shared, models = values.pop("train", None), values.pop("models", None) or {}
     if not isinstance(models, dict):
-        raise InputError(f"{file}: 'models' holds further keys, got {shown(models)}")
+        raise InputError(f"{file}: 'models' is a section with keys, got {shown(models)}")
     whole.own |= read_fields(CompareConfig, values, str(file))
     whole.shared |= read_section(TrainConfig, shared, file, f"{file}: train")
     whole.shared.pop("run", None)

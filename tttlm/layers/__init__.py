@@ -1,8 +1,8 @@
-"""Sequence layers that drop into any Flax NNX model, all under one contract.
+"""Sequence layers for any Flax NNX model, all with the same interface.
 
-`layer(x)` maps `[B, T, D]` to `[B, T, D]`; `layer.extend(x, state)` goes on from a state and returns the next one;
+`layer(x)` maps `[B, T, D]` to `[B, T, D]`; `layer.extend(x, state)` continues from a state and returns the next one;
 `layer.init_state(batch)` is the state before the first token. However a sequence is cut, the outputs are the same.
-The layers themselves are in `tttlm.mixers`, each beside what a language model knows of it.
+The layers are defined in `tttlm.mixers`, each with the code that a language model needs for it.
 """
 
 from tttlm.mixers import (

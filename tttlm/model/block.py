@@ -1,4 +1,4 @@
-"""One block: a sequence layer and a feed-forward layer, each behind a norm and added to the stream."""
+"""One block: a sequence layer and a feed-forward layer, each after a norm and added to the residual stream."""
 
 from typing import Any, NamedTuple
 
@@ -17,11 +17,11 @@ from tttlm.parts.partition import with_sharding
 
 
 class BlockState(NamedTuple):
-    """What a block carries from token to token.
+    """The state that a block carries from token to token.
 
     Attributes:
         tail: The last inputs of the convolution before the block, `[B, W-1, D]`; None without one.
-        mixer: The state of the mixer, which knows the document in progress.
+        mixer: The state of the mixer, which has the id of the document in progress.
     """
 
     tail: Float[Array, "B P D"] | None
@@ -70,7 +70,7 @@ class Block(nnx.Module):
         inner_learning_rate_multiplier: float | Float[Array, ""],
         on_boundary: bool = False,
     ) -> tuple[Float[Array, "B T D"], BlockState | None]:
-        """From `state`, or without one from the first token; returns the stream and the next state."""
+        """Continues from `state`, or starts at the first token without one; returns the stream and the next state."""
         options: dict[str, Any] = {}
         if self.has_inner_model:
             options["inner_learning_rate_multiplier"] = inner_learning_rate_multiplier
@@ -93,7 +93,7 @@ class Block(nnx.Module):
         segment_ids: Int[Array, "B T"] | None,
         inner_learning_rate_multiplier: float | Float[Array, ""],
     ) -> InnerStatistics | None:
-        """What the inner model does when the block reads `h`; None where the mixer has none."""
+        """Statistics of the inner model when the block reads `h`; None if the mixer has none."""
         if not self.has_inner_model:
             return None
         _, x, _ = self._mixer_input(h, None, documents(segment_ids))
@@ -102,7 +102,7 @@ class Block(nnx.Module):
         )
 
     def _mixer_input(self, h, tail, docs):
-        """The stream after the convolution before the block, what the mixer reads, and the convolution's next tail."""
+        """The stream after the convolution before the block, the mixer's input, and the convolution's next tail."""
         if self.conv is not None and self.conv_norm is not None:
             x = self.conv_norm(h)
             if tail is None:

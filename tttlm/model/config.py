@@ -1,4 +1,4 @@
-"""What a language model is made of: its configuration, the published sizes, and what a token costs."""
+"""Configuration of a language model, the published sizes, and the cost of a token."""
 
 import math
 from dataclasses import asdict, dataclass, field, replace
@@ -14,34 +14,34 @@ from tttlm.ranges import Count, NonNegativeFloat, PositiveFloat, Size, SizeOrZer
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A language model: embedding, `layers` blocks whose mixers repeat a pattern, a norm and a head."""
+    """Configuration of a language model: embedding, blocks whose mixers repeat a pattern, a norm and a head."""
 
     vocab_size: Count = 32_000
     hidden_size: Size = 768
     """Size of the residual stream."""
     num_layers: Size = 12
-    """Blocks; a multiple of the number of `mixers`."""
+    """Number of blocks; a multiple of the number of `mixers`."""
     num_heads: Size = 12
-    """Heads of TTT and attention mixers."""
+    """Number of heads of TTT and attention mixers."""
     intermediate_size: SizeOrZero = 2048
-    """Width of the feed-forward blocks; 0 for none, as in Mamba."""
+    """Intermediate size of the feed-forward blocks; 0 for none, as in Mamba."""
     feed_forward_bias: bool = False
-    """Biases of the feed-forward blocks."""
+    """Whether feed-forward blocks have biases."""
     mixers: tuple[str, ...] = ("ttt_linear",)
     """The pattern of sequence layers, repeated over the depth; more than one makes a hybrid: ttt_linear, ttt_mlp,
-    attention, sliding_attention, mamba, mamba2, the published learners (docs/inner-learner.md), and what else was
+    attention, sliding_attention, mamba, mamba2, the published learners (docs/inner-learner.md), and any other that is
     registered (docs/adding-a-mixer.md)."""
     backbone: Literal["transformer", "mamba"] = "mamba"
-    """What surrounds a TTT layer: `mamba` adds a convolution before each block, shared queries and keys, and a gate."""
+    """The backbone of TTT layers: `mamba` adds a convolution before each block, shared queries and keys, and a gate."""
     conv_before_block: bool | None = None
-    """A convolution before each block; None: before TTT blocks of the Mamba backbone."""
+    """Whether each block begins with a convolution; None: TTT blocks of the Mamba backbone do."""
     conv_kernel: Size = 4
-    """Taps of every convolution."""
+    """Number of taps of every convolution."""
     conv_init: Literal["pytorch", "lecun_normal"] = "pytorch"
-    """How the convolutions before blocks and in TTT layers start: as PyTorch's, uniform with a bias, or as Flax's,
-    lecun-normal with a bias of zero."""
+    """Initialization of the convolutions before blocks and in TTT layers: as PyTorch's, uniform with a bias, or as
+    Flax's, lecun-normal with a bias of zero."""
     tie_embeddings: bool = True
-    """Whether the head is the embedding."""
+    """Whether the head is tied to the embedding."""
     rope_theta: PositiveFloat = 10_000.0
     norm_eps: PositiveFloat = 1e-6
     initializer_range: NonNegativeFloat = 0.02
@@ -51,13 +51,13 @@ class ModelConfig:
     mamba2: Mamba2Config = field(default_factory=Mamba2Config)
     mixer_options: dict[str, dict[str, Any]] = field(default_factory=dict, hash=False)
     """Configurations of mixers without a field of their own, by name: published learners (docs/inner-learner.md), and
-    mixers that were registered from outside the package."""
+    mixers that are registered from outside the package."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    """What is computed in; inner states stay in float32 at least."""
+    """Dtype of the computation; inner states are float32 at least."""
     param_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    """What parameters are stored in."""
+    """Dtype of the parameters."""
     remat: Literal["none", "block", "dots"] = "block"
-    """What the backward pass computes again: nothing, whole blocks, or all but matrix products."""
+    """What the backward pass recomputes: nothing, complete blocks, or everything but matrix products."""
 
     def __post_init__(self) -> None:
         check_fields(self, "model.")
@@ -75,14 +75,14 @@ class ModelConfig:
 
     @property
     def pattern(self) -> tuple[Mixer, ...]:
-        """The mixers of one repeat of the pattern; all that the library knows of them (see `tttlm.mixers.Mixer`)."""
+        """The mixers of one repeat of the pattern (see `tttlm.mixers.Mixer`)."""
         return tuple(self.mixer(name) for name in self.mixers)
 
     def mixer(self, name: str) -> Mixer:
         """The mixer of that name in this model.
 
         Raises:
-            InputError: no mixer is registered under it, or `mixer_options` do not fit it.
+            InputError: no mixer of that name is registered, or its `mixer_options` are invalid.
         """
         mixer = registered(name)
         section = section_of(name)
@@ -100,7 +100,7 @@ class ModelConfig:
 
     @property
     def repeats(self) -> int:
-        """How often the pattern of mixers repeats."""
+        """The number of repeats of the pattern of mixers."""
         return self.num_layers // len(self.mixers)
 
     def conv_before(self, mixer: Mixer) -> bool:
@@ -109,25 +109,25 @@ class ModelConfig:
 
     @property
     def alignment(self) -> int:
-        """Tokens on whose multiples packed documents start, so that they give what they give alone."""
+        """Packed documents start at multiples of this many tokens, so that their outputs are those they have alone."""
         return math.lcm(*(mixer.alignment for mixer in self.pattern))
 
     @property
     def cache_length(self) -> int | None:
-        """Tokens that the state of a sequence has room for; None where it has one size however many tokens come."""
+        """The largest number of tokens of a state with a cache; None if the state has a fixed size."""
         return min((mixer.cache_length for mixer in self.pattern if mixer.cache_length is not None), default=None)
 
     def with_cache_length(self, tokens: int) -> Self:
-        """The same model whose state has room for that many tokens."""
+        """The same model with a cache for that many tokens."""
         growing = [mixer for mixer in self.pattern if mixer.cache_length is not None]
         return self.with_settings({section_of(mixer.name): mixer.with_cache_length(tokens) for mixer in growing})
 
     def flops_per_token(self, sequence_length: int) -> float:
-        """Floating-point operations of a forward pass, as a mean over the tokens of a sequence of that length.
+        """Floating-point operations per token of a forward pass, the mean over a sequence of that length.
 
-        Two for every multiply-add of a matrix product, by formula: XLA's own count takes the body of a loop once.
-        Element-wise work is left out, causal attention counts the keys that a query sees, and a training step is three
-        times the forward pass (what rematerialisation computes again is not counted).
+        Every multiply-add of a matrix product counts as two, by formula, because XLA's own count takes the body of a
+        loop once. Element-wise operations are not counted, causal attention counts the keys that a query attends to,
+        and a training step is three times the forward pass (without recomputation by rematerialisation).
         """
         conv = 2 * self.conv_kernel * self.hidden_size
         pattern = sum(
@@ -145,12 +145,12 @@ class ModelConfig:
 
     @classmethod
     def preset(cls, size: str, *, mixer: str = "ttt_linear", backbone: str = "mamba", **changes: Any) -> Self:
-        """A published size: 125m, 350m, 760m or 1.3b; for Mamba its own 130m, 370m, 790m and 1.4b stand for them.
+        """A published size: 125m, 350m, 760m or 1.3b, for which Mamba has its own 130m, 370m, 790m and 1.4b.
 
         >>> ModelConfig.preset("125m", mixer="ttt_mlp", backbone="transformer")
 
         Raises:
-            InputError: for an unknown size.
+            InputError: the size is unknown.
         """
         if size not in PRESETS:
             raise InputError(f"unknown model size {size!r}; there are {', '.join(PRESETS)}")

@@ -1,4 +1,4 @@
-"""The language model: embedding, stacked blocks, a norm and a head, under the contract of the layers inside."""
+"""The language model: embedding, stacked blocks, a norm and a head, with the interface of the layers inside."""
 
 import math
 from typing import Any
@@ -19,7 +19,7 @@ from tttlm.parts.partition import lookup, with_sharding
 
 State = tuple[BlockState, ...]
 
-# What the backward pass may keep of a block instead of computing it again.
+# What the backward pass may store of a block instead of recomputing it.
 REMAT_POLICIES: dict[str, Any] = {
     "block": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -44,18 +44,18 @@ class Pattern(nnx.Module):
 
 
 class LanguageModel(nnx.Module):
-    """A causal language model of any mixers, with one contract for all of them.
+    """A causal language model of any mixers, with the same interface for all of them.
 
     >>> model = LanguageModel(ModelConfig(hidden_size=64, num_heads=4), rngs=nnx.Rngs(0))
     >>> logits = model(tokens)                                         # [B, T] -> [B, T, V]
-    >>> logits, state = model.extend(tokens, model.init_state(batch))  # the same, and go on from there
+    >>> logits, state = model.extend(tokens, model.init_state(batch))  # the same logits, and the state after them
 
     Repeats of the pattern of mixers are stacked: their parameters, and the leaves of a state, have a leading axis
-    `[repeats, ...]` and are run through by one `jax.lax.scan`. Logits are float32 at least.
+    `[repeats, ...]`, over which one `jax.lax.scan` runs. Logits are float32 at least.
 
     Args:
         config: see `ModelConfig`.
-        rngs: for the parameters.
+        rngs: random number generators of the parameters.
 
     Attributes:
         origin: What a model that was read from a released folder came with, see `tttlm.interop`; None for others.
@@ -92,16 +92,17 @@ class LanguageModel(nnx.Module):
         mask: Bool[Array, "B T"] | None = None,
         inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
     ) -> Float[Array, "B T V"]:
-        """Logits of the next token at every place.
+        """Logits of the next token at every position.
 
         Args:
             tokens: ids in `[0, V)`.
-            segment_ids: documents of a sequence, 0 for padding that takes a position; nothing of one document reaches
-                another.
-            lengths: how many tokens each sequence has; what is behind them is neither read nor written and takes no
-                position, so that every sequence gives what it gives alone.
+            segment_ids: ids of the documents in a sequence, 0 for padding that counts as a position; nothing of one
+                document reaches another.
+            lengths: number of tokens of each sequence; padding after them is neither read nor written and does not
+                count as a position, so that every sequence has the outputs that it has alone.
             mask: the same for padding anywhere, True at tokens.
-            inner_learning_rate_multiplier: warms up the inner learning rate of mixers with an inner model.
+            inner_learning_rate_multiplier: multiplier of the inner learning rate of mixers with an inner model, for its
+                warm-up.
         """
         multiplier = inner_learning_rate_multiplier
         return self.head(self._run(tokens, None, segment_ids, lengths, mask, multiplier)[0])
@@ -115,7 +116,7 @@ class LanguageModel(nnx.Module):
         mask: Bool[Array, "B T"] | None = None,
         inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
     ) -> Float[Array, "B T D"]:
-        """What the head reads: the stream after the last norm."""
+        """The inputs of the head: the stream after the last norm."""
         return self._run(tokens, None, segment_ids, lengths, mask, inner_learning_rate_multiplier)[0]
 
     def head(self, features: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
@@ -125,7 +126,7 @@ class LanguageModel(nnx.Module):
 
     @property
     def table(self) -> Float[Array, "V D"]:
-        """What the head takes the inner product of features with, one row for every token of the vocabulary."""
+        """The matrix of the head, one row for every token of the vocabulary."""
         return (self.embed if self.lm_head is None else self.lm_head).embedding[...]
 
     def extend(
@@ -139,14 +140,14 @@ class LanguageModel(nnx.Module):
         on_boundary: bool = False,
         inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
     ) -> tuple[Float[Array, "B T V"], State]:
-        """Logits of tokens that go on from `state`, and the next state; arguments as for a call.
+        """Logits of tokens that continue from `state`, and the next state; arguments as for a call.
 
-        `on_boundary` is a promise that every sequence has had a multiple of `config.alignment` tokens, and saves mixers
-        with mini-batches what it costs to start within one.
+        `on_boundary` asserts that every sequence has had a multiple of `config.alignment` tokens, which saves mixers
+        with mini-batches the cost of starting within one.
 
         Raises:
-            InputError: an attention cache has no room for them. Where this is compiled and offsets are not known, the
-                logits of tokens past its room are NaN instead.
+            InputError: the tokens do not fit in an attention cache. Within `jax.jit`, where offsets are unknown, the
+                logits of tokens beyond the cache are NaN instead.
         """
         multiplier = inner_learning_rate_multiplier
         h, state = self._run(tokens, state, segment_ids, lengths, mask, multiplier, on_boundary=on_boundary)
@@ -162,18 +163,18 @@ class LanguageModel(nnx.Module):
         on_boundary: bool = False,
         inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
     ) -> tuple[Float[Array, "B T D"], State]:
-        """What the head reads of tokens that go on from `state`, and the next state; arguments as for `extend`.
+        """The inputs of the head for tokens that continue from `state`, and the next state; arguments as for `extend`.
 
-        The backward pass computes again what `config.remat` says.
+        The backward pass recomputes activations as configured by `config.remat`.
         """
         multiplier = inner_learning_rate_multiplier
         return self._run(tokens, state, segment_ids, lengths, None, multiplier, remat=True, on_boundary=on_boundary)
 
     def check_room(self, state: State, tokens: int | Int[Array, "B"]) -> None:
-        """Refuses more tokens than a state has room for.
+        """Refuses more tokens than fit in the cache of a state.
 
         Raises:
-            InputError: there is no room, and the tokens in the state are known, which they are not while compiling.
+            InputError: they do not fit. Within `jax.jit`, where the tokens in the state are unknown, nothing is raised.
         """
         for mixer, block in zip(self.config.pattern, state, strict=True):
             mixer.check_room(block.mixer, tokens)
@@ -185,7 +186,8 @@ class LanguageModel(nnx.Module):
         *,
         inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
     ) -> tuple[InnerStatistics | None, ...]:
-        """What the inner models do while `tokens` are read: for every mixer of the pattern, leaves `[repeats, ...]`.
+        """Statistics of the inner models while `tokens` are read: for every mixer of the pattern, leaves `[repeats,
+        ...]`.
 
         None for a mixer without an inner model. Arguments as for a call; see `tttlm.ops.ttt.InnerStatistics`.
         """
@@ -206,17 +208,17 @@ class LanguageModel(nnx.Module):
         return lookup(self.embed.embedding[...], tokens, self.norm.dtype)
 
     def init_state(self, batch: int) -> State:
-        """The state before the first token of `batch` rows; leaves are `[repeats, batch, ...]`."""
+        """The state before the first token of `batch` sequences; leaves are `[repeats, batch, ...]`."""
         return nnx.vmap(lambda pattern: pattern.init_state(batch), in_axes=0, out_axes=0)(self.stack)
 
     def _run(self, tokens, state, segment_ids, lengths, mask, multiplier, *, remat=False, on_boundary=False):
         given = padding(tokens.shape, lengths, mask)
-        carried = None if state is None else state[0].mixer.document[0]  # that of all blocks
+        carried = None if state is None else state[0].mixer.document[0]  # equal in all blocks
         if given is None:
             docs = documents(segment_ids, carried)
         else:
             tokens, docs = given.to_front(tokens), given.documents(segment_ids, carried)
-        # Every device knows where documents start in its sequences.
+        # Every device has the starts of documents of its own sequences.
         docs = jax.tree.map(lambda a: with_sharding(a, "B"), docs)
         if state is not None:
             self.check_room(state, num_positions(docs, tokens.shape[1]))
@@ -234,7 +236,7 @@ class LanguageModel(nnx.Module):
 
 
 def parameter_count(config: ModelConfig, *, embeddings: bool = True) -> int:
-    """How many parameters the model has, with or without those of embedding and head."""
+    """The number of parameters of the model, with or without those of embedding and head."""
     model = nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0)))
     count = sum(math.prod(p.shape) for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
     matrices = 1 if config.tie_embeddings else 2

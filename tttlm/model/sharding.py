@@ -1,12 +1,12 @@
-"""Which mesh axes shard the dimensions of which parameter of a language model."""
+"""Rules from the parameters of a language model to the mesh axes that shard their dimensions."""
 
 import re
 
 from tttlm.model.config import ModelConfig
 from tttlm.parts.partition import CONV_KERNEL, FEATURES, FROM_FEATURES, TO_FEATURES
 
-# Of what is not in a mixer. The first rule whose pattern is found in the path holds; the axis of stacked blocks is not
-# counted and is never sharded.
+# Rules for parameters outside mixers. The first one whose pattern matches the path applies; the axis of stacked blocks
+# is not counted and is never sharded.
 RULES = (
     (r"embedding$", ("tensor", "fsdp context")),  # V D
     (r"conv/kernel$", CONV_KERNEL),
@@ -22,9 +22,9 @@ def parameter_axes(model: ModelConfig, path: str, ndim: int) -> tuple[str, ...]:
     """The mesh axes of each dimension of a parameter, without the axis of stacked blocks.
 
     Args:
-        model: The model; each of its mixers says how its own parameters are sharded.
-        path: The path of the parameter, or of an array of the optimiser that ends in that of its parameter.
-        ndim: How many dimensions it has, the axis of stacked blocks not counted.
+        model: The model; each of its mixers has rules for its own parameters.
+        path: The path of the parameter, or the path of an array of the optimiser that ends with it.
+        ndim: The number of dimensions, without the axis of stacked blocks.
     """
     rules: tuple[tuple[str, tuple[str, ...]], ...] = RULES
     if inside := _IN_MIXER.search(path):

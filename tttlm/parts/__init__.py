@@ -1,4 +1,4 @@
-"""What layers are put together from: convolution, norm, feed-forward, and how activations are sharded on a mesh."""
+"""Building blocks of layers: convolution, norm, feed-forward, padding, and the sharding of activations on a mesh."""
 
 from tttlm.parts.conv import CausalConv
 from tttlm.parts.feed_forward import SwiGLU

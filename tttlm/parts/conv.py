@@ -1,4 +1,4 @@
-"""A causal depthwise convolution with weights of its own."""
+"""A causal depthwise convolution as a module."""
 
 import math
 from typing import Literal
@@ -20,13 +20,13 @@ class CausalConv(nnx.Module):
     """`tttlm.ops.conv.causal_conv` as a module.
 
     Args:
-        channels: channels `C`.
-        kernel_size: taps `W`.
+        channels: number of channels `C`.
+        kernel_size: number of taps `W`.
         use_bias: whether a bias is added.
-        init: how the weights start. "pytorch": kernel and bias uniform in `+-1/sqrt(W)`, as PyTorch's `Conv1d` of one
-            channel a group does; "lecun_normal": the kernel with variance `1/W`, the bias zero, as Flax's `Conv` does.
-        dtype: computed in; None promotes input and kernel.
-        param_dtype: of kernel `[W, C]` and bias `[C]`.
+        init: initialization. "pytorch": kernel and bias uniform in `+-1/sqrt(W)`, as in PyTorch's depthwise `Conv1d`;
+            "lecun_normal": the kernel with variance `1/W`, the bias zero, as in Flax's `Conv`.
+        dtype: dtype of the computation; None promotes input and kernel.
+        param_dtype: dtype of kernel `[W, C]` and bias `[C]`.
     """
 
     def __init__(
@@ -56,12 +56,12 @@ class CausalConv(nnx.Module):
         docs: Documents | None = None,
         channels: slice = slice(None),
     ) -> tuple[Float[Array, "B T C"], Float[Array, "B P C"]]:
-        """The outputs and the tail to carry on, for `channels` of the weights; see `tttlm.ops.conv.causal_conv`."""
+        """The outputs and the next tail, for `channels` of the weights; see `tttlm.ops.conv.causal_conv`."""
         x, kernel, bias = self._promote(x)
         return causal_conv(x, kernel[:, channels], None if bias is None else bias[channels], tail=tail, docs=docs)
 
     def along_stream(self, x: Float[Array, "B T C"], docs: Documents | None = None) -> Float[Array, "B T C"]:
-        """The outputs for whole rows of the stream; see `tttlm.parts.partition.conv_along_stream`."""
+        """The outputs for complete sequences of the stream; see `tttlm.parts.partition.conv_along_stream`."""
         return conv_along_stream(*self._promote(x), docs)
 
     def _promote(self, x: Float[Array, "B T C"]) -> tuple[Array, Array, Array | None]:

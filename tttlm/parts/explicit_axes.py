@@ -1,8 +1,8 @@
-"""Layers on a mesh with `Explicit` axes, as `jax.make_mesh` makes them: within a layer the compiler decides.
+"""Layers on a mesh with `Explicit` axes, the default of `jax.make_mesh`: within a layer the compiler decides.
 
-There the sharding of every array is part of its type, and an operation that could give either of two shardings is
-refused. Layers leave that choice to the compiler on any mesh (`jax.sharding.auto_axes`), and their outputs and states
-have the shardings of what came in.
+On such a mesh the sharding of every array is part of its type, and an operation with an ambiguous sharding is refused.
+Within a layer the compiler chooses shardings on any mesh (`jax.sharding.auto_axes`); its outputs and states have the
+shardings of its input and state.
 """
 
 import functools
@@ -17,7 +17,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def any_mesh(method: F) -> F:
-    """Decorates a method from `(x, state, ...)` to outputs like `x` and a state like `state`, so that any mesh will do.
+    """Decorates a method from `(x, state, ...)` to outputs like `x` and a state like `state`, so that it works on any
+    mesh.
 
     Either may be None.
     """

@@ -15,9 +15,9 @@ class SwiGLU(nnx.Module):
     """`down(silu(gate(x)) * up(x))` (arXiv 2002.05202).
 
     Args:
-        hidden_size: model width `D`.
-        hidden: feed-forward width `F`.
-        use_bias: of the three projections.
+        hidden_size: size `D` of inputs and outputs.
+        hidden: intermediate size `F`.
+        use_bias: whether the three projections have biases.
         dtype, param_dtype, kernel_init, rngs: as in `nnx.Linear`.
     """
 

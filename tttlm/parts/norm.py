@@ -1,4 +1,4 @@
-"""Root-mean-square normalisation, as Llama and TTT models use it."""
+"""Root-mean-square normalisation, as in Llama and TTT models."""
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,9 @@ class RMSNorm(nnx.Module):
 
     Args:
         num_features: size of the last axis.
-        eps: added to the mean square.
-        dtype: of the result; None promotes input and scale.
-        param_dtype: of the scale.
+        eps: epsilon added to the mean square.
+        dtype: dtype of the result; None promotes input and scale.
+        param_dtype: dtype of the scale.
     """
 
     def __init__(
@@ -26,7 +26,7 @@ class RMSNorm(nnx.Module):
         param_dtype: Dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        del rngs  # a scale of ones needs no randomness; the argument keeps the manner of nnx modules
+        del rngs  # unused: the argument is for the convention of nnx modules
         self.scale = nnx.Param(jnp.ones((num_features,), param_dtype))
         self.eps = eps
         self.dtype = dtype
