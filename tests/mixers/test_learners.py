@@ -18,9 +18,7 @@ IDS = jnp.asarray([[0, 1, 1, 1, 1, 0, 2, 2, 2, 3, 3, 3], [5, 5, 5, 5, 5, 5, 5, 6
 QUICK = ("gated_deltanet", "comba", "inplace_ttt")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in LAYERS]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in LAYERS])
 def test_cut_within_a_chunk_and_packed_a_layer_gives_what_it_gives_whole(name, x64):
     graph, parameters = nnx.split(nnx.jit(lambda: LAYERS[name](nnx.Rngs(0)))())
     rng = np.random.default_rng(1)
@@ -38,6 +36,16 @@ def test_cut_within_a_chunk_and_packed_a_layer_gives_what_it_gives_whole(name, x
     real = np.asarray(IDS != 0)
     np.testing.assert_allclose(np.asarray(pieces)[real], np.asarray(whole)[real], rtol=1e-9, atol=1e-12)
     assert np.std(np.asarray(whole)[real]) > 1e-6
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in LAYERS])
+def test_what_happens_inside_is_measured_of_every_layer(name, x64):
+    """Traced, not computed: tests/ops/test_conformance.py has the numbers."""
+    layer = nnx.eval_shape(lambda: LAYERS[name](nnx.Rngs(0)))
+    graph, parameters = nnx.split(layer)
+    x = jax.ShapeDtypeStruct((2, 16, WIDTH), jnp.float64)
+    found = jax.eval_shape(lambda p, x: nnx.merge(graph, p).inner_statistics(x), parameters, x)
+    assert [a.shape for a in found] == [(), (), (), (), (4,)]
 
 
 def test_a_configuration_names_the_implementation_or_is_told_in_one_line_why_it_cannot():

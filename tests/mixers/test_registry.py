@@ -24,7 +24,8 @@ AVERAGE = replace(SMALL, mixers=("average",))
 def test_no_mixer_is_named_outside_of_its_place():
     """But for the fields of `ModelConfig`, which are keys of configuration files, and the layouts of checkpoints."""
     rooms = ("model", "training", "evaluation", "comparison", "planning", "parts", "inference", "data")
-    quoted = re.compile(r"""["'](ttt_linear|ttt_mlp|attention|sliding_attention|mamba2?|ttt)["']""")
+    names = "|".join(name for name in mixer_names() if registered(name).__module__.startswith("tttlm."))
+    quoted = re.compile(rf"""["']({names}|ttt)["']""")
     layers = re.compile(r"\b(TTTLinear|TTTMLP|TTTMixer|Mamba2?|Attention|AttentionMixer|MambaMixer)\b(?!-)")
     for room in rooms:
         for path in (Path(tttlm.__file__).parent / room).rglob("*.py"):

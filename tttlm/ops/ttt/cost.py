@@ -31,7 +31,7 @@ def rates_per_write(learner: Learner, num_heads: int, key_dim: int, value_dim: i
     return {None: 0, "value": value_dim, "token": learner.window}[rate]
 
 
-def _input_shapes(learner: Learner, time: int, key_dim: int, value_dim: int) -> LearnerInputs:
+def input_shapes(learner: Learner, time: int, key_dim: int, value_dim: int) -> LearnerInputs:
     """The inputs of one row and one head."""
     optimizer, written = learner.optimizer, time * learner.clocks.writes_per_token
 
@@ -76,7 +76,7 @@ def flops_per_token(
         sequence_length: tokens of a sequence.
         implementation: as `learn` takes it.
     """
-    inputs = _input_shapes(learner, sequence_length, key_dim, value_dim)
+    inputs = input_shapes(learner, sequence_length, key_dim, value_dim)
     weights = initial_weights(learner, 1, key_dim, value_dim)
     slow: Any = None
     if isinstance(learner.optimizer, Ridge):
