@@ -2,5 +2,6 @@
 
 from tttlm.interop.pretrained import from_pretrained, save_pretrained
 from tttlm.interop.publish import push_to_hub
+from tttlm.interop.warm_start import WarmStart, pretrained_config, warm_start
 
-__all__ = ["from_pretrained", "push_to_hub", "save_pretrained"]
+__all__ = ["WarmStart", "from_pretrained", "pretrained_config", "push_to_hub", "save_pretrained", "warm_start"]

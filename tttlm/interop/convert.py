@@ -147,7 +147,8 @@ def streamed_logits(source: Parameters, tokens: np.ndarray) -> Float[np.ndarray,
     h = jnp.asarray(source.read(("embed", "embedding"), None)[tokens].astype(np.float32))
     for repeat in range(source.config.repeats):
         parameters = [(path, v.replace(jnp.asarray(read(("stack", *path), repeat)))) for path, v in abstract]
-        h = run(nnx.from_flat_state(parameters), h)
+        h = jax.block_until_ready(run(nnx.from_flat_state(parameters), h))
+        del parameters  # before the next are read
     x = np.asarray(h)
     x = x / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + config.norm_eps) * read(("norm", "scale"))
     table = source.read(("embed" if config.tie_embeddings else "lm_head", "embedding"), None)
