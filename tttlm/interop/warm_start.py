@@ -20,7 +20,7 @@ from tttlm.interop.origin import origin_of
 from tttlm.mixers.ttt import TTTMixer
 from tttlm.model import LanguageModel, ModelConfig
 
-_READOUTS = ("o_proj", "out_proj", "down_proj", "conv")  # what a block adds to the stream goes through one of these
+_READOUTS = ("o_proj", "out_proj", "down_proj")  # what a mixer or feed-forward layer adds goes through one of these
 _MATTERS = ("num_kv_heads", "head_dim", "qk_norm", "use_bias", "out_bias", "rope_scaling")
 
 
