@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tttlm.mixers import learners as of
+from tttlm.ops.ttt import published
 
 WIDTH, TIME = 16, 12
 F64 = {"dtype": jnp.float64, "param_dtype": jnp.float64, "kernel_init": nnx.initializers.normal(0.4)}
@@ -27,5 +28,13 @@ LAYERS = {
     "lact": _layer(of.LaCT, chunk_size=4),
     "tnt": _layer(of.TNT, chunk_size=4, local_chunk_size=2, local_shard_size=4, inner_learning_rate=1.0),
     "atlas": _layer(of.ATLAS, chunk_size=4, window=3, inner_learning_rate=1.0),
+    "any_learner": lambda rngs: of.TTT(
+        WIDTH,
+        2,
+        learner=published.ttt((6,), 4),
+        conventions=of.Conventions(learned_start=True, skip=True, output_gate=of.OutputGate(rank=3)),
+        rngs=rngs,
+        **F64,
+    ),
     "inplace_ttt": lambda rngs: of.InPlaceTTT(WIDTH, 24, chunk_size=4, rngs=rngs, **F64),
 }

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, TypeVar
 
 import jax
@@ -177,15 +178,11 @@ class LearnerMixer(Mixer[C]):
             raise InputError(f"{self.name}: {error}") from None
 
     def flops_per_token(self, sequence_length: int) -> float:
-        layer = nnx.eval_shape(lambda: self.build(rngs=nnx.Rngs(0)))
-        parameters = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(layer, nnx.Param)))
-        # Projections and convolutions alike cost a multiply-add for every number of their kernel.
-        outer = sum(2 * a.size for path, a in parameters if jax.tree_util.keystr(path[-1:], simple=True) == "kernel")
-        inner = 0.0
-        for memory in layer.memories:
-            sizes = memory.key_dim, memory.value_dim
-            inner += flops_per_token(memory.learner, *sizes, sequence_length, self.settings.implementation)
-        return outer + self.model.num_heads * inner
+        sizes = _features(self), self._sizes[1]
+        inner = sum(
+            flops_per_token(one, *sizes, sequence_length, self.settings.implementation) for one in self.learners
+        )
+        return _outer_flops(self) + self.model.num_heads * inner
 
     @property
     def alignment(self) -> int:
@@ -194,3 +191,20 @@ class LearnerMixer(Mixer[C]):
     @property
     def hidden_size_unit(self) -> int:
         return self.model.hidden_size // self.model.num_heads
+
+
+@cache
+def _layer(mixer: LearnerMixer) -> PublishedLayer:
+    """The layer without values."""
+    return nnx.eval_shape(lambda: mixer.build(rngs=nnx.Rngs(0)))
+
+
+def _features(mixer: LearnerMixer) -> int:
+    """The size of a key as the learners get it."""
+    return _layer(mixer).memories[0].key_dim
+
+
+def _outer_flops(mixer: LearnerMixer) -> float:
+    """What a token costs around the learners: a multiply-add for every number of a projection or convolution."""
+    parameters = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(_layer(mixer), nnx.Param)))
+    return sum(2.0 * a.size for path, a in parameters if jax.tree_util.keystr(path[-1:], simple=True) == "kernel")
