@@ -1,6 +1,6 @@
 """Causal depthwise convolution along time.
 
-Written as a few shifted multiply-adds: XLA fuses them, where a grouped convolution runs many times slower on CPU.
+It is written as a few shifted multiply-adds, which XLA fuses; a grouped convolution is many times slower on CPU.
 """
 
 import jax
@@ -19,17 +19,17 @@ def causal_conv(
     tail: Float[Array, "B P C"] | None = None,
     docs: Documents | None = None,
 ) -> tuple[Float[Array, "B T C"], Float[Array, "B P C"]]:
-    """`y_t = bias + sum_w kernel[W-1-w] x_{t-w}`, every channel by itself, never across documents.
+    """`y_t = bias + sum_w kernel[W-1-w] x_{t-w}`, for every channel separately, never across documents.
 
     Args:
         x: inputs.
-        kernel: taps, the last one for the present token.
-        bias: added to every output.
-        tail: the `P = W - 1` inputs before `x` of the document in progress; zeros when None.
-        docs: the documents in `x`; None when it is all one document.
+        kernel: taps, the last one for the current token.
+        bias: bias of every output.
+        tail: the `P = W - 1` inputs before `x` of the document in progress; zeros if None.
+        docs: the documents in `x`; None if it is one document.
 
     Returns:
-        the outputs, and the tail to carry on (zero where it is not of the document in progress).
+        The outputs, and the next tail (zero where it is not of the document in progress).
     """
     (batch, time, channels), width = x.shape, kernel.shape[0]
     if tail is None:
@@ -66,8 +66,8 @@ def _shifted_sum(
 ) -> Float[Array, "B T C"]:
     """`sum_w kernel[w] padded[t + w]` over the taps of the same document.
 
-    The gradient is written out: derived from the slices, it is a sum of padded arrays that XLA computes again for
-    every product that reads it, at about twice the cost.
+    The gradient is written out: derived from the slices, it is a sum of padded arrays that XLA recomputes for every
+    product that reads it, at about twice the cost.
     """
     time = padded.shape[1] - kernel.shape[0] + 1
     return sum(tap * _kept(padded[:, w : w + time], same, w) for w, tap in enumerate(kernel))

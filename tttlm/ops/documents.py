@@ -1,9 +1,9 @@
-"""Which tokens of a sequence belong to one document: the one rule that every layer follows.
+"""Which tokens of a sequence belong to one document, by the rule that every layer follows.
 
-`segment_ids` `[B, T]` tells the documents of a sequence apart; 0 is padding. Padding takes a position but is neither
-read nor written; where sequences have `lengths`, what is behind them takes no position either. The *document in
-progress* is that of the last token that is no padding; a token with another id starts a new document, so ids need not
-be unique within a sequence. A state carries the id in progress.
+`segment_ids` `[B, T]` separates the documents of a sequence; 0 is padding. Padding counts as a position but is neither
+read nor written; padding after the `lengths` of sequences does not count as a position. The *document in progress* is
+that of the last token that is not padding; a token with another id starts a new document, so ids need not be unique
+within a sequence. A state carries the id of the document in progress.
 """
 
 from dataclasses import dataclass
@@ -18,15 +18,15 @@ from tttlm.errors import InputError
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Documents:
-    """The documents of a stretch of sequences.
+    """The documents of a batch of sequences.
 
     Attributes:
-        index: 0 for the document carried in, 1 for the first that starts here, and so on; padding has the index of
-            the document in progress.
+        index: 0 for the document that is carried in, 1 for the first that starts here, and so on; padding has the index
+            of the document in progress.
         real: False at padding.
         start: True at the first token of every document that starts here.
-        last: the id in progress after the last token.
-        lengths: how many tokens of each sequence take a position, from the front; None for all.
+        last: the id of the document in progress after the last token.
+        lengths: number of tokens of each sequence that count as positions, from the front; None for all.
     """
 
     index: Int[Array, "B T"]
@@ -42,29 +42,29 @@ class Documents:
 
 
 SegmentIds = Int[Array, "B T"] | Documents | None
-"""What tells the documents of a call apart: ids, 0 for padding; ids that were read already; None where all is one."""
+"""The documents of a call: ids, 0 for padding; or the result of `documents`; or None for one document."""
 
 
 def documents(
     segment_ids: SegmentIds, carried: Int[Array, "B"] | None = None, lengths: Int[Array, "B"] | None = None
 ) -> Documents | None:
-    """Reads `segment_ids`, going on from the ids `carried` in progress (0, or None, before the first token).
+    """Reads `segment_ids`, continuing from the ids `carried` in progress (0, or None, before the first token).
 
-    With `lengths`, so many tokens of each sequence take a position; behind them `segment_ids` are 0.
+    With `lengths`, so many tokens of each sequence count as positions; after them `segment_ids` are 0.
 
     Raises:
-        InputError: the ids are no integers.
+        InputError: the ids are not integers.
     """
     if segment_ids is None or isinstance(segment_ids, Documents):
         return segment_ids
     if not jnp.issubdtype(segment_ids.dtype, jnp.integer):
         raise InputError(f"segment_ids must be integers, 0 for padding; got {segment_ids.dtype} {segment_ids.shape}")
-    segment_ids = segment_ids.astype(jnp.int32)  # that of a state
+    segment_ids = segment_ids.astype(jnp.int32)  # the dtype of a state
     if carried is None:
         carried = jnp.zeros(segment_ids.shape[:1], jnp.int32)
     real = segment_ids != 0
     positions = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)
-    latest = jax.lax.cummax(jnp.where(real, positions, -1), axis=1)  # the last place <= t that is no padding
+    latest = jax.lax.cummax(jnp.where(real, positions, -1), axis=1)  # the last position <= t that is not padding
     here = jnp.take_along_axis(segment_ids, jnp.maximum(latest, 0), axis=1)
     in_progress = jnp.where(latest >= 0, here, carried[:, None])
     before = jnp.concatenate([carried[:, None], in_progress[:, :-1]], axis=1)
@@ -73,24 +73,24 @@ def documents(
 
 
 def num_positions(docs: Documents | None, time: int) -> int | Int[Array, "B"]:
-    """How many positions `time` tokens take, in every sequence or in each."""
+    """The number of positions of `time` tokens, equal for all sequences or one for each."""
     return time if docs is None or docs.lengths is None else docs.lengths
 
 
 def document_in_progress(carried: Int[Array, "B"], docs: Documents | None) -> Int[Array, "B"]:
-    """The id to carry on; without `segment_ids` every token belongs to the document in progress, or to document 1."""
+    """The next id to carry; without `segment_ids` all tokens belong to the document in progress, or to document 1."""
     return jnp.where(carried == 0, 1, carried) if docs is None else docs.last
 
 
 def positions_in_document(
     docs: Documents | None, time: int, carried: Int[Array, "B"]
 ) -> tuple[Int[Array, "B T"], Int[Array, "B"]]:
-    """How many positions of its document are before every token, and before the token after the last.
+    """The number of positions of its document before every token, and before the token after the last.
 
     Args:
-        docs: the documents; None where all is one.
-        time: tokens `T`.
-        carried: positions of the document in progress that were taken before the first token.
+        docs: the documents; None for one document.
+        time: number of tokens `T`.
+        carried: positions of the document in progress before the first token.
     """
     positions = carried[:, None] + jnp.arange(time, dtype=jnp.int32)
     if docs is None:

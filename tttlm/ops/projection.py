@@ -12,11 +12,11 @@ from tttlm.ops.varying import varying_like
 def projection(
     x: Float[Array, "*B I"], kernel: Float[Array, "I O"], dimension_numbers: Any, precision: Any = None, **options: Any
 ) -> Float[Array, "*B O"]:
-    """`x @ kernel`; takes what `nnx.Linear` gives to `jax.lax.dot_general`.
+    """`x @ kernel`; takes the arguments that `nnx.Linear` passes to `jax.lax.dot_general`.
 
-    The kernel's gradient is asked for as `x^T dy`. Derived by JAX it is the transpose of `dy^T x`, for which XLA on CPU
-    copies `dy` in transposed order, computing all that is fused into it once more: a third more processor time for a
-    gated product of two projections. Differentiable in reverse mode.
+    The kernel's gradient is computed as `x^T dy`. Derived by JAX it is the transpose of `dy^T x`, for which XLA on CPU
+    copies `dy` in transposed order, recomputing all that is fused into it: a third more processor time for a gated
+    product of two projections. Differentiable in reverse mode.
     """
     assert dimension_numbers == (((x.ndim - 1,), (0,)), ((), ()))
     return _product(precision, x, varying_like(kernel, x))

@@ -1,4 +1,4 @@
-"""Rotary position embedding (RoFormer, arXiv 2104.09864), in the two layouts that released weights use."""
+"""Rotary position embedding (RoFormer, arXiv 2104.09864), in the two layouts of released weights."""
 
 from dataclasses import dataclass
 
@@ -12,26 +12,26 @@ from tttlm.ranges import Count, PositiveFloat
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How Llama 3 slows its rotary embedding down for more tokens than it was pretrained on (arXiv 2407.21783).
+    """RoPE scaling of Llama 3, for more tokens than it was pretrained on (arXiv 2407.21783).
 
-    A pair that turns less than `low_freq_factor` times in `original_max_length` tokens turns `factor` times slower, one
-    that turns more than `high_freq_factor` times as before, and those between are interpolated.
+    A pair that rotates less than `low_freq_factor` times in `original_max_length` tokens rotates `factor` times slower,
+    one that rotates more than `high_freq_factor` times is unchanged, and pairs between are interpolated.
     """
 
     factor: PositiveFloat = 1.0
-    """How much slower slow pairs turn; 1 leaves the embedding as it is."""
+    """Factor by which slow pairs rotate slower; 1 changes nothing."""
     low_freq_factor: PositiveFloat = 1.0
-    """Turns in `original_max_length` tokens below which a pair is slow."""
+    """Rotations in `original_max_length` tokens below which a pair is slow."""
     high_freq_factor: PositiveFloat = 4.0
-    """Turns in `original_max_length` tokens above which a pair is left as it is."""
+    """Rotations in `original_max_length` tokens above which a pair is unchanged."""
     original_max_length: Count = 8192
-    """Tokens of the sequences that the model was pretrained on."""
+    """Sequence length in tokens of the pretraining."""
 
 
 def rope_frequencies(
     head_dim: int, base: float = 10_000.0, scaling: RopeScaling | None = None
 ) -> Float[np.ndarray, "half"]:
-    """Radians by which each of the `head_dim / 2` pairs turns from one position to the next, in float64.
+    """Radians by which each of the `head_dim / 2` pairs rotates per position, in float64.
 
     These are `base^(-2i/K)`, with `scaling` those of Llama 3.
     """
@@ -47,9 +47,9 @@ def rope_frequencies(
 def rotate_pairs(
     x: Float[Array, "B T H K"], positions: Int[Array, "*rows T"], base: float = 10_000.0
 ) -> Float[Array, "B T H K"]:
-    """Turns the interleaved pairs `(2i, 2i+1)` by `positions * base^(-2i/K)`: the layout of TTT weights.
+    """Rotates the interleaved pairs `(2i, 2i+1)` by `positions * base^(-2i/K)`: the layout of TTT weights.
 
-    `positions` is `[T]` or, per row, `[B, T]`. Computed in float32 at least; returns that dtype.
+    `positions` is `[T]` or, per sequence, `[B, T]`. Computed in float32 at least; returns that dtype.
     """
     cos, sin = _angles(x, positions, rope_frequencies(x.shape[-1], base))
     cos, sin = (jnp.stack(two, axis=-1).reshape(*cos.shape[:-1], -1) for two in ((cos, cos), (-sin, sin)))
@@ -65,9 +65,9 @@ def rotate_halves(
     base: float = 10_000.0,
     scaling: RopeScaling | None = None,
 ) -> Float[Array, "B T H K"]:
-    """Turns the pairs `(i, i + K/2)` by `positions` times `rope_frequencies`: the layout of Llama weights.
+    """Rotates the pairs `(i, i + K/2)` by `positions` times `rope_frequencies`: the layout of Llama weights.
 
-    `positions` is `[T]` or, per row, `[B, T]`. Computed in float32 at least; returns that dtype.
+    `positions` is `[T]` or, per sequence, `[B, T]`. Computed in float32 at least; returns that dtype.
     """
     cos, sin = _angles(x, positions, rope_frequencies(x.shape[-1], base, scaling))
     first, second = jnp.split(x, 2, axis=-1)
@@ -88,8 +88,9 @@ def _reduced(
 ) -> Float[Array, "*rows T 1 half"]:
     """`positions * frequencies` within half a turn, to 2e-6 radians up to position one million.
 
-    In float32 the product alone would be 1e-3 off at position 32,768. Here turns are counted in units of 2^-32, so that
-    whole turns overflow, in steps of 1 and of 1024 positions, so that rounding the units does not add up.
+    In float32 the product alone would have an error of 1e-3 at position 32,768. Here turns are counted in units of
+    2^-32, so that full turns overflow, in steps of 1 and of 1024 positions, so that rounding errors of the units do not
+    add up.
     """
     one, many = (
         np.round(n * frequencies / (2 * np.pi) % 1 * 2**32).astype(np.uint64).astype(np.uint32) for n in (1, 1024)

@@ -1,4 +1,4 @@
-"""The device that a computation is traced for: what is fast on it decides between implementations."""
+"""The device that a computation is traced for, which decides between implementations."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ _TARGET: ContextVar[Any] = ContextVar("target", default=None)
 
 @contextmanager
 def traced_for(device: Any) -> Iterator[None]:
-    """What is traced within will run on `device`, a `jax.Device` of this machine or of another."""
+    """A context for tracing a computation that will run on `device`, a `jax.Device` of this machine or of another."""
     token = _TARGET.set(device)
     try:
         yield
@@ -26,5 +26,5 @@ def target_device() -> Any:
 
 
 def target_platform() -> str:
-    """One of "cpu", "gpu" and "tpu"."""
+    """The platform of the target device: "cpu", "gpu" or "tpu"."""
     return target_device().platform

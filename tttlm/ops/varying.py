@@ -1,4 +1,4 @@
-"""Within `jax.shard_map`, which arrays differ from device to device: a loop has to start with what it ends with."""
+"""Varying axes within `jax.shard_map`: the carry of a loop must have the same ones before and after it."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ import jax
 def varying_like(tree: Any, like: jax.Array) -> Any:
     """`tree`, whose arrays may differ along every mesh axis along which `like` does.
 
-    `jax.shard_map` keeps count of these axes, and asks that the carry of a loop has the same ones before and after it.
-    Anywhere else this changes nothing.
+    `jax.shard_map` tracks these axes, and requires that the carry of a loop has the same ones before and after it.
+    Elsewhere this changes nothing.
     """
     axes = _varying(like)
     if not axes:

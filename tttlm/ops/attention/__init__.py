@@ -1,7 +1,7 @@
-"""Causal attention: softmax over what a query may see.
+"""Causal attention: softmax over the keys that a query may attend to.
 
-`attention` is the public function, `reference` the definition that the others are tested against, `blockwise` what
-runs on CPU, `cudnn` and `splash` the kernels of NVIDIA GPUs and TPUs, `mask` the rule of who sees whom.
+`attention` is the public function, `reference` the definition that the others are tested against, `blockwise` the
+implementation for CPU, `cudnn` and `splash` the kernels of NVIDIA GPUs and TPUs, `mask` the attention mask.
 """
 
 from tttlm.ops.attention.dot_product import IMPLEMENTATIONS, attention

@@ -1,8 +1,8 @@
-"""Attention a block of keys at a time: memory grows with T, backward too. For CPU, and wherever no kernel fits.
+"""Attention one block of keys at a time: memory grows with T, also in the backward pass. For CPU, and without a kernel.
 
-The softmax is accumulated over blocks of keys (arXiv 1805.02867) and the backward pass computes the scores again from
-the logarithm of each query's normaliser (arXiv 2307.08691). Blocks of keys that no query of a block can see are never
-computed: those in the future, outside the window, or of other documents.
+The softmax is accumulated over blocks of keys (arXiv 1805.02867) and the backward pass recomputes the scores from
+the logarithm of each query's normaliser (arXiv 2307.08691). Blocks of keys that no query of a block can attend to are
+skipped: those in the future, outside the window, or of other documents.
 """
 
 import math
@@ -16,10 +16,10 @@ from jaxtyping import Array, Bool, Float, Int
 from tttlm.ops.attention.mask import visible
 from tttlm.ops.varying import varying_like
 
-MASKED = -1e30  # a score that no query sees: finite, so that it never makes a NaN, in the backward pass either
-FLOOR = -1e29  # where running maxima start: exp(MASKED - FLOOR) is 0, so a query that sees nothing gives 0
+MASKED = -1e30  # a masked score: finite, so that it never makes a NaN, in the backward pass either
+FLOOR = -1e29  # where running maxima start: exp(MASKED - FLOOR) is 0, so a query without keys gives 0
 LARGEST_BLOCK = 256  # measured on CPU: smaller blocks waste the matrix products, larger ones the cache
-BLOCK_SCORES = 2**24  # scores held at a time
+BLOCK_SCORES = 2**24  # largest number of scores in memory at a time
 
 
 class _Side(NamedTuple):
@@ -49,7 +49,7 @@ def blockwise(
         while block > 128 and batch * num_heads * block**2 > BLOCK_SCORES:
             block //= 2
     query_block, key_block = min(block, time), min(block, k.shape[1])
-    lowest = jnp.iinfo(jnp.int32).min  # what fills the last block up is of segments of its own
+    lowest = jnp.iinfo(jnp.int32).min  # padding of the last block has segments of its own
     queries = _side(query_positions, query_segments, query_block, lowest)
     keys = _side(key_positions, key_segments, key_block, lowest + 1)
     grouped = q.reshape(batch, time, groups, num_heads // groups, head_dim)
@@ -61,7 +61,7 @@ def blockwise(
 
 
 def _split(x: Array, block: int) -> Array:
-    """`[B, T, ...]` -> `[B, N, block, ...]`, the last block filled up with zeros."""
+    """`[B, T, ...]` -> `[B, N, block, ...]`, the last block padded with zeros."""
     short = -x.shape[1] % block
     x = jnp.pad(x, ((0, 0), (0, short)) + ((0, 0),) * (x.ndim - 2))
     return x.reshape(x.shape[0], -1, block, *x.shape[2:])
@@ -79,7 +79,7 @@ def _side(positions: Int[Array, "#B T"], segments: Int[Array, "B T"] | None, blo
 
 
 def _needed(queries: _Side, keys: _Side, sliding_window: int | None) -> Bool[Array, "N M"]:
-    """False where no query of block n can see a key of block m in any row."""
+    """False where no query of block n can attend to a key of block m in any sequence."""
     first_query, last_query = (f(queries.positions, axis=2)[:, None] for f in (jnp.min, jnp.max))
     first_key, last_key = (f(keys.positions, axis=2)[None] for f in (jnp.min, jnp.max))
     needed = first_key <= last_query
@@ -91,7 +91,7 @@ def _needed(queries: _Side, keys: _Side, sliding_window: int | None) -> Bool[Arr
 
 
 def _range(needed: Bool[Array, "N M"]) -> tuple[Int[Array, "N"], Int[Array, "N"]]:
-    """For each n the first m that is needed, and one past the last."""
+    """For each n, the first m that is needed, and one past the last."""
     first = jnp.argmax(needed, axis=1).astype(jnp.int32)
     last = needed.shape[1] - jnp.argmax(needed[:, ::-1], axis=1).astype(jnp.int32)
     return first, jnp.where(jnp.any(needed, axis=1), last, first)

@@ -1,7 +1,7 @@
 """Attention by cuDNN's fused kernels, on NVIDIA GPUs.
 
-Causality and window are the kernel's own. Segments it knows only as a dense mask `[B, 1, T, T]`, so they are limited
-to rows of moderate length.
+The kernel has causality and window built in. Segments need a dense mask `[B, 1, T, T]`, so they are limited to
+sequences of moderate length.
 """
 
 import jax
@@ -11,11 +11,11 @@ from jaxtyping import Array, Float, Int
 from tttlm.ops.attention.mask import visible
 from tttlm.ops.target import target_device
 
-LONGEST_MASK = 8192  # 128 MB of bfloat16 a row
+LONGEST_MASK = 8192  # 128 MB of bfloat16 per sequence
 
 
 def obstacle(q: Float[Array, "B T H K"], in_order: bool, segmented: bool) -> str | None:
-    """Why the kernel cannot compute this here exactly, in one line; None when it can."""
+    """Why the kernel cannot compute this exactly on this device, in one line; None if it can."""
     device = target_device()
     if device.platform != "gpu" or "rocm" in device.client.platform_version.lower():
         return f"cuDNN runs on NVIDIA GPUs, not on {device.platform}"
@@ -29,7 +29,7 @@ def obstacle(q: Float[Array, "B T H K"], in_order: bool, segmented: bool) -> str
     if head_dim % 8 or head_dim > widest:
         return f"cuDNN attention needs a head_dim of at most {widest} and a multiple of 8, not {head_dim}"
     if not in_order:
-        return "cuDNN attention knows no positions other than 0, 1, 2, ..."
+        return "cuDNN attention supports only positions 0, 1, 2, ..."
     if segmented and (time % 2 or time > LONGEST_MASK):
         return f"cuDNN attention with segments needs an even number of at most {LONGEST_MASK} tokens, not {time}"
     return None

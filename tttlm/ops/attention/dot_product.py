@@ -1,4 +1,4 @@
-"""The public function: checks what comes in and picks an implementation."""
+"""The public function: checks its arguments and picks an implementation."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -16,7 +16,7 @@ IMPLEMENTATIONS = {
 }
 OBSTACLES = {"cudnn": cudnn.obstacle, "splash": splash.obstacle}
 KERNELS = {"gpu": "cudnn", "tpu": "splash"}
-FEW_SCORES = 2**16  # queries times keys up to which all scores at once are the fastest way
+FEW_SCORES = 2**16  # queries times keys up to which computing all scores at once is fastest
 
 
 def attention(
@@ -31,26 +31,26 @@ def attention(
     key_segments: Int[Array, "B S"] | None = None,
     implementation: str | None = None,
 ) -> Float[Array, "B T H K"]:
-    """`softmax(q kᵀ / √K) v` over the keys that a query sees (arXiv 1706.03762, eq. 1).
+    """`softmax(q kᵀ / √K) v` over the keys that a query attends to (arXiv 1706.03762, eq. 1).
 
-    A query sees the keys of its own segment whose position is not after its own and, with a window, less than
-    `sliding_window` before it. A query that sees no key gives zeros. Scores and softmax are computed in float32, or in
-    float64 when `q` is.
+    A query attends to the keys of its own segment whose position is not after its own and, with a window, less than
+    `sliding_window` before it. A query without keys gives zeros. Scores and softmax are computed in float32, or in
+    float64 if `q` is float64.
 
     Args:
         q: queries of `H` heads.
         k, v: keys and values of `G` heads; head `h` of `q` reads head `h // (H / G)` (arXiv 2305.13245).
-        sliding_window: how many positions a query sees, its own included; None for all.
-        query_positions, key_positions: places in the row, in any order; None for 0, 1, 2, ...
-        query_segments, key_segments: any non-negative ids, or -1 and -2; None when every query may see every key.
+        sliding_window: number of positions that a query attends to, including its own; None for all.
+        query_positions, key_positions: positions in the sequence, in any order; None for 0, 1, 2, ...
+        query_segments, key_segments: any non-negative ids, or -1 and -2; None for one segment.
         implementation: "reference", "blockwise" (memory grows with T), "cudnn" or "splash". None picks by the device
-            it is traced for: a kernel where one fits, else blockwise, or the reference where the scores are few.
+            it is traced for: a kernel if possible, else blockwise, or the reference if there are few scores.
 
     Returns:
-        what the queries read, in the dtype of `q`.
+        The outputs `[B, T, H, K]`, in the dtype of `q`.
 
     Raises:
-        ValueError: when shapes do not fit, or the named implementation is unknown or cannot be used here.
+        ValueError: shapes do not match, or the named implementation is unknown or cannot be used here.
 
     Example:
         >>> q = k = v = jnp.ones((1, 8, 2, 16))
@@ -64,7 +64,7 @@ def attention(
             f"got q {q.shape}, k {k.shape}, v {v.shape}"
         )
     if sliding_window is not None and sliding_window < 1:
-        raise ValueError(f"a window holds at least 1 position; got {sliding_window}")
+        raise ValueError(f"a window must have at least 1 position; got {sliding_window}")
     if (query_segments is None) != (key_segments is None) or (query_positions is None) != (key_positions is None):
         raise ValueError("give segments, and positions, of queries and keys both or of neither")
     if query_positions is None and time != k.shape[1]:

@@ -1,4 +1,4 @@
-"""Which key a query sees: the one rule that every implementation of attention follows."""
+"""The attention mask that every implementation follows."""
 
 from jaxtyping import Array, Bool, Int
 
@@ -10,7 +10,7 @@ def visible(
     key_segments: Int[Array, "#B S"] | None,
     sliding_window: int | None,
 ) -> Bool[Array, "#B T S"]:
-    """A query sees the keys of its own segment at its own place and, if a window is set, less than that far back."""
+    """True where a query attends to a key: in its segment, not after it, and within the window if there is one."""
     distance = query_positions[:, :, None] - key_positions[:, None, :]
     seen = distance >= 0
     if sliding_window is not None:

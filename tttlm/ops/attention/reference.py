@@ -1,4 +1,4 @@
-"""Attention as it is defined: all scores at once, so memory grows with queries times keys."""
+"""The definition of attention: all scores at once, so memory grows with queries times keys."""
 
 import math
 

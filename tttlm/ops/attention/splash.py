@@ -1,4 +1,4 @@
-"""Attention by JAX's splash kernel, on TPUs: blocks outside the causal window are never visited."""
+"""Attention by JAX's splash kernel, on TPUs: blocks outside the causal window are skipped."""
 
 import math
 
@@ -13,14 +13,14 @@ LANES = 128  # the kernel's smallest block
 
 
 def obstacle(q: Float[Array, "B T H K"], in_order: bool, segmented: bool) -> str | None:
-    """Why the kernel cannot compute this here exactly, in one line; None when it can."""
-    del segmented  # segments are no obstacle
+    """Why the kernel cannot compute this exactly on this device, in one line; None if it can."""
+    del segmented  # segments are supported
     if target_platform() != "tpu":
         return f"splash attention runs on TPUs, not on {target_platform()}"
     if q.shape[1] % LANES:
         return f"splash attention needs a multiple of {LANES} tokens, not {q.shape[1]}"
     if not in_order:
-        return "splash attention knows no positions other than 0, 1, 2, ..."
+        return "splash attention supports only positions 0, 1, 2, ..."
     return None
 
 
@@ -59,7 +59,7 @@ def splash(
             segments = kernels.SegmentIds(query_segments, key_segments)
         return jax.vmap(kernel)(q, k, v, segments).swapaxes(1, 2)
 
-    # The compiler cannot split a kernel over devices by itself; rows are independent, so they are what is split.
+    # The compiler cannot shard a kernel by itself; sequences are independent, so they are sharded.
     mesh = jax.sharding.get_abstract_mesh()
     axes: list[str] = []
     for name in mesh.axis_names:

@@ -1,6 +1,6 @@
 """State-space models: a linear recurrence whose decay and input depend on the token.
 
-`selective_scan` is that of Mamba, `ssd` that of Mamba-2; `reference` holds the definition of each, token by token.
+`selective_scan` is the recurrence of Mamba, `ssd` that of Mamba-2; `reference` has the definition of each.
 """
 
 from tttlm.ops.ssm.reference import IMPLEMENTATIONS

@@ -1,10 +1,10 @@
-"""The recurrences of Mamba and Mamba-2 as they are defined: one token after another."""
+"""The definitions of the recurrences of Mamba and Mamba-2, one token after another."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-IMPLEMENTATIONS = ("chunked", "reference")  # of `selective_scan` and `ssd`
+IMPLEMENTATIONS = ("chunked", "reference")  # implementations of `selective_scan` and `ssd`
 
 
 def selective_scan_reference(

@@ -1,7 +1,7 @@
 """The selective scan of Mamba (arXiv 2312.00752), in chunks.
 
-A token's states fill `N` times the memory of its inputs, so they exist for one chunk of tokens at a time: forward
-keeps the state between chunks alone, and backward computes a chunk's states again from it.
+A token's states take `N` times the memory of its inputs, so they exist for one chunk of tokens at a time: the forward
+pass stores only the states between chunks, from which the backward pass recomputes those of a chunk.
 """
 
 from functools import partial
@@ -15,8 +15,8 @@ from tttlm.ops.ssm.reference import selective_scan_reference
 from tttlm.ops.target import target_platform
 from tttlm.ops.varying import varying_like
 
-# Measured at 1536 channels, 16 states, 2048 tokens on two CPU cores: chunks of 16 run within the cache. Devices that
-# pay for every step of a loop want longer ones.
+# Measured at 1536 channels, 16 states, 2048 tokens on two CPU cores: chunks of 16 fit in the cache. Devices with a high
+# cost per loop iteration need longer ones.
 CPU_CHUNK, DEVICE_CHUNK = 16, 64
 
 
@@ -32,7 +32,7 @@ def selective_scan(
     chunk_size: int | None = None,
     implementation: str | None = None,
 ) -> tuple[Float[Array, "B T E"], Float[Array, "B N E"]]:
-    """`h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t`, `y_t = C_t h_t`, every channel with `N` states of its own.
+    """`h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t`, `y_t = C_t h_t`, with `N` states for every channel.
 
     These are eq. 2 of arXiv 2312.00752 with the discretisation of its released code: exact for `A`, Euler for `B`.
 
@@ -40,17 +40,17 @@ def selective_scan(
         x: inputs of `E` channels.
         dt: step sizes, positive.
         A: decay rates, negative.
-        B, C: input and output vectors, shared by the channels.
-        state: `h` before the first token; zeros when None.
-        docs: documents of the rows: each starts from zeros, and padding leaves the state alone.
-        chunk_size: tokens whose states are held at a time; None picks by the default backend.
-        implementation: "chunked" (None too) or "reference", token by token.
+        B, C: input and output vectors, common to all channels.
+        state: `h` before the first token; zeros if None.
+        docs: documents of the sequences: each starts from zeros, and padding does not change the state.
+        chunk_size: number of tokens whose states are in memory at a time; None picks by the default backend.
+        implementation: "chunked" (the default) or "reference", token by token.
 
     Returns:
-        `y` and `h` after the last token, in float32 or, when anything that comes in is float64, in float64.
+        `y` and `h` after the last token, in float32, or in float64 if any argument is float64.
 
     Raises:
-        ValueError: when the implementation is unknown.
+        ValueError: the implementation is unknown.
     """
     dtype = jnp.result_type(x, dt, A, B, C, jnp.float32)
     x, dt, A, B, C = (z.astype(dtype) for z in (x, dt, A, B, C))
@@ -83,7 +83,7 @@ def _chunked(
     chunk: int,
     sequential: bool,
 ) -> tuple[Float[Array, "B T E"], Float[Array, "B N E"]]:
-    """The last chunk is filled up with tokens that neither decay nor add."""
+    """Computes chunk by chunk; the last one is padded with tokens that neither decay nor add."""
     (batch, time), channels = u.shape[:2], A.shape[0]
 
     def split(z: Array) -> Array:  # [B, T, X] -> [chunks, tokens, B, X]
@@ -100,7 +100,8 @@ def _recurrence(
 ) -> Float[Array, "L B N E"]:
     """`h_t = a_t h_{t-1} + b_t`, from the last to the first when `reverse`.
 
-    In sequence each element is touched once, which a CPU wants; the associative scan takes log2(L) parallel steps.
+    A sequential loop reads each element once, which is faster on a CPU; the associative scan has log2(L) parallel
+    steps.
     """
     if sequential:
 
@@ -124,7 +125,7 @@ def _decays(
 def _add_products(
     total: Float[Array, "B N E"], x: Float[Array, "L B N E"], y: Float[Array, "L B E"], sequential: bool
 ) -> Float[Array, "B N E"]:
-    """`total + sum_t x_t y_t`; a CPU is several times slower at the reduction than at the loop."""
+    """`total + sum_t x_t y_t`; on a CPU the reduction is several times slower than the loop."""
     if not sequential:
         return total + jnp.sum(x * y[:, :, None], axis=0)
 

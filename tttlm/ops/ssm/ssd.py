@@ -1,8 +1,8 @@
 """The recurrence of Mamba-2, a chunk of tokens at a time: structured state-space duality (arXiv 2405.21060).
 
-Within a chunk the recurrence is a product with a lower-triangular matrix, as in attention, and states exist between
-chunks only. Chunks follow each other in one scan and are computed again in the backward pass, so that memory holds
-the matrices of a single chunk.
+Within a chunk the recurrence is a product with a lower-triangular matrix, as in attention, and states exist only
+between chunks. One scan runs over chunks, which are recomputed in the backward pass, so that memory holds the matrices
+of a single chunk.
 """
 
 import jax
@@ -32,24 +32,24 @@ def ssd(
 ) -> tuple[Float[Array, "B T H P"], Float[Array, "B H P N"]]:
     """`h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_tᵀ`, `y_t = h_t C_t` for every head (arXiv 2405.21060, eq. 1 and 2).
 
-    Decays and states are computed in float32, or in float64 when anything that comes in is; products take operands
+    Decays and states are computed in float32, or in float64 if any argument is float64; products take operands
     of the dtype of `x` and are accumulated in float32.
 
     Args:
-        x: inputs of `H` heads, `P` wide.
+        x: inputs of `H` heads of size `P`.
         dt: step sizes, positive.
         A: decay rate of every head, negative.
         B, C: input and output vectors of `G` groups; head `h` reads group `h // (H / G)`.
-        state: `h` before the first token; zeros when None.
-        docs: documents of the rows: each starts from zeros, and padding leaves the state alone.
+        state: `h` before the first token; zeros if None.
+        docs: documents of the sequences: each starts from zeros, and padding does not change the state.
         chunk_size: tokens of a chunk; the outputs do not depend on it. None picks by the default backend.
-        implementation: "chunked" (None too) or "reference", token by token.
+        implementation: "chunked" (the default) or "reference", token by token.
 
     Returns:
         `y` and `h` after the last token, float32 or float64.
 
     Raises:
-        ValueError: when groups do not divide heads, or the implementation is unknown.
+        ValueError: groups do not divide heads, or the implementation is unknown.
     """
     (batch, time, heads, width), (groups, states) = x.shape, B.shape[2:]
     if heads % groups:
@@ -74,7 +74,7 @@ def ssd(
 
 
 def ssd_chunk(time: int, chunk_size: int | None) -> int:
-    """Tokens of a chunk in a sequence of `time`; None picks what is fast on the device that is traced for."""
+    """Tokens of a chunk in a sequence of `time` tokens; None picks a fast size for the target device."""
     return min(time, chunk_size or (CPU_CHUNK if target_platform() == "cpu" else DEVICE_CHUNK))
 
 
@@ -87,7 +87,7 @@ def _chunked(
     state: Float[Array, "B H P N"],
     chunk: int,
 ) -> tuple[Float[Array, "B T H P"], Float[Array, "B H P N"]]:
-    """The last chunk is filled up with tokens that neither decay nor add."""
+    """Computes chunk by chunk; the last one is padded with tokens that neither decay nor add."""
     (batch, time, heads, width), groups = u.shape, B.shape[2]
     dtype, repeats = state.dtype, heads // groups
 

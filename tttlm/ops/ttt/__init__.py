@@ -1,7 +1,7 @@
-"""TTT: a scan over time whose carried state is a model, trained on the tokens as they come.
+"""TTT: a scan over time whose state is a model, which is trained on the tokens of the sequence.
 
 A `Learner` describes the model, its loss, its optimiser and its clocks; `learn` computes it. `published` has the
-learners of the literature as descriptions, `models`, `losses` and `transforms` the parts to make others of.
+learners of the literature as descriptions; `models`, `losses` and `transforms` have the components for others.
 """
 
 from tttlm.ops.ttt import published

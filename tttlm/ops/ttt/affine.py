@@ -102,7 +102,7 @@ def _paper(problem: Problem) -> tuple[Float[Array, "B T H V"], LearnerState]:
         state=InnerState(state.weights, state.pending.gradients, state.offset, state.document),
         docs=problem.docs,
         eps=parts.norm.eps if parts.norm is not None else 0.0,
-        known_start=problem.at_start,
+        at_start=problem.at_start,
         remat_mini_batches=problem.remat_chunks,
     )
     pending = Pending(after.gradients, None, None, None)

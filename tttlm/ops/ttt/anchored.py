@@ -1,4 +1,4 @@
-"""A chunk whose gradients are all taken at one anchor: what is the same whether its weights are materialised or not."""
+"""A chunk whose gradients are all taken at one anchor: the code common to implementations with such chunks."""
 
 from collections.abc import Callable
 from functools import partial
@@ -50,7 +50,7 @@ class Tokens(NamedTuple):
 
 # Computes a chunk of one head from a state: that after it, of the last document, and outputs.
 Steps = Callable[[Learner, Constants, LearnerState, Tokens, Chunk], tuple[LearnerState, Float[Array, "m V"]]]
-# Axes of a `Chunk` by row; whether any row has a late document is one number for all, so that a branch stays one.
+# Axes of a `Chunk` by sequence; `starts_mid_chunk` is one value for all sequences, so that a branch is not a select.
 ROWS: Any = Chunk(0, 0, 0, 0, 0, 0, None)  # type: ignore[arg-type]
 
 
@@ -74,28 +74,28 @@ def _chunk(
         carry = select(chunk.reset, blank, carry)
     if clocks.reset is not None:
         carry = select(chunk.begins & (chunk.offset % clocks.reset == 0), blank, carry)
-    same, late = jnp.tril(jnp.ones((size, size), bool)), None
+    same, in_new_document = jnp.tril(jnp.ones((size, size), bool)), None
     in_last = chunk.real
     if chunk.document is not None:
-        same, late = same & (chunk.document[:, None] == chunk.document), chunk.document != chunk.document[0]
+        same, in_new_document = same & (chunk.document[:, None] == chunk.document), chunk.document != chunk.document[0]
         in_last = chunk.real & (chunk.document == chunk.document[-1])
 
     queries = x.queries * learner.query_scale
     if learner.query_projection is not None:
-        queries, seen = _project(learner, queries, x.keys, carry, chunk, same, late, in_last)
+        queries, seen = _project(learner, queries, x.keys, carry, chunk, same, in_new_document, in_last)
         carry = carry._replace(seen=seen)
     pairs, window = _pairs(learner, carry, x, chunk.real, same, in_last)
     carry = carry._replace(window=window)
     tokens = Tokens(x, queries, pairs, in_last, same)
     run = lambda base: steps(learner, constants, base, tokens, chunk)
     after, out = run(carry)
-    if late is not None:
+    if in_new_document is not None:
 
-        def with_late() -> tuple[LearnerState, Array]:
-            late_after, late_out = run(blank._replace(window=carry.window, seen=carry.seen))
-            return select(late[-1], late_after, after), jnp.where(late[:, None], late_out, out)
+        def with_new_documents() -> tuple[LearnerState, Array]:
+            new_after, new_out = run(blank._replace(window=carry.window, seen=carry.seen))
+            return select(in_new_document[-1], new_after, after), jnp.where(in_new_document[:, None], new_out, out)
 
-        after, out = jax.lax.cond(chunk.any_late, with_late, lambda: (after, out))
+        after, out = jax.lax.cond(chunk.starts_mid_chunk, with_new_documents, lambda: (after, out))
     return after, out
 
 
@@ -150,8 +150,8 @@ def _pairs(
     parts = jnp.where(seen, jnp.take_along_axis(rates, jnp.clip(ago, 0, before), axis=1), 0)
     pairs = Pairs(keys, keys, values, jnp.ones(len(keys), dtype), parts)
 
-    of_last = jnp.concatenate([jnp.repeat(same[-1, 0], before), in_last]) & valid
-    order = jnp.cumsum(of_last)
+    pair_in_last = jnp.concatenate([jnp.repeat(same[-1, 0], before), in_last]) & valid
+    order = jnp.cumsum(pair_in_last)
     wanted = order[-1] - jnp.arange(before - 1, -1, -1)
     at = jnp.searchsorted(order, wanted)
     there = wanted >= 1
@@ -166,7 +166,7 @@ def _project(
     carry: LearnerState,
     chunk: Chunk,
     same: Bool[Array, "m m"],
-    late: Bool[Array, "m"] | None,
+    in_new_document: Bool[Array, "m"] | None,
     in_last: Bool[Array, "m"],
 ) -> tuple[Float[Array, "m K"], Float[Array, "K K"]]:
     """Queries times `Σ kᵀk / |k|²`, and that sum after the chunk."""
@@ -179,8 +179,8 @@ def _project(
     unit = jnp.where(chunk.real[:, None, None], unit, 0)
     scores = jnp.where(same[:, :, None], jnp.einsum("tk,snk->tsn", queries, unit), 0)
     of_carried = queries @ seen
-    if late is not None:
-        of_carried = jnp.where(late[:, None], 0, of_carried)
-        seen = jnp.where(late[-1], 0, seen)
+    if in_new_document is not None:
+        of_carried = jnp.where(in_new_document[:, None], 0, of_carried)
+        seen = jnp.where(in_new_document[-1], 0, seen)
     after = seen + jnp.einsum("snk,snl->kl", jnp.where(in_last[:, None, None], unit, 0), keys)
     return of_carried + jnp.einsum("tsn,snk->tk", scores, keys), after

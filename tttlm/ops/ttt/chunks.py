@@ -13,16 +13,16 @@ from tttlm.ops.ttt.reference import by_head, of_heads
 
 
 class Chunk(NamedTuple):
-    """What is known of `m` tokens that lie within one chunk; slots without a token are like padding.
+    """The `m` slots of one chunk; slots without a token are like padding.
 
     Attributes:
-        offset: where the first slot of every row stands in the period of the clocks.
-        real: which slots hold a token that is no padding.
-        begins: whether the first slot of the chunk is one of the tokens given.
+        offset: offset of the first slot of every sequence in the period of the clocks.
+        real: which slots have a token that is not padding.
+        begins: whether the first slot of the chunk is one of the given tokens.
         complete: whether the last slot of the chunk is.
-        reset: whether the document of the first slot is another than the one before it; None without documents.
-        document: index of every slot's document (see `Documents`); None where one document fills the chunk.
-        any_late: whether in any row a document starts after the first slot.
+        reset: whether a document starts at the first slot; None without documents.
+        document: index of every slot's document (see `Documents`); None if the chunk has one document.
+        starts_mid_chunk: whether a document starts after the first slot in any sequence.
     """
 
     offset: Int[Array, "*N B"]
@@ -31,7 +31,7 @@ class Chunk(NamedTuple):
     complete: Bool[Array, "*N B"]
     reset: Bool[Array, "*N B"] | None
     document: Int[Array, "*N B m"] | None
-    any_late: Bool[Array, "*N"] | None
+    starts_mid_chunk: Bool[Array, "*N"] | None
 
 
 Step = Callable[[LearnerState, LearnerInputs, Chunk], tuple[LearnerState, Float[Array, "B H m V"]]]
@@ -82,23 +82,23 @@ def over_chunks(
     begin = jnp.arange(count, dtype=jnp.int32)[:, None] * slots  # [N, 1], of the shifted rows
     ends = (start + begin + slots) % size == 0 if clocked else jnp.zeros((count, batch), bool)
     index = None if docs is None else place(docs.index, None)
-    reset = late = any_late = None
+    reset = document = starts_mid_chunk = None
     if index is not None:
         by_chunk = split(index)
         before = jnp.concatenate([jnp.zeros((1, batch), index.dtype), by_chunk[:-1, :, -1]])
         reset = by_chunk[:, :, 0] != before
-        # A promise about the clocks says where documents start in a chunk only if chunks begin with the clocks.
+        # `aligned` determines where documents start in a chunk only if chunks are aligned with the clocks.
         if slots > 1 and not (problem.aligned and clocked and period % size == 0):
-            late = by_chunk
-            any_late = jnp.any(by_chunk != by_chunk[:, :, :1], axis=(1, 2))
+            document = by_chunk
+            starts_mid_chunk = jnp.any(by_chunk != by_chunk[:, :, :1], axis=(1, 2))
     chunks = Chunk(
         offset=(start + begin) % period,
         real=split(real),
         begins=(begin >= first) & (begin < behind) & jnp.ones((1, batch), bool),
         complete=ends & (begin + slots <= behind),
         reset=reset,
-        document=late,
-        any_late=any_late,
+        document=document,
+        starts_mid_chunk=starts_mid_chunk,
     )
 
     def one(carry: LearnerState, xs: tuple[LearnerInputs, Chunk, Array]) -> tuple[LearnerState, Array]:
@@ -123,7 +123,7 @@ def over_chunks(
 
 
 def remat_scan(step: Callable, carry: Any, xs: Any, group: int) -> tuple[Any, Any]:
-    """`jax.lax.scan` whose backward pass has kept the carry before every `group` steps, and computes the rest again."""
+    """`jax.lax.scan` whose backward pass stores the carry before every `group` steps, and recomputes the rest."""
     step = jax.checkpoint(step, prevent_cse=False)
     groups, rest = divmod(len(jax.tree.leaves(xs)[0]), group)
     if group == 1 or not groups:

@@ -1,4 +1,4 @@
-"""What a learner takes in and costs, known from its description: shapes of inputs and weights, FLOPs of a token."""
+"""Shapes of a learner's inputs and weights, and its FLOPs per token, from its description."""
 
 import math
 from functools import cache
@@ -22,7 +22,7 @@ def initial_weights(learner: Learner, num_heads: int, key_dim: int, value_dim: i
 
 
 def rates_per_write(learner: Learner, num_heads: int, key_dim: int, value_dim: int) -> int:
-    """How many rates every write brings to a head; 0 where the learner has none."""
+    """The number of rates of every write of a head; 0 if the learner has none."""
     if isinstance(learner.optimizer, Ridge):
         return 1
     rate = learner.optimizer.rate
@@ -32,7 +32,7 @@ def rates_per_write(learner: Learner, num_heads: int, key_dim: int, value_dim: i
 
 
 def input_shapes(learner: Learner, time: int, key_dim: int, value_dim: int) -> LearnerInputs:
-    """The inputs of one row and one head."""
+    """The inputs of one sequence and one head, as shapes."""
     optimizer, written = learner.optimizer, time * learner.clocks.writes_per_token
 
     def struct(*shape: int) -> Any:
@@ -64,17 +64,17 @@ def input_shapes(learner: Learner, time: int, key_dim: int, value_dim: int) -> L
 def flops_per_token(
     learner: Learner, key_dim: int, value_dim: int, sequence_length: int, implementation: str | None = None
 ) -> float:
-    """Products and sums that `learn` takes for a token and head, as a mean over a sequence of that length.
+    """FLOPs of `learn` per token and head, the mean over a sequence of that length.
 
-    They are counted in the traced program, the bodies of loops as often as they turn, so that this holds for any
-    description; nothing is compiled. A multiply-add of a matrix product counts as two, as everywhere.
+    They are counted in the traced program, with loops multiplied by their trip count, so that this holds for any
+    description; nothing is compiled. A multiply-add of a matrix product counts as two.
 
     Args:
         learner: the description.
         key_dim: size `K` of a key.
         value_dim: size `V` of a value.
         sequence_length: tokens of a sequence.
-        implementation: as `learn` takes it.
+        implementation: as in `learn`.
     """
     inputs = input_shapes(learner, sequence_length, key_dim, value_dim)
     weights = initial_weights(learner, 1, key_dim, value_dim)
@@ -95,7 +95,7 @@ def flops_per_token(
 
 
 def _operations(jaxpr: Any) -> float:
-    """Products and sums of a program; of branches the dearest."""
+    """FLOPs of a program; of branches the most expensive one counts."""
     total = 0.0
     for eqn in jaxpr.eqns:
         name = eqn.primitive.name

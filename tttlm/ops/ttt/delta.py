@@ -87,10 +87,10 @@ def _chunk(
     if chunk.reset is not None:
         kernel = select(chunk.reset, initial, kernel)
     same = jnp.tril(jnp.ones((size * writes,) * 2, bool))
-    late = None
+    in_new_document = None
     if chunk.document is not None:
         documents = jnp.repeat(chunk.document, writes)
-        same, late = same & (documents[:, None] == documents), documents != documents[0]
+        same, in_new_document = same & (documents[:, None] == documents), documents != documents[0]
     gates = None
     if optimizer.decay is not None:
         gates = optimizer.decay.activation(x.decay)
@@ -117,13 +117,15 @@ def _chunk(
         return products.last(keys, u, base), out
 
     after, out = from_base(kernel)
-    if late is not None:
+    if in_new_document is not None:
 
-        def with_late() -> tuple[Array, Array]:
-            late_after, late_out = from_base(initial)
-            return select(late[-1], late_after, after), jnp.where(late[read][:, None], late_out, out)
+        def with_new_documents() -> tuple[Array, Array]:
+            new_after, new_out = from_base(initial)
+            return select(in_new_document[-1], new_after, after), jnp.where(
+                in_new_document[read][:, None], new_out, out
+            )
 
-        after, out = jax.lax.cond(chunk.any_late, with_late, lambda: (after, out))
+        after, out = jax.lax.cond(chunk.starts_mid_chunk, with_new_documents, lambda: (after, out))
     return after, out
 
 

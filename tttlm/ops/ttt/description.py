@@ -1,7 +1,7 @@
-"""What a learner is: a frozen, hashable description that every implementation reads.
+"""The description of a learner: a frozen, hashable object that every implementation reads.
 
-With `W*` the weights that gradients are taken at, `S` the momentum and `U` the accumulated weights, a learner does for
-every token `t`
+With `W*` the weights at which gradients are taken, `S` the momentum and `U` the accumulated weights, a learner computes
+for every token `t`
 
     e_t = ∂ loss(predict(error_key_t; W*), value_t) / ∂ prediction          the error
     g_t = rate_t e_t pulled back through predict(key_t; W*)                 the gradient
@@ -10,7 +10,7 @@ every token `t`
     W   = link(U)                                                           what is read
     output_t = model(query_scale q_t; W)
 
-and the clocks say where `W*` comes from, when a step is taken, when it is seen and when all starts again.
+and the clocks define which weights `W*` is, when a step is taken, when queries see it, and when everything is reset.
 """
 
 import math
@@ -26,12 +26,12 @@ from tttlm.ops.ttt.transforms import factor
 
 @dataclass(frozen=True)
 class Gate:
-    """A coefficient that every token brings, `[B, T, H]`.
+    """A coefficient for every token, `[B, T, H]`.
 
     Attributes:
-        activation: maps what comes in to what multiplies. At a step of several tokens it is applied to their mean.
+        activation: maps the input of the gate to the factor. At a step of several tokens it is applied to their mean.
         per_channel: whether there is one for every key channel, that is every row of a linear model's kernel, so that
-            `[B, T, H, K]` comes in.
+            the input is `[B, T, H, K]`.
     """
 
     activation: Callable = factor
@@ -40,19 +40,19 @@ class Gate:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """How gradients become weights.
+    """The optimiser of a learner.
 
     Attributes:
-        rate: what a token's rate is: "token" `[B, T, H]`, "value" for each value channel `[B, T, H, V]`, "matrix" for
+        rate: learning rates: "token" `[B, T, H]`, "value" for each value channel `[B, T, H, V]`, "matrix" for
             each fast weight (a pytree like the weights with leaves `[B, T, H]`), or None for a rate of one. With a
             window, "token" rates are `[B, T, H, window]`, the newest pair first.
-        implicit: the step is solved at its end, not taken at its start: `rate / (1 + rate |k|²)` in place of the rate.
+        implicit: whether the step is implicit: `rate / (1 + rate |k|²)` instead of the rate.
         momentum: gate by which `S` is carried from step to step; None for `S` = the gradients of this step.
         decay: gate that multiplies the weights at every step; None keeps them.
         decay_first: whether the gradient is taken at the decayed weights.
-        transform: function of one head's `S` that gives the step (see `tttlm.ops.ttt.transforms`).
-        step_size: whether every token brings a factor `[B, T, H]` of the transformed step.
-        position_scale: the step is taken from `W*` again at every token, times a factor of the token's position `p`
+        transform: function from one head's `S` to the step (see `tttlm.ops.ttt.transforms`).
+        step_size: whether every token has a factor `[B, T, H]` of the transformed step.
+        position_scale: whether the step is taken from `W*` at every token, times a factor by the token's position `p`
             since `W*` moved: `W_t = W* - position_scale[p] Σ g` (arXiv 2407.04620).
     """
 
@@ -81,16 +81,16 @@ class Ridge:
 
 @dataclass(frozen=True)
 class Clocks:
-    """When things happen, counted in tokens from the start of the row.
+    """The intervals of a learner, counted in tokens from the start of the sequence.
 
     Attributes:
-        anchor: `W*` moves to the weights every so many tokens; 1 takes every gradient at the current weights, None
-            never moves it from the initial ones.
-        step: tokens whose gradients, summed, make one step of the optimiser.
+        anchor: interval at which `W*` moves to the weights; 1 takes every gradient at the current weights, None keeps
+            the initial ones.
+        step: number of tokens whose summed gradients make one step of the optimiser.
         visible: a token that completes a step reads the weights after it ("at_step") or before it ("after_step").
-        reset: everything starts again from the initial weights every so many tokens; None never.
-        writes_per_token: keys, values and rates that every token brings, `[B, T n, ...]`. With an anchor of 1 each is a
-            step of its own, after one decay.
+        reset: interval at which everything is reset to the initial weights; None never resets.
+        writes_per_token: number `n` of keys, values and rates of every token, `[B, T n, ...]`. With an anchor of 1 each
+            is a step of its own, after one decay.
     """
 
     anchor: int | None = 1
@@ -101,7 +101,7 @@ class Clocks:
 
     @property
     def period(self) -> int:
-        """Tokens after which all clocks stand where they stood."""
+        """The period of all clocks in tokens."""
         return math.lcm(self.anchor or 1, self.step, self.reset or 1)
 
 
@@ -113,20 +113,20 @@ class Learner:
         model: the inner model (see `tttlm.ops.ttt.models`).
         loss: function of a prediction and its target (see `tttlm.ops.ttt.losses`).
         optimizer: `Optimizer`, or `Ridge` for the exact solve.
-        clocks: when gradients are taken, steps made, seen and forgotten.
-        link: function of one head's accumulator and initial weights that gives the weights which are read and
-            differentiated; None reads the accumulator.
-        keep_link: whether the accumulator itself becomes what the link gives, at every step.
-        link_initial: whether the link, where it is not kept, applies to the initial weights too; else they are read as
-            they are until the first step.
+        clocks: the intervals of gradients, steps and resets.
+        link: function from one head's accumulator and initial weights to the weights that are read and differentiated;
+            None reads the accumulator.
+        keep_link: whether the accumulator itself is replaced by the result of the link, at every step.
+        link_initial: whether a link that is not kept also applies to the initial weights; else they are read directly
+            until the first step.
         query_scale: factor of the queries.
         query_projection: queries are multiplied by `P = Σ kᵀk / |k|²` over the tokens since the anchor moved ("anchor")
-            or since the last reset ("reset"); None leaves them.
-        error_keys: whether the error is that of keys of their own, `[B, T, H, K]`; else of the keys.
-        window: tokens whose losses are learned from at every token, itself included.
+            or since the last reset ("reset"); None does not project them.
+        error_keys: whether the error is taken at separate keys, `[B, T, H, K]`; else at the keys.
+        window: number of tokens whose losses are learned from at every token, including itself.
 
     Raises:
-        InputError: the parts have no meaning together.
+        InputError: the parts cannot be combined.
 
     >>> Learner(clocks=Clocks(anchor=16), optimizer=Optimizer(momentum=Gate(), decay=Gate(one_minus)))  # Titans
     """
@@ -156,7 +156,7 @@ class Learner:
 
 
 def _meaningless(learner: Learner) -> list[tuple[bool, str]]:
-    """What has no meaning: whether it is so, and the message."""
+    """Invalid combinations: whether each holds, and its message."""
     clocks, optimizer = learner.clocks, learner.optimizer
     anchor, step, reset, writes = clocks.anchor, clocks.step, clocks.reset, clocks.writes_per_token
     sizes = {"anchor": anchor, "step": step, "reset": reset, "writes_per_token": writes, "window": learner.window}

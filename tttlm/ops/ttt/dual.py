@@ -23,10 +23,10 @@ Weights = tuple[InnerLayer, ...]
 
 
 class Tokens(NamedTuple):
-    """The tokens of mini-batches; `m` is `M`, or less where a stretch of tokens is shorter than a mini-batch.
+    """The tokens of mini-batches; `m` is `M`, or less if a sequence is shorter than a mini-batch.
 
-    While they wait for their turn the heads lie side by side, `[N, B, m, H K]`: no order of heads and tokens is made
-    for the whole row, and a TPU, which pads the last axis to 128, pads nothing.
+    Before they are processed heads are stored next to each other, `[N, B, m, H K]`: heads and tokens of the sequence
+    are not transposed, and a TPU, which pads the last axis to 128, pads nothing.
     """
 
     q: Float[Array, "*N B m HK"]
@@ -35,18 +35,18 @@ class Tokens(NamedTuple):
     rate: Float[Array, "*N B m H"]
 
 
-class Places(NamedTuple):
-    """What a mini-batch knows of the documents in it.
+class MiniBatchDocuments(NamedTuple):
+    """The documents in a mini-batch.
 
     Attributes:
         document: index of every token's document (see `Documents`).
-        fresh: whether the document of the first token is another than the one before it.
-        any_late: whether any row has a document that starts after the first token.
+        reset: whether a document starts at the first token.
+        starts_mid_chunk: whether any sequence has a document that starts after the first token.
     """
 
     document: Int[Array, "*N B m"]
-    fresh: Bool[Array, "*N B"]
-    any_late: Bool[Array, "*N"]
+    reset: Bool[Array, "*N B"]
+    starts_mid_chunk: Bool[Array, "*N"]
 
 
 def dual(
@@ -61,21 +61,21 @@ def dual(
     state: InnerState,
     docs: Documents | None,
     eps: float,
-    known_start: bool,
+    at_start: bool,
     remat_mini_batches: int,
 ) -> tuple[Float[Array, "B T H K"], InnerState]:
-    """See `tttlm.ops.ttt.learn`; `known_start`: no row stands within a mini-batch."""
+    """See `tttlm.ops.ttt.learn`; `at_start`: whether every sequence is at the start of a mini-batch."""
     if docs is not None:
         learning_rates = jnp.where(docs.real[..., None], learning_rates, 0)
     inputs = (queries, keys, values, learning_rates)
     arguments = (token_scale, weights, norm, state, docs, eps, remat_mini_batches)
-    if known_start and (docs is None or docs.lengths is None):
-        return _whole(*inputs, *arguments)
+    if at_start and (docs is None or docs.lengths is None):
+        return _from_boundary(*inputs, *arguments)
     return _extend(*inputs, *arguments)
 
 
-def _whole(queries, keys, values, learning_rates, token_scale, weights, norm, state, docs, eps, group):
-    """From the start of a mini-batch: full ones under a scan, then what is left."""
+def _from_boundary(queries, keys, values, learning_rates, token_scale, weights, norm, state, docs, eps, group):
+    """From the start of a mini-batch: complete mini-batches in a scan, then the remaining tokens."""
     time, size = queries.shape[1], token_scale.shape[0]
     count, rest = divmod(time, size)
     full = count * size
@@ -87,24 +87,24 @@ def _whole(queries, keys, values, learning_rates, token_scale, weights, norm, st
     if count:
 
         def step(current, xs):
-            tokens, places = xs
+            tokens, docs_here = xs
             out, current, update = _mini_batch(
-                current, None, weights, norm, tokens, places, token_scale[None], eps, step=token_scale[-1]
+                current, None, weights, norm, tokens, docs_here, token_scale[None], eps, step=token_scale[-1]
             )
             return jax.tree.map(jnp.subtract, current, update), out.astype(tokens.q.dtype)  # half the memory
 
         tokens = Tokens(*(_to_mini_batches(a[:, :full], count, size) for a in inputs))
-        places = None if index is None else _places(index[:, :full], count, size)
-        current, out = remat_scan(step, current, (tokens, places), group)
+        docs_here = None if index is None else _documents_by_mini_batch(index[:, :full], count, size)
+        current, out = remat_scan(step, current, (tokens, docs_here), group)
         outputs.append(_from_mini_batches(out, queries.shape[2]))
     if rest:
         tokens = Tokens(*(_to_mini_batches(a[:, full:], 1, rest)[0] for a in inputs))
-        places = None
+        docs_here = None
         if index is not None:
             before = index[:, full - 1] if count else jnp.zeros_like(index[:, 0])
-            places = jax.tree.map(lambda a: a[0], _places(index[:, full:], 1, rest, before))
+            docs_here = jax.tree.map(lambda a: a[0], _documents_by_mini_batch(index[:, full:], 1, rest, before))
         out, current, accumulated = _mini_batch(
-            current, None, weights, norm, tokens, places, token_scale[None, :rest], eps
+            current, None, weights, norm, tokens, docs_here, token_scale[None, :rest], eps
         )
         outputs.append(_from_mini_batches(out[None], queries.shape[2]))
     offset = jnp.full_like(state.offset, rest)
@@ -112,9 +112,9 @@ def _whole(queries, keys, values, learning_rates, token_scale, weights, norm, st
 
 
 def _extend(queries, keys, values, learning_rates, token_scale, weights, norm, state, docs, eps, group):
-    """From any token, another one in every row: rows are shifted so that their mini-batches stand side by side."""
+    """From any token, a different one per sequence: sequences are shifted so that their mini-batches are aligned."""
     (batch, time), size = queries.shape[:2], token_scale.shape[0]
-    if time == 1:  # one token needs no room for others of its mini-batch
+    if time == 1:  # one token needs no other slots of its mini-batch
         count, size_here, first, scale = 1, 1, jnp.zeros_like(state.offset), token_scale[state.offset][:, None]
     else:
         count, size_here, first, scale = -(-(time + size - 1) // size), size, state.offset, token_scale[None]
@@ -127,60 +127,60 @@ def _extend(queries, keys, values, learning_rates, token_scale, weights, norm, s
         return _to_mini_batches(shift(a, blank), count, size_here)
 
     tokens = Tokens(*map(place, (queries, keys, values, learning_rates)))
-    places = None
+    docs_here = None
     if docs is not None:
-        # Before the first token is the document carried in (index 0), behind the last one that in progress.
+        # Slots before the first token have the document carried in (index 0), those after the last the one in progress.
         behind = jnp.arange(count * size_here) >= first[:, None]
         blank = jnp.where(behind, docs.last_index[:, None], 0)
-        places = _places(shift(docs.index, blank), count, size_here)
+        docs_here = _documents_by_mini_batch(shift(docs.index, blank), count, size_here)
     ends = (jnp.arange(count, dtype=jnp.int32)[:, None] + 1) * size
     after = state.offset + num_positions(docs, time)
     complete = after >= ends  # [N, B]
 
     def step(carry, xs):
-        tokens, places, complete = xs
+        tokens, docs_here, complete = xs
         current, accumulated = carry
-        out, current, sums = _mini_batch(current, accumulated, weights, norm, tokens, places, scale, eps)
+        out, current, sums = _mini_batch(current, accumulated, weights, norm, tokens, docs_here, scale, eps)
         stepped = jax.tree.map(lambda w, g: w - token_scale[-1] * g, current, sums)
         return (_select(complete, stepped, current), _select(complete, jax.tree.map(jnp.zeros_like, sums), sums)), out
 
     carry = state.weights, state.gradients
-    (current, accumulated), out = remat_scan(step, carry, (tokens, places, complete), group)
+    (current, accumulated), out = remat_scan(step, carry, (tokens, docs_here, complete), group)
     out = jax.vmap(lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, time))(
         _from_mini_batches(out, queries.shape[2]), first
     )
     return out, InnerState(current, accumulated, after % size, state.document)
 
 
-def _mini_batch(current, accumulated, weights, norm, tokens, places, scale, eps, step=None):
+def _mini_batch(current, accumulated, weights, norm, tokens, docs_here, scale, eps, step=None):
     """Outputs, the weights that the document in progress started this mini-batch with, and its summed gradients
     (times `step`, where one is given).
 
     Tokens of a document that starts after the first token learn from and are read out of the initial weights. Such
-    mini-batches are rare (packers start documents on a boundary), so what they cost is paid by them alone.
+    mini-batches are rare (packers start documents on a boundary), so their extra cost is in a separate branch.
     """
     causal = jnp.tril(jnp.ones((tokens.q.shape[-2],) * 2, bool))
     tokens = Tokens(*(_by_head(a.astype(scale.dtype), current[0].kernel.shape[1]) for a in tokens))
-    if places is None:
+    if docs_here is None:
         out, sums = _learn(current, accumulated, norm, tokens, causal, None, scale, eps, step)
         return _side_by_side(out), current, sums
 
-    index = places.document
-    late, of_last = index != index[:, :1], index == index[:, -1:]
+    index = docs_here.document
+    in_new_document, in_last_document = index != index[:, :1], index == index[:, -1:]
     same = causal & (index[:, :, None] == index[:, None, :])
     blank = jax.tree.map(jnp.zeros_like, current)
-    current = _select(places.fresh, weights, current)
+    current = _select(docs_here.reset, weights, current)
     if accumulated is not None:
-        accumulated = _select(places.fresh, blank, accumulated)
-    out, sums = _learn(current, accumulated, norm, tokens, same[:, None], of_last, scale, eps, step)
+        accumulated = _select(docs_here.reset, blank, accumulated)
+    out, sums = _learn(current, accumulated, norm, tokens, same[:, None], in_last_document, scale, eps, step)
 
-    def with_late():
+    def with_new_documents():
         initial = jax.tree.map(lambda w, c: jnp.broadcast_to(w, c.shape), weights, current)
-        late_out, late_sums = _learn(initial, None, norm, tokens, same[:, None], of_last, scale, eps, step)
-        mixed = jnp.where(late[:, None, :, None], late_out, out)
-        return mixed, _select(late[:, -1], initial, current), _select(late[:, -1], late_sums, sums)
+        new_out, new_sums = _learn(initial, None, norm, tokens, same[:, None], in_last_document, scale, eps, step)
+        mixed = jnp.where(in_new_document[:, None, :, None], new_out, out)
+        return mixed, _select(in_new_document[:, -1], initial, current), _select(in_new_document[:, -1], new_sums, sums)
 
-    out, current, sums = jax.lax.cond(places.any_late, with_late, lambda: (out, current, sums))
+    out, current, sums = jax.lax.cond(docs_here.starts_mid_chunk, with_new_documents, lambda: (out, current, sums))
     return _side_by_side(out), current, sums
 
 
@@ -190,7 +190,7 @@ def _learn(
     norm: InnerNorm | None,
     tokens: Tokens,
     visible: Bool[Array, "*B m m"],
-    of_last: Bool[Array, "B m"] | None,
+    in_last_document: Bool[Array, "B m"] | None,
     scale: Float[Array, "b m"],
     eps: float,
     step: Float[Array, ""] | None = None,
@@ -200,16 +200,16 @@ def _learn(
     Args:
         weights: at the start of the mini-batch, `[B, H, ...]`.
         accumulated: gradients of earlier tokens of the mini-batch times their rates; None where there are none.
-        norm: of the inner model, or None.
+        norm: the norm of the inner model, or None.
         tokens: `[B, H, m, K]`, rates `[B, H, m, 1]`.
         visible: which keys `s` a query `t` learns from.
-        of_last: the tokens whose gradients are carried on; None for all.
-        scale: `token_scale` of these tokens, for all rows or each.
-        eps: of the inner LayerNorm.
-        step: what the summed gradients are multiplied by; into the gradients of the tokens, which are smaller.
+        in_last_document: the tokens whose gradients are carried; None for all.
+        scale: `token_scale` of these tokens, for all sequences or each.
+        eps: epsilon of the inner LayerNorm.
+        step: factor of the summed gradients, which is multiplied into the gradients of the tokens, which are smaller.
 
     Returns:
-        the outputs, and the summed gradients to carry on.
+        The outputs, and the summed gradients to carry.
     """
     q, k, v, rate = tokens
     norm = None if norm is None else InnerNorm(norm.scale[:, None, :], norm.bias[:, None, :])  # [H, 1, K]
@@ -244,8 +244,8 @@ def _learn(
 
     sums = []
     for x, g, layer in zip(inputs, gradients, weights, strict=True):
-        if of_last is not None:
-            g = jnp.where(of_last[:, None, :, None], g, 0)
+        if in_last_document is not None:
+            g = jnp.where(in_last_document[:, None, :, None], g, 0)
         if step is not None:
             g = step * g
         sums.append(InnerLayer(x.mT @ g, None if layer.bias is None else jnp.sum(g, axis=-2)))
@@ -259,13 +259,13 @@ def _linear(x: Float[Array, "B H m I"], layer: InnerLayer) -> Float[Array, "B H 
     return z if layer.bias is None else z + layer.bias[..., None, :]
 
 
-def _places(index, count, size, before=0) -> Places:
+def _documents_by_mini_batch(index, count, size, before=0) -> MiniBatchDocuments:
     """`index` `[B, N m]` by mini-batch; `before`: the index of the token before the first."""
     batch = index.shape[0]
     index = index.reshape(batch, count, size).swapaxes(0, 1)
     before = jnp.broadcast_to(before, (batch,))[None]
     previous = jnp.concatenate([before, index[:-1, :, -1]])
-    return Places(index, index[:, :, 0] != previous, jnp.any(index != index[:, :, :1], axis=(1, 2)))
+    return MiniBatchDocuments(index, index[:, :, 0] != previous, jnp.any(index != index[:, :, :1], axis=(1, 2)))
 
 
 def _to_mini_batches(a, count, size):
@@ -289,5 +289,5 @@ def _from_mini_batches(a, heads):
 
 
 def _select(rows, new, old):
-    """`new` in those rows, `old` in the others, leaf by leaf."""
+    """`new` in those sequences, `old` in the others, leaf by leaf."""
     return jax.tree.map(lambda a, b: jnp.where(rows.reshape(rows.shape + (1,) * (b.ndim - 1)), a, b), new, old)

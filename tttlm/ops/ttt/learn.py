@@ -1,4 +1,4 @@
-"""The public function: checks what comes in, reads the documents, and picks an implementation."""
+"""The public function: checks its arguments, reads the documents, and picks an implementation."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ from tttlm.ops.ttt.problem import Implementation, Problem, Shapes
 from tttlm.ops.ttt.reference import Reference
 from tttlm.ops.varying import varying_like
 
-# From the fastest on: None picks the first that supports the learner.
+# Fastest first: None picks the first that supports the learner.
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "dual": Dual(),
     "delta": Delta(),
@@ -43,34 +43,33 @@ def learn(
     remat_chunks: int = 1,
     implementation: str | None = None,
 ) -> tuple[Float[Array, "B T H V"], LearnerState]:
-    """Trains every head's inner model on the tokens as they come, and reads it out at each of them.
+    """Trains every head's inner model on the tokens of a sequence, and applies it to the query of each token.
 
-    `tttlm.ops.ttt.description` has the equations. All is computed in float32, or in float64 when anything that comes
-    in is; the state stays in that dtype.
+    `tttlm.ops.ttt.description` has the equations. Computation and state are in float32, or in float64 if any argument
+    is float64.
 
     Args:
         learner: the description.
         inputs: queries, keys, values, rates and gates of every token and head.
         weights: initial weights of the inner model `[H, ...]`; new documents start from them.
         slow: slow parameters of the inner model `[H, ...]`, as the model reads them; `λ` `[H, K]` of `Ridge`.
-        position_scale: factor of the step by the tokens since the anchor moved, `[anchor]`, where the optimiser has
-            `position_scale`.
-        state: state to go on from; None starts from `weights`, with all clocks at zero.
-        segment_ids: documents of a row, 0 for padding (see `tttlm.ops.documents`), or documents that were read already.
-            Clocks count from the start of the row whatever the documents are.
-        aligned: promise that every document starts where all clocks stand at zero, on a multiple of
-            `learner.clocks.period`; what other documents would cost is left out, and their outputs are undefined.
-        on_boundary: promise that every row stands where all clocks are at zero, as rows do without a state: what other
-            rows would cost is left out, and their outputs are undefined.
-        remat_chunks: the backward pass keeps the state before every so many chunks, and computes those in between
-            again.
-        implementation: name of one of `IMPLEMENTATIONS`; None picks the fastest that computes this learner.
+        position_scale: factor of the step by the tokens since the anchor moved, `[anchor]`, if the optimiser has
+        `position_scale`.
+        state: state to continue from; None starts from `weights`, with all clocks at zero.
+        segment_ids: documents of a sequence, 0 for padding (see `tttlm.ops.documents`), or the result of `documents`.
+        Clocks count from the start of the sequence, regardless of documents.
+        aligned: asserts that every document starts when all clocks are at zero, at a multiple of
+        `learner.clocks.period`, which saves the cost of other documents; their outputs are undefined.
+        on_boundary: asserts that all clocks of every sequence are at zero, as they are without a state, which saves the
+        cost of other sequences; their outputs are undefined.
+        remat_chunks: the backward pass stores the state before every so many chunks, and recomputes those between.
+        implementation: name of one of `IMPLEMENTATIONS`; None picks the fastest that supports this learner.
 
-    Returns:
-        outputs `[B, T, H, V]` in the dtype of the queries, and the state after the last token.
+        Returns:
+            Outputs `[B, T, H, V]` in the dtype of the queries, and the state after the last token.
 
-    Raises:
-        InputError: the implementation is unknown or cannot compute this learner, or shapes do not fit together.
+        Raises:
+            InputError: the implementation is unknown or does not support this learner, or shapes do not match.
     """
     check(learner, inputs, weights, position_scale)
     if remat_chunks < 1:
@@ -105,21 +104,21 @@ def learn(
 
 
 def supported(learner: Learner, shapes: Shapes, device: str | None = None) -> dict[str, str | None]:
-    """For every implementation, from the fastest on, None where it computes `learner`, or one line that says why not.
+    """For every implementation, fastest first, None if it supports `learner`, or one line that says why not.
 
     Args:
         learner: the description.
         shapes: sizes of the tokens.
-        device: "cpu", "gpu" or "tpu"; None is what is compiled for.
+        device: "cpu", "gpu" or "tpu"; None is the target device.
     """
     device = target_platform() if device is None else device
     return {name: one.supports(learner, device, shapes) for name, one in IMPLEMENTATIONS.items()}
 
 
 def check_choice(learner: Learner, shapes: Shapes, name: str | None) -> None:
-    """Refuses a name that no device computes `learner` by.
+    """Refuses an implementation that supports `learner` on no device.
 
-    A configuration is made before the devices of a run are known, so no device is asked for here.
+    A configuration is made before the devices of a run are known, so this does not depend on a device.
 
     Raises:
         InputError: as `choose`, for the last device.
@@ -136,10 +135,10 @@ def check_choice(learner: Learner, shapes: Shapes, name: str | None) -> None:
 
 
 def choose(learner: Learner, shapes: Shapes, name: str | None, device: str | None = None) -> Implementation:
-    """The implementation of that name, or the fastest that computes `learner` where it is None.
+    """The implementation of that name, or the fastest that supports `learner` if it is None.
 
     Raises:
-        InputError: the name is unknown, or in one line why the implementation cannot compute the learner.
+        InputError: the name is unknown, or the implementation does not support the learner; says why.
     """
     reasons = supported(learner, shapes, device)
     if name is None:
@@ -157,7 +156,7 @@ def _shapes(inputs: LearnerInputs) -> Shapes:
 
 
 def check(learner: Learner, inputs: LearnerInputs, weights: Any, position_scale: Float[Array, "M"] | None) -> None:
-    """Raises `InputError` where what comes in does not go with the description or with the queries."""
+    """Raises `InputError` if arguments do not match the description or the queries."""
     batch, time, heads, size = inputs.queries.shape
     optimizer, written = learner.optimizer, time * learner.clocks.writes_per_token
     per_write, per_token = (batch, written, heads), (batch, time, heads)
@@ -183,7 +182,7 @@ def check(learner: Learner, inputs: LearnerInputs, weights: Any, position_scale:
                 expected[f"rates{jax.tree_util.keystr(path)}"] = (rate, per_write)
             structures: list[Any] = [jax.tree.structure(tree) for tree in (inputs.rates, weights)]
             if structures[0] != structures[1]:
-                raise InputError("rates must be a tree like the weights where Optimizer.rate is 'matrix'")
+                raise InputError("rates must be a tree like the weights if Optimizer.rate is 'matrix'")
         else:
             channel = {"value": (inputs.values.shape[-1],), "token": (learner.window,) if learner.window > 1 else ()}
             rates = None if optimizer.rate is None else (*per_write, *channel[optimizer.rate])

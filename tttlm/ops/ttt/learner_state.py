@@ -1,4 +1,4 @@
-"""What comes in to a learner, and the one state that every learner carries from token to token."""
+"""The inputs of a learner, and the state that every learner carries from token to token."""
 
 from typing import Any, NamedTuple
 
@@ -10,15 +10,15 @@ from tttlm.ops.ttt.description import Learner, Ridge
 
 
 class LearnerInputs(NamedTuple):
-    """What every token brings; `n` are the writes of a token, nearly always one.
+    """The inputs of a learner; `n` is the number of writes per token, usually one.
 
     Attributes:
-        queries: `[B, T, H, K]`.
-        keys: `[B, T n, H, K]`.
+        queries: queries `[B, T, H, K]`.
+        keys: keys `[B, T n, H, K]`.
         values: targets of the loss, `[B, T n, H, V]`.
-        rates: as `Optimizer.rate` says; None where that is None.
-        momentum: what `Optimizer.momentum` is made from, or None.
-        decay: what `Optimizer.decay` is made from, or None.
+        rates: learning rates, shaped as `Optimizer.rate` says; None if that is None.
+        momentum: input of the gate `Optimizer.momentum`, or None.
+        decay: input of the gate `Optimizer.decay`, or None.
         step_size: factor of the transformed step, `[B, T, H]`, or None.
         error_keys: keys whose error is taken, `[B, T n, H, K]`, or None.
     """
@@ -34,12 +34,12 @@ class LearnerInputs(NamedTuple):
 
 
 class Pending(NamedTuple):
-    """The tokens of a step that is not complete.
+    """The sums over the tokens of an incomplete step.
 
     Attributes:
-        gradients: their sum, like the weights `[B, H, ...]`.
-        momentum, decay: sums of what the gates are made from, `[B, H]` or `[B, H, K]`; None without the gate.
-        num_tokens: how many tokens they are, `[B, H]`; None where nothing is averaged (`Optimizer.position_scale`).
+        gradients: sum of their gradients, shaped like the weights `[B, H, ...]`.
+        momentum, decay: sums of the inputs of the gates, `[B, H]` or `[B, H, K]`; None without the gate.
+        num_tokens: number of tokens, `[B, H]`; None if nothing is averaged (`Optimizer.position_scale`).
     """
 
     gradients: Any
@@ -57,17 +57,17 @@ class Window(NamedTuple):
 
 
 class LearnerState(NamedTuple):
-    """Everything needed to go on from any token, row by row; parts that a learner has no use for are None.
+    """The state from which a sequence can be continued at any token; parts that a learner does not need are None.
 
     Attributes:
         weights: the accumulated weights `[B, H, ...]`; with `position_scale` those at the anchor.
-        anchor: the weights that gradients are taken at, where they are not the weights or the initial ones.
-        momentum: `S`, like the weights.
+        anchor: the weights at which gradients are taken, if they are neither the weights nor the initial ones.
+        momentum: `S`, shaped like the weights.
         pending: the step in progress.
-        window: the pairs still learned from.
+        window: the pairs in the window of the next tokens.
         seen: `P` of the query projection, `[B, H, K, K]`.
-        offset: how many tokens were seen since all clocks stood at zero, `0..period-1`. Offset and document belong to a
-            row; they are None where a state is that of a head, within an implementation.
+        offset: number of tokens since all clocks were at zero, `0..period-1`. Offset and document belong to a
+            sequence; they are None in the state of a head, within an implementation.
         document: id of the document in progress, 0 before the first token (see `tttlm.ops.documents`).
     """
 
@@ -95,7 +95,7 @@ def read_weights(learner: Learner, accumulated: Any, initial: Any) -> Any:
 
 
 def blank(learner: Learner, weights: Any, keys: int, values: int) -> LearnerState:
-    """The state before the first token of one row, `[H, ...]`, with offset and document of `[]`.
+    """The state before the first token of one sequence, `[H, ...]`, with offset and document of `[]`.
 
     Args:
         learner: the description.
@@ -138,12 +138,12 @@ def blank(learner: Learner, weights: Any, keys: int, values: int) -> LearnerStat
 
 
 def init_learner_state(learner: Learner, weights: Any, batch: int, keys: int, values: int) -> LearnerState:
-    """The state before the first token: every row has the initial `weights`, in float32 at least.
+    """The state before the first token: every sequence has the initial `weights`, in float32 at least.
 
     Args:
         learner: the description.
         weights: initial weights of the inner model, `[H, ...]`.
-        batch: rows `B`.
+        batch: number of sequences `B`.
         keys: size `K` of a key.
         values: size `V` of a value.
     """

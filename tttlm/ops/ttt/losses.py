@@ -1,7 +1,7 @@
-"""Inner losses of one token and one head: functions of a prediction and its target that give a number.
+"""Inner losses of one token and one head: functions from a prediction and its target to a scalar.
 
-A learner uses the gradient of the loss in the prediction alone, so any differentiable function will do; the reader's
-own is passed in the same place.
+A learner uses only the gradient of the loss with respect to the prediction, so any differentiable function can be
+passed instead.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Inner models: what learns within a layer, as functions of one token and one head.
+"""Inner models, which learn within a layer, as functions of one token and one head.
 
 An inner model is any hashable callable `model(weights, slow, x)` from `x` `[K]` to a prediction `[V]`. `weights` is a
 pytree of fast weights, which the learner updates; `slow` is a pytree of parameters that only the outer training
@@ -88,11 +88,11 @@ class DiagonalLinear:
     """
 
     def __call__(self, weights: tuple[InnerLayer], slow: None, x: Float[Array, "K"]) -> Float[Array, "V"]:
-        """What a query reads."""
+        """The output for a query."""
         return x @ weights[0].kernel
 
     def predict(self, weights: tuple[InnerLayer], slow: None, x: Float[Array, "K"]) -> Float[Array, "K V"]:
-        """What the loss compares with the target."""
+        """The prediction that the loss compares with the target."""
         return x[:, None] * weights[0].kernel
 
     def init(self, key: PRNGKeyArray, num_heads: int, inputs: int, outputs: int) -> tuple[InnerLayer]:

@@ -1,4 +1,4 @@
-"""What an implementation is given, after the public function has checked and completed it."""
+"""The arguments of an implementation, after the public function has checked and completed them."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -24,20 +24,20 @@ class Shapes(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """A stretch of tokens to learn from, and all that is known about them.
+    """Tokens to learn from, and everything that an implementation needs.
 
     Attributes:
         learner: the description.
-        inputs: the tokens, in the dtypes that they came in.
+        inputs: the tokens, in the dtypes of the caller.
         weights: initial weights of the inner model `[H, ...]`.
         slow: slow parameters of the inner model `[H, ...]`, or None.
         position_scale: `[M]`, or None.
         blank: the state that a document starts from, without a batch axis.
-        state: what is carried in.
-        docs: the documents of the rows, or None where every row is one.
-        at_start: whether every row is known to stand where all clocks are at zero.
-        aligned: whether every document is promised to start where all clocks are at zero.
-        remat_chunks: how many chunks the backward pass computes again at a time.
+        state: the state before the first token.
+        docs: the documents of the sequences, or None if every sequence is one document.
+        at_start: whether all clocks of every sequence are at zero before the first token.
+        aligned: whether all clocks are at zero at the start of every document.
+        remat_chunks: number of chunks that the backward pass recomputes at a time.
     """
 
     learner: Learner
@@ -54,12 +54,12 @@ class Problem:
 
     @property
     def positions(self) -> int | Int[Array, "B"]:
-        """How many positions the tokens take, in every row or in each."""
+        """The number of positions of the tokens, equal for all sequences or one for each."""
         return num_positions(self.docs, self.inputs.queries.shape[1])
 
     @property
     def next_offset(self) -> Int[Array, "B"]:
-        """Where every row stands in the period of the clocks after the last token."""
+        """The offset of every sequence in the period of the clocks after the last token."""
         return (self.state.offset + self.positions) % self.learner.clocks.period
 
     def computed(self, tree: Any) -> Any:
@@ -70,11 +70,11 @@ class Problem:
 
 @runtime_checkable
 class Implementation(Protocol):
-    """One way to compute a learner.
+    """An implementation of learners.
 
     `supports` says in one line why the implementation cannot compute `learner` on `device` ("cpu", "gpu", "tpu") at
-    these shapes, or None where it can. Called, it gives the outputs `[B, T, H, V]` and the state after the last token,
-    with the document that came in.
+    these shapes, or None if it can. A call returns the outputs `[B, T, H, V]` and the state after the last token, with
+    the document of the state before.
     """
 
     def supports(self, learner: Learner, device: str, shapes: Shapes) -> str | None: ...

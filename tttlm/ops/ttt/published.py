@@ -1,6 +1,6 @@
-"""Published learners as descriptions. Equations, sources and where public code differs are named at each.
+"""Published learners as descriptions, with their equations, sources and differences from public code.
 
-What is around a learner (feature maps, convolutions, normalised keys, gates of the output) belongs to its layer.
+Other parts of a layer (feature maps, convolutions, normalised keys, gates of the output) are defined in the layer.
 """
 
 import jax

@@ -1,7 +1,7 @@
 """The definition: token after token, the gradient by autodiff, and the weights of that token, materialised.
 
-Everything here is of one head of one row, and mapped over both. Slow on purpose; every faster implementation is tested
-against it.
+Everything here is for one head of one sequence, and mapped over both. It is not optimised; every faster implementation
+is tested against it.
 """
 
 from functools import partial

@@ -1,4 +1,4 @@
-"""What the inner model of TTT-Linear and TTT-MLP is made of, and what their dual form carries."""
+"""The inner model of TTT-Linear and TTT-MLP, and the state of their dual form."""
 
 from typing import NamedTuple
 
@@ -20,12 +20,13 @@ class InnerNorm(NamedTuple):
 
 
 class InnerState(NamedTuple):
-    """Everything needed to go on from any token, row by row.
+    """The state from which a sequence can be continued at any token.
 
     Attributes:
         weights: the inner weights at the start of the mini-batch in progress, `[B, H, ...]`.
-        gradients: of the tokens of that mini-batch seen so far, each times its learning rate, summed; like `weights`.
-        offset: how many tokens of that mini-batch were seen, `0..M-1`.
+        gradients: the sum of the gradients of that mini-batch so far, each times its learning rate; shaped like
+            `weights`.
+        offset: the number of tokens of that mini-batch so far, `0..M-1`.
         document: id of the document in progress, 0 before the first token (see `tttlm.ops.documents`).
     """
 

@@ -1,4 +1,4 @@
-"""What happens inside a learner: how well its model learns, and how far it moves, along a sequence."""
+"""Statistics of a learner along a sequence: its losses, and the drift of its weights."""
 
 from typing import Any, NamedTuple
 
@@ -15,19 +15,19 @@ from tttlm.ops.ttt.models import prediction
 from tttlm.ops.ttt.problem import select
 
 QUARTERS = 4
-STRETCH = 16  # tokens between two looks at the weights, where no clock says how many
+STRETCH = 16  # tokens between two measurements of the weights, if no clock decides
 
 
 class InnerStatistics(NamedTuple):
-    """Means over rows and heads, and over the tokens of whole mini-batches.
+    """Means over sequences and heads, and over the tokens of complete mini-batches.
 
     Attributes:
-        loss_before: the inner loss of a token at the weights that its mini-batch starts from.
-        loss_after: the same at the weights that leave its mini-batch.
-        learning_rate: the inner learning rate by which a token's gradient enters those, `token_scale[M-1] rate[s]`.
-        weight_norm: the Frobenius norm of a head's inner weights, all layers and biases, at the end of the row.
-        drift: the norm of their difference from the initial weights after a quarter, a half, three quarters of the row,
-            and at its end.
+        loss_before: the inner loss of a token at the weights before its mini-batch.
+        loss_after: the same at the weights after its mini-batch.
+        learning_rate: the inner learning rate of a token's gradient in that update, `token_scale[M-1] rate[s]`.
+        weight_norm: the Frobenius norm of a head's inner weights, all layers and biases, at the end of the sequence.
+        drift: the norm of their difference from the initial weights after a quarter, a half, three quarters of the
+            sequence, and at its end.
     """
 
     loss_before: Float[Array, ""]
@@ -48,10 +48,10 @@ def learner_statistics(
 ) -> InnerStatistics:
     """Statistics of `learn` from its initial state; arguments as there.
 
-    The sequence is looked at in stretches of `learner.clocks.period` tokens, or of 16 where that is 1: losses are those
-    of a stretch's tokens at the weights before and after it, as queries read them. Padding does not count, nor do
-    stretches in which a document starts after the first token, nor a last one that is not full. The learning rate is
-    the mean of the rates, times the last position scale where there is one; 1 where a learner has no rates.
+    The sequence is divided into stretches of `learner.clocks.period` tokens, or of 16 if that is 1: losses are those of
+    a stretch's tokens at the weights before and after it, as queries read them. Padding is excluded, and so are
+    stretches in which a document starts after the first token, and an incomplete last one. The learning rate is the
+    mean of the rates, times the last position scale if there is one; 1 if a learner has no rates.
 
     Raises:
         InputError: the sequence is shorter than a stretch.
@@ -101,7 +101,7 @@ def _promoted(*trees: Any) -> Any:
 
 
 def _read(learner: Learner, state: LearnerState, weights: Any, slow: Any) -> Any:
-    """The weights that are read, of every row and head."""
+    """The weights that queries read, of every sequence and head."""
     if isinstance(learner.optimizer, Ridge):
         ridge = jax.vmap(jnp.diag)(slow)
         return (jnp.linalg.solve(state.weights.kk + ridge, state.weights.kv),)
@@ -125,7 +125,7 @@ def _losses(learner: Learner, read: Any, slow: Any, x: LearnerInputs) -> Float[A
 
 
 def _rates(x: LearnerInputs, position_scale: Array | None) -> Float[Array, "B Tn H"]:
-    """The rate of every write, of several the mean."""
+    """The rate of every write, the mean if there are several."""
     ones = jnp.ones(x.keys.shape[:3], x.keys.dtype)
     leaves = [a.reshape(*ones.shape, -1).mean(-1) for a in jax.tree.leaves(x.rates)]
     rates = sum(leaves) / len(leaves) if leaves else ones
@@ -133,5 +133,5 @@ def _rates(x: LearnerInputs, position_scale: Array | None) -> Float[Array, "B Tn
 
 
 def _norm(weights: Any) -> Float[Array, ""]:
-    """The mean over rows and heads of the norm of all inner weights of a head."""
+    """The mean over sequences and heads of the norm of all inner weights of a head."""
     return jnp.mean(jnp.sqrt(sum(jnp.sum(w**2, axis=tuple(range(2, w.ndim))) for w in jax.tree.leaves(weights))))

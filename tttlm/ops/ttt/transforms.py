@@ -1,7 +1,7 @@
-"""What stands between a step and the weights, and between the weights and what is read: functions of one head's pytree.
+"""Transforms of steps and links of weights: functions of one head's pytree.
 
-A *transform* maps the accumulated step `S` to what is taken from the weights; a *link* maps the accumulator to the
-weights that are read, given the initial ones. Both may be the reader's own hashable function.
+A *transform* maps the accumulated step `S` to the update of the weights; a *link* maps the accumulator and the initial
+weights to the weights that are read. Any hashable function can be used.
 """
 
 from dataclasses import dataclass
