@@ -110,7 +110,7 @@ def test_the_check_of_logits_can_fail(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["only"], "name two folders, FROM and TO, 1 came"),
+        (["only"], "name two folders, FROM and TO, got 1"),
         ([str(QWEN), "OUT", "--layout", "mamba_ssm"], "layout mamba_ssm has no model of mixers"),
         ([str(QWEN), "OUT", "--layout", "official_jax"], "neither grouped heads"),
         ([str(QWEN), "OUT", "--train_state"], "--train_state is for the layout official_jax, but TO becomes run"),

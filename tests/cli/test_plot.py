@@ -76,7 +76,7 @@ def test_the_names_there_are_can_be_listed(runs, capsys):
         (["--of", "los"], r"no run has 'los'; there are flops, layer_\*/drift_25, layer_\*/drift_100, loss"),
         (["--png", "no/such/x.png"], "there is no folder no/such"),
         (["no/such/run"], "no/such/run is not a run directory"),
-        (["--of"], "--of names at least one number"),
+        (["--of"], "--of names at least one metric"),
         (["--png", "x.xyz"], r"'png' must be a file name that ends in \.png, \.pdf or \.svg"),
         (["--against", "hours"], "invalid choice 'hours'"),
     ],

@@ -43,7 +43,7 @@ def test_prepare_then_check_then_inspect(books: Path, tmp_path: Path, capsys: py
     assert seen.count("It was the best of times") >= 3
     assert (tmp_path / "data" / "lengths.png").read_bytes()[:4] == b"\x89PNG"
     main(["--check", data])  # the picture is no part of the data
-    assert "is whole" in capsys.readouterr().out
+    assert "is intact" in capsys.readouterr().out
 
 
 def test_check_names_what_was_altered(books: Path, tmp_path: Path) -> None:
@@ -63,14 +63,14 @@ def test_check_names_what_was_altered(books: Path, tmp_path: Path) -> None:
     ("words", "said"),
     [
         (["nowhere.txt", "--output", "data"], "no files under 'nowhere.txt'"),
-        (["BOOKS"], "say where the tokens go"),
+        (["BOOKS"], "name the output folder"),
         (["--output", "data"], "nothing to prepare"),
         (["BOOKS", "--output", "data", "--tokeniser", "x"], "prepare: unknown flag '--tokeniser'"),
         (["BOOKS", "--output", "data", "--held-out", "lots"], "prepare:"),
         (["BOOKS", "--output", "data", "--vocab-size", "100000"], "ask for a smaller vocab_size"),
         (["--check", "nowhere"], "nowhere does not exist"),
         (["inspect", "nowhere"], "nowhere does not exist"),
-        (["inspect"], "say which folder"),
+        (["inspect"], "name a folder"),
     ],
 )
 def test_what_cannot_be_used_is_said_in_one_line(

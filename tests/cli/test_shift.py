@@ -145,16 +145,16 @@ def test_unusable_input_is_one_line(texts, tmp_path):
     (tmp_path / "model").mkdir()
     a, wide = str(texts[0]), str(tmp_path / "wide.npy")
     for arguments, says in (
-        ([], "name two samples, 0 came"),
-        ([a], "name two samples, 1 came"),
+        ([], "name two samples, got 0"),
+        ([a], "name two samples, got 1"),
         ([a, str(tmp_path / "no")], "no does not exist"),
-        ([a, wide], "holds text and .* holds arrays"),
+        ([a, wide], "has text and .* has arrays"),
         ([wide, str(tmp_path / "narrow.npy")], "has 4 features and .* has 3"),
         ([wide, str(tmp_path / "few.npy")], "sample B has 5 samples; this measure needs at least 8"),
         ([wide, str(tmp_path / "nan.npy")], "nan.npy has NaN or infinite features in 20 of 20 samples"),
         ([wide, wide, "--output", str(tmp_path / "file" / "x")], "--output .* cannot be written"),
         ([wide, wide, "--model", a], "--model and --tokenizer are for text"),
-        ([a, a, "--model", str(tmp_path / "model")], "is no model"),
+        ([a, a, "--model", str(tmp_path / "model")], "is not a model"),
         ([a, a, "--tokenizer", "no.model"], "tokenizer no.model does not exist"),
         ([a, a, "--permutations", "3"], "'permutations' must be at least 19, got 3"),
         ([a, a, "--pairs", "3"], "'pairs' must be at least 8 or 0, got 3"),

@@ -52,7 +52,7 @@ def test_of_several_bases_a_later_one_wins_over_an_earlier_and_the_file_over_all
 def test_a_file_that_is_its_own_base_is_one_line(tmp_path):
     write(tmp_path / "x.yaml", "base: y.yaml")
     write(tmp_path / "y.yaml", "base: [x.yaml]")
-    with pytest.raises(InputError, match=r"x.yaml: is its own base, by way of y.yaml"):
+    with pytest.raises(InputError, match=r"x.yaml: is its own base, through y.yaml"):
         read("--config", str(tmp_path / "x.yaml"))
 
 
@@ -137,7 +137,7 @@ def test_a_saved_configuration_reads_back_the_same(tmp_path):
         ("steps: 1", ["--steps", "x"], "train.py: --steps: invalid literal"),
         ("steps: 1", ["--faults.policy", "hope"], "train.py: invalid choice 'hope'"),
         ("steps: 1", ["--steps"], "Missing value for argument '--steps'"),
-        ("steps: 1", ["--config", "y.yaml"], "--config is there twice: leave out"),
+        ("steps: 1", ["--config", "y.yaml"], "--config is given twice: remove"),
         ("steps: 1\nsteps: 2", [], "x.yaml: line 2: the key 'steps' is a duplicate"),
         ("run: 2024", [], "x.yaml: 'run': text was expected, got 2024"),
         ("steps: 2001-01-01", [], "x.yaml: 'steps': an integer was expected, got '2001-01-01'"),

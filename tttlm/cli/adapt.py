@@ -1,9 +1,9 @@
-"""Test-time training beside other methods on shifted data: trains, corrupts, adapts, measures, writes one report.
+"""Compares test-time training with other methods on shifted data: trains, corrupts, adapts, measures, writes a report.
 
 python -m tttlm.cli.adapt configs/adapt/digits.yaml [--output FOLDER] [--NAME VALUE ...]
 
-A file with `kind: text` compares language models instead: each reads the held-out text of the others, with and without
-dynamic evaluation. Stopped, the same command goes on.
+A file with `kind: text` compares language models instead: each is scored on the held-out text of the others, with and
+without dynamic evaluation. After an interruption the same command resumes.
 """
 
 import logging
@@ -25,7 +25,7 @@ PROGRAM = "python -m tttlm.cli.adapt"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The experiment of a configuration file; flags override the file."""
+    """Runs the experiment of a configuration file; flags override the file."""
     words = list(arguments)
     file = words.pop(0) if words and not words[0].startswith("-") else None
     if file is None and not {"-h", "--help"} & set(words):
@@ -73,7 +73,7 @@ def _text(flags: list[str], command: str) -> int:
 
 
 def _reader(folder: str, text_bytes: int, stretch: int) -> "Reader":
-    """The model of a run, with room for as many tokens as there are bytes, and its held-out text."""
+    """The model of a run, with a cache of as many tokens as there are bytes, and its held-out text."""
     from tttlm.adaptation.text import Reader
     from tttlm.evaluation.run import load_run
 
@@ -97,7 +97,7 @@ def _reader(folder: str, text_bytes: int, stretch: int) -> "Reader":
 
 
 def run() -> None:
-    run_command(lambda: main(sys.argv[1:]), kept="what is done is kept: the same command goes on")
+    run_command(lambda: main(sys.argv[1:]), kept="finished parts are kept: the same command resumes")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""From a command line to a typed configuration: defaults, then a YAML file and the files it is based on, then flags.
+"""Builds a typed configuration from a command line: defaults, then a YAML file and its bases, then flags.
 
-A file and a flag are held to the same types and ranges. Whatever is wrong comes out as one line (`InputError`).
+Files and flags have the same types and ranges. Every error is one line (`InputError`).
 """
 
 import contextlib
@@ -30,15 +30,15 @@ def parse(
 ) -> C:
     """Builds `cls`, a dataclass of dataclasses, from `--config FILE` and flags such as `--model.hidden_size 256`.
 
-    A later source wins: the defaults of `cls`, `values`, `base:` of the file, the file, the flags. `--help` prints
-    every field with its default and leaves.
+    A later source overrides an earlier one: the defaults of `cls`, `values`, `base:` of the file, the file, the flags.
+    `--help` prints every field with its default and exits.
 
     Args:
-        cls: a configuration.
-        arguments: the words after the name of the program.
-        prog: that name.
-        description: what `--help` says above the fields.
-        values: dotted name -> value, of fields whose default is another here.
+        cls: a configuration class.
+        arguments: the arguments of the program.
+        prog: the name of the program.
+        description: the text of `--help` above the fields.
+        values: dotted name -> value, defaults that differ from those of `cls`.
 
     Raises:
         InputError: an unknown key or flag, a value of the wrong type or outside its range, a file that cannot be read.
@@ -49,7 +49,7 @@ def parse(
         if flag.startswith("--"):
             _refuse_unknown_flag(flag, known, prog)
     given = {**(values or {}), **(read_config(cls, config_file) if config_file else {})}
-    # What spans several fields is checked at the end: a flag may mend what the file alone would break.
+    # Constraints between fields are checked at the end: a flag may fix an invalid file.
     default = with_fields(cls(), given, check=False)
     with _one_line_errors(f"{prog}: " if flags or not config_file else f"{config_file}: "):
         config = tyro.cli(
@@ -65,28 +65,28 @@ def parse(
 
 
 def program(default: str) -> str:
-    """The name of the program for messages and shell completion: that of the console script, where it is one."""
+    """The name of the program for messages and shell completion: that of the console script if it is one."""
     name = Path(sys.argv[0]).name
     return name if name.startswith("tttlm-") else default
 
 
 def read_config(cls: type, path: str | Path) -> dict[str, Any]:
-    """What a YAML file and its bases say about the fields of `cls`, as dotted name -> value.
+    """The fields of `cls` in a YAML file and its bases, as dotted name -> value.
 
     `base: other.yaml` or `base: [one.yaml, two.yaml]`, relative to the file, are read first: each overrides those
-    before it, and the file all of them. A field is overridden whole: a list or a mixture is replaced, not added to.
+    before it, and the file overrides all of them. Fields are replaced, not merged: so are lists and mixtures.
 
     Raises:
-        InputError: a file cannot be read, or says what no field takes.
+        InputError: a file cannot be read, or has an unknown key or an invalid value.
     """
     found = find_config(path)
     return read_section(cls, read_yaml(found), found, str(path))
 
 
 def find_config(name: str | Path) -> Path:
-    """The file of that name; or, where there is none, the configuration that comes with the package.
+    """The file of that name, or, if there is none, the configuration of that name in the package.
 
-    `quickstart`, `125m/ttt_linear_mamba` and `configs/quickstart.yaml` name one of those from any folder.
+    `quickstart`, `125m/ttt_linear_mamba` and `configs/quickstart.yaml` name such configurations from any folder.
     """
     path = Path(name).expanduser()
     if os.path.exists(path) or path.is_absolute():
@@ -100,13 +100,13 @@ def find_config(name: str | Path) -> Path:
 
 
 def read_section(cls: type, values: Any, file: Path, source: str, inside: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The same of a part of a file, whose `base` works as at the top of one.
+    """The same as `read_config` for a section of a file, which may have a `base` of its own.
 
     Args:
-        cls: the configuration that the part describes.
-        values: the part, as it was read from `file`.
-        source: what the part is called in an error.
-        inside: the files that are being read, each the base of the one before.
+        cls: the configuration class of the section.
+        values: the section, as read from `file`.
+        source: the name of the section in errors.
+        inside: the files that are being read, each the base of the previous one.
     """
     own, bases = split_bases(values, file, source, inside)
     whole: dict[str, Any] = {}
@@ -116,10 +116,10 @@ def read_section(cls: type, values: Any, file: Path, source: str, inside: tuple[
 
 
 def split_bases(values: Any, file: Path, source: str, inside: tuple[Path, ...] = ()) -> tuple[Any, list[Path]]:
-    """What a part of a file says itself, and the files that its `base` names; arguments as for `read_section`.
+    """The values of a section itself, and the files that its `base` names; arguments as for `read_section`.
 
     Raises:
-        InputError: `base` names no file, or one of those that are being read.
+        InputError: `base` names no file, or a file that is being read.
     """
     if not isinstance(values, dict) or "base" not in values:
         return values, []
@@ -130,17 +130,17 @@ def split_bases(values: Any, file: Path, source: str, inside: tuple[Path, ...] =
     paths = [file.parent / Path(name).expanduser() for name in names]
     for path in paths:
         if path.resolve() in (*inside, file.resolve()):
-            raise InputError(f"{path}: is its own base, by way of {file.name}")
+            raise InputError(f"{path}: is its own base, through {file.name}")
         if len(inside) > 20:
-            raise InputError(f"{path}: is the base of a base of a base, more than 20 deep")
+            raise InputError(f"{path}: bases are nested more than 20 deep")
     return {key: value for key, value in values.items() if key != "base"}, paths
 
 
 def take_option(arguments: Sequence[str], flag: str, what: str) -> tuple[str | None, list[str]]:
-    """Takes `flag VALUE` or `flag=VALUE` out of the arguments: the value, None where there is none, and the rest.
+    """Removes `flag VALUE` or `flag=VALUE` from the arguments: the value, None if there is none, and the rest.
 
     Raises:
-        InputError: the flag is there without a value, or twice; it needs `what`.
+        InputError: the flag is given without a value (described by `what`), or twice.
     """
     values, rest, waiting = [], [], False
     for argument in arguments:
@@ -156,7 +156,7 @@ def take_option(arguments: Sequence[str], flag: str, what: str) -> tuple[str | N
     if waiting or "" in values:
         raise InputError(f"{flag} needs {what}")
     if len(values) > 1:
-        raise InputError(f"{flag} is there twice: leave out {values[0]} or {values[1]}")
+        raise InputError(f"{flag} is given twice: remove {values[0]} or {values[1]}")
     return values[0] if values else None, rest
 
 
@@ -176,7 +176,7 @@ _REGISTRY = ConstructorRegistry()
 
 @_REGISTRY.primitive_rule
 def _mapping(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
-    """`--data.mixture A 0.5 B 2` is the whole mapping, also where a file has given it entries already."""
+    """`--data.mixture A 0.5 B 2` replaces the mapping, also if a file has entries of it."""
     if info.type_origin is not dict:
         return None
 
@@ -196,7 +196,7 @@ def _mapping(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
 
 @contextlib.contextmanager
 def _one_line_errors(begin: str) -> Iterator[None]:
-    """Reduces the box that tyro prints to the sentence in it, after `begin`."""
+    """Reduces the box that tyro prints to its sentence, after `begin`."""
     caught = io.StringIO()
     try:
         with contextlib.redirect_stderr(caught):
@@ -207,7 +207,7 @@ def _one_line_errors(begin: str) -> Iterator[None]:
         if leaving.code in (0, None):
             raise
         text = _sentence(caught.getvalue())
-        # "Error parsing model: ..." is what tyro adds where a dataclass itself refuses, and names the field again.
+        # tyro adds "Error parsing model: ..." if a dataclass itself refuses, which names the field again.
         text = (
             re.sub(r"^Error parsing (?:(?!--)\S+: )?", "", text)
             .partition("; use sys.")[0]
@@ -217,7 +217,7 @@ def _one_line_errors(begin: str) -> Iterator[None]:
 
 
 def _sentence(box: str) -> str:
-    """The sentence in a box of tyro's: below the title, which is a part of the frame where the terminal has UTF-8."""
+    """The sentence in a box of tyro, below the title, which is part of the frame if the terminal has UTF-8."""
     parts: list[list[str]] = [[]]
     for line in (line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))):
         if line and not line.strip("─-"):

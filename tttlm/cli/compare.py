@@ -1,10 +1,11 @@
-"""Models beside each other: trains each on the same batches, scores each on the same text, writes one report.
+"""Compares models: trains each on the same batches, scores each on the same text, writes a report.
 
 python -m tttlm.cli.compare configs/compare/small.yaml --data FOLDER [--test FOLDER] [--output FOLDER]
 
-The file has what all models share (`train`, the names of train.py) and, under `models`, what differs in each; `run`
-there names a finished run, or a list of them, instead. On the command line --train.NAME VALUE changes it for all models
-and --models.MODEL.NAME VALUE for one. Stopped, the same command goes on.
+The file has the configuration common to all models (`train`, the fields of train.py) and, under `models`, the
+differences of each; `run` there names a finished run, or a list of them, instead. On the command line --train.NAME
+VALUE changes a field for all models and --models.MODEL.NAME VALUE for one. After an interruption the same command
+resumes.
 """
 
 import logging
@@ -28,7 +29,7 @@ PROGRAM = "python -m tttlm.cli.compare"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """A comparison; the words `train` and `score` in front are how it calls itself for the parts."""
+    """Runs a comparison; it calls itself with `train` or `score` as the first argument for the parts."""
     words = list(arguments)
     if words[:1] == ["train"]:
         return _train(words[1])
@@ -36,13 +37,13 @@ def main(arguments: Sequence[str]) -> int:
         return _score(words[1])
     environment = dict(os.environ)
     environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-    os.environ["JAX_PLATFORMS"] = "cpu"  # this process only looks on; the devices are for its children
+    os.environ["JAX_PLATFORMS"] = "cpu"  # this process only waits; the devices are for its children
     return _compare(words, environment)
 
 
 @dataclass
 class _Parts:
-    """What a file and its bases say: of the comparison, of all models, and of each; dotted name -> value."""
+    """The values in a file and its bases, for the comparison, all models, and each model; dotted name -> value."""
 
     own: dict[str, Any] = field(default_factory=dict)
     shared: dict[str, Any] = field(default_factory=dict)
@@ -52,10 +53,10 @@ class _Parts:
 def read_comparison(
     words: Sequence[str],
 ) -> "tuple[CompareConfig, dict[str, TrainConfig], dict[str, list[str]], list[str]]":
-    """What a file and flags say: what is shared, the models to train, finished runs, and all names in order.
+    """Reads a file and flags: the common configuration, the models to train, finished runs, and all names in order.
 
     Raises:
-        InputError: in one line, for what cannot be read or meant.
+        InputError: the file cannot be read, or the configuration is invalid.
     """
     from tttlm.comparison.experiment import CompareConfig
     from tttlm.training.config import TrainConfig
@@ -83,11 +84,11 @@ def read_comparison(
     return config, to_train, given, list(parts.models)
 
 
-_FINISHED = "run"  # the key of a model that names finished runs; the comparison chooses the folders of the others
+_FINISHED = "run"  # the key for finished runs of a model; the comparison chooses the folders of the others
 
 
 def _read_parts(file: Path, inside: tuple[Path, ...] = ()) -> _Parts:
-    """`base` works at the top of a file as within `train` and each model."""
+    """Reads a file; `base` is allowed at its top, within `train` and within each model."""
     from tttlm.comparison.experiment import CompareConfig
     from tttlm.training.config import TrainConfig
 
@@ -155,7 +156,7 @@ def _compare(words: list[str], environment: dict[str, str]) -> int:
 
 
 def _sorted_flags(words: list[str], models: list[str]) -> tuple[list[str], list[str], dict[str, list[str]]]:
-    """The flags of the comparison, those of `--train.`, and those of `--models.MODEL.`, without their prefix."""
+    """The flags of the comparison, of `--train.`, and of `--models.MODEL.`, without their prefix."""
     own: list[str] = []
     for_train: list[str] = []
     for_model: dict[str, list[str]] = {name: [] for name in models}
@@ -175,7 +176,7 @@ def _sorted_flags(words: list[str], models: list[str]) -> tuple[list[str], list[
 
 
 def _train(file: str) -> int:
-    """Trains the run whose configuration is in a file, and no more."""
+    """Trains the run whose configuration is in a file."""
     from tttlm.comparison.children import end_with_parent
     from tttlm.training.config import TrainConfig
     from tttlm.training.loop import train
@@ -200,7 +201,7 @@ def _score(file: str) -> int:
 
 
 def run() -> None:
-    run_command(lambda: main(sys.argv[1:]), kept="finished runs and checkpoints are kept: the same command goes on")
+    run_command(lambda: main(sys.argv[1:]), kept="finished runs and checkpoints are kept: the same command resumes")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python -m tttlm.cli.convert FROM TO`: a model from one layout to another, tensor by tensor."""
+"""`python -m tttlm.cli.convert FROM TO`: converts a model from one layout to another, tensor by tensor."""
 
 import json
 import sys
@@ -15,31 +15,31 @@ from tttlm.ranges import CountOrZero, FilePath, Range, Seed
 DESCRIPTION = """Converts a model between released layouts and the folders of runs, one tensor at a time.
 
 For example:  python -m tttlm.cli.convert runs/quickstart released/       # a run becomes a Hugging Face folder
-              python -m tttlm.cli.convert official/ released/             # so does a stream of the official JAX trainer
+              python -m tttlm.cli.convert official/ released/             # from a stream of the official JAX trainer
               python -m tttlm.cli.convert released/ official/ --layout official_jax
               python -m tttlm.cli.convert released/ runs/new --layout run
 
 Prints the name, source, shape and dtype of every tensor, and compares the logits of both for random tokens."""
-_AGREES = 1e-5  # of the largest logit; the same numbers in another layout give the same logits
+_AGREES = 1e-5  # relative to the largest logit
 
 
 @dataclass(frozen=True)
 class ConvertConfig:
-    """What is converted, and to what."""
+    """Configuration of a conversion."""
 
     folders: tyro.conf.Positional[tuple[FilePath, ...]] = ()
-    """The folders FROM and TO. FROM is a run or a released folder; TO is made, and must not hold a model yet."""
+    """The folders FROM and TO. FROM is a run or a released folder; TO is created, and must not have a model yet."""
     layout: Literal["auto", "huggingface", "mamba_ssm", "official_jax", "run"] = "auto"
-    """What TO becomes. auto: huggingface, or where FROM is that, the other layout of its family: official_jax for TTT
+    """The layout of TO. auto: huggingface, or, if FROM has that, the other layout of its family: official_jax for TTT
     models, mamba_ssm for both Mambas, run for others."""
     step: CountOrZero | None = None
     """The checkpoint of a run; None is the newest."""
     train_state: bool = False
-    """In the layout official_jax, write streaming_train_state at step 0 and not streaming_params."""
+    """In the layout official_jax, write streaming_train_state at step 0 instead of streaming_params."""
     shard_bytes: Annotated[int, Range(least=1, most=2**50)] = 5 * 10**9
-    """How large one file of safetensors may be."""
+    """Largest size of one file of safetensors."""
     check_tokens: Annotated[int, Range(least=0, most=4096)] = 32
-    """Random tokens for which logits are compared; 0 compares none."""
+    """Number of random tokens for which logits are compared; 0 compares none."""
     seed: Seed = 0
     """The seed of these tokens."""
     json: bool = False
@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
     config = parse(ConvertConfig, arguments, prog=program("convert"), description=DESCRIPTION)
     if len(config.folders) != 2:
         raise InputError(
-            f"name two folders, FROM and TO, {len(config.folders)} came, for example: "
+            f"name two folders, FROM and TO, got {len(config.folders)}, for example: "
             "python -m tttlm.cli.convert runs/quickstart released"
         )
     source_path, target_path = (Path(name) for name in config.folders)
@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
     source, origin = _open(source_path, config.step)
     layout = _other_layout(source) if config.layout == "auto" else config.layout
     if config.train_state and layout != "official_jax":
-        raise InputError(f"--train_state is for the layout official_jax, but TO becomes {layout}")
+        raise InputError(f"--train_state is for the layout official_jax, but TO has the layout {layout}")
     if layout == "run":
         written = _write_run(source, source_path, target_path)
     else:
@@ -94,7 +94,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _open(path: Path, step: int | None) -> tuple[Any, Any]:
-    """The parameters in a folder, and what else it has for a released folder."""
+    """The parameters in a folder, and its other files for a released folder."""
     from tttlm.interop.convert import FolderParameters
     from tttlm.interop.origin import Origin
 
@@ -108,13 +108,13 @@ def _open(path: Path, step: int | None) -> tuple[Any, Any]:
         ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
         return run, Origin(str(run.folder.tokenizer), "", json.dumps({k: v for k, v in ids.items() if v is not None}))
     if step is not None:
-        raise InputError(f"--step names a checkpoint of a run, but {path} is no run")
+        raise InputError(f"--step names a checkpoint of a run, but {path} is not a run")
     folder = FolderParameters(path)
     return folder, folder.origin
 
 
 def _write_card(source: Any, folder: Path) -> None:
-    """A model card with the numbers of the run that the model comes from."""
+    """Writes a model card with the results of the run that the model is from."""
     from tttlm.evaluation.numbers import run_numbers
     from tttlm.interop.model_card import model_card
     from tttlm.training.run_parameters import RunParameters
@@ -167,7 +167,7 @@ def _table(written: list[Any]) -> str:
 
 
 def run() -> None:
-    run_command(lambda: main(sys.argv[1:]), kept="FROM is as it was")
+    run_command(lambda: main(sys.argv[1:]), kept="FROM is unchanged")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""The one place where what the system, a parser or a library raises becomes one line and an exit status.
+"""Turns every error of the system, a parser or a library into one line and an exit status.
 
 | status | what it means |
 |---|---|
 | 0 | done |
 | 1 | a fault of the machine or of the program: a full disk, too little memory |
-| 2 | something a person named or configured cannot be used |
-| 75 | stopped by SIGTERM; the same command goes on |
-| 130 | stopped by Ctrl-C; the same command goes on |
-| 141 | whoever read the output left, as `head` does |
+| 2 | an argument, a file or a configuration cannot be used |
+| 75 | stopped by SIGTERM; the same command resumes |
+| 130 | stopped by Ctrl-C; the same command resumes |
+| 141 | broken pipe: the reader of the output has exited |
 """
 
 import contextlib
@@ -28,29 +28,29 @@ from tttlm.extras import advice
 
 FAULT, BAD_INPUT, TERMINATED, INTERRUPTED, READER_LEFT = 1, 2, 75, 130, 141
 
-# What a person does about errors of the operating system; the others are the machine's.
+# Errors of the operating system that a user can fix; the others are faults of the machine.
 _THEIRS = {
     errno.ENOENT: "check the path",
-    errno.EACCES: "ask for permission, or choose another path",
-    errno.EPERM: "ask for permission, or choose another path",
+    errno.EACCES: "get permission, or choose another path",
+    errno.EPERM: "get permission, or choose another path",
     errno.EROFS: "choose another path",
     errno.EEXIST: "choose another path",
     errno.ENOTDIR: "a part of the path is a file: choose another path",
     errno.EISDIR: "it is a folder: name a file",
     errno.ENOTEMPTY: "choose another path",
     errno.ENAMETOOLONG: "choose a shorter name",
-    errno.ELOOP: "its links lead in a circle",
+    errno.ELOOP: "its links form a cycle",
     errno.EINVAL: "choose another path",
     errno.ENXIO: "choose another path",
 }
 _MACHINES = {
-    errno.ENOSPC: "make room",
-    errno.EDQUOT: "make room",
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
     errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENFILE: "raise the system's limit of open files",
     errno.ENOMEM: "free some memory",
-    errno.EIO: "look after the disk",
+    errno.EIO: "check the disk",
 }
 
 
@@ -58,22 +58,22 @@ class Terminated(BaseException):
     """Raised in the main thread by SIGTERM."""
 
 
-def run_command(command: Callable[[], int | None], *, kept: str = "the same command starts again") -> NoReturn:
-    """Leaves the process with the status that `command` returns, or the one of the table above and one line.
+def run_command(command: Callable[[], int | None], *, kept: str = "run the same command again") -> NoReturn:
+    """Runs a command and exits with the status that it returns, or after an error with one line and its status.
 
     Args:
-        command: does the work.
-        kept: what a command that was stopped, or met a fault of the machine, has kept and what to do next.
+        command: the work of the command.
+        kept: what is kept when the command is stopped or fails by a fault of the machine, and what to do next.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a file name need not be UTF-8, nor a terminal show all of it
+        if hasattr(stream, "reconfigure"):  # file names may be invalid UTF-8, and terminals limited
             stream.reconfigure(errors="backslashreplace")
     status: int | str | None = FAULT
     try:
         with _sigterm():
             try:
                 status = command()
-            except SystemExit as leaving:  # of --help
+            except SystemExit as leaving:  # raised by --help
                 status = leaving.code
             if sys.stdout is not None:
                 sys.stdout.flush()
@@ -89,9 +89,9 @@ def run_command(command: Callable[[], int | None], *, kept: str = "the same comm
 
 
 def describe(error: BaseException, kept: str) -> tuple[str, int]:
-    """One line for a person (empty where there is nothing to say), and the exit status."""
+    """The error in one line ("" if nothing is to be printed), and the exit status."""
     if isinstance(error, InputError):
-        # What was named may be fine, and the machine at fault: a full disk is one wherever it is met.
+        # An InputError may be caused by a fault of the machine, such as a full disk.
         by_machine = isinstance(error.__context__, OSError) and error.__context__.errno in _MACHINES
         return f"error: {one_line(str(error))}", FAULT if by_machine else BAD_INPUT
     if isinstance(error, KeyboardInterrupt):
@@ -105,11 +105,11 @@ def describe(error: BaseException, kept: str) -> tuple[str, int]:
     if isinstance(error, ModuleNotFoundError) and (what := advice(error.name or "")):
         return f"error: {what}", BAD_INPUT
     if isinstance(error, RecursionError):
-        return "error: what was read nests too deeply: look for a value that holds itself", BAD_INPUT
+        return "error: the input is nested too deeply: look for a value that contains itself", BAD_INPUT
     text = one_line(str(error))
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
         what = f" ({text})" if text and text != "std::bad_alloc" else ""
-        return f"error: out of memory{what}: take a smaller batch or model; {kept}", FAULT
+        return f"error: out of memory{what}: use a smaller batch or model; {kept}", FAULT
     if _in_start_of_jax(error):
         platforms = os.environ.get("JAX_PLATFORMS", "")
         why = f" ({text})" if text else ""
@@ -123,7 +123,7 @@ def describe(error: BaseException, kept: str) -> tuple[str, int]:
 
 
 def one_line(text: str) -> str:
-    """The text on one line, at most a thousand characters of it, and none that a terminal acts on."""
+    """The text on one line, truncated to a thousand characters, without control characters."""
     text = " ".join(text.split())
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     return text if len(text) <= 1000 else f"{text[:990]}..."
@@ -141,7 +141,7 @@ def _describe_system(error: OSError, kept: str) -> tuple[str, int]:
 
 
 def _system_error(error: BaseException) -> OSError | None:
-    """The error of the operating system that `error` is or came of."""
+    """The error of the operating system that `error` is or was caused by."""
     seen: set[int] = set()
     other: BaseException | None = error
     while other is not None and id(other) not in seen:
@@ -159,7 +159,7 @@ def _in_start_of_jax(error: BaseException) -> bool:
 
 
 def _where(error: BaseException) -> str:
-    """The line of this package that an unforeseen error came from."""
+    """The line of this package that raised an unexpected error."""
     root = str(Path(__file__).parents[1])
     frames = [
         frame
@@ -173,7 +173,7 @@ def _where(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _sigterm() -> Iterator[None]:
-    """SIGTERM is raised as `Terminated` inside, in the main thread."""
+    """A context in which SIGTERM raises `Terminated`, in the main thread."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Terminated
@@ -189,7 +189,7 @@ def _sigterm() -> Iterator[None]:
 
 
 def _reader_left() -> bool:
-    """Whether it is the standard output or error that nobody reads any more."""
+    """Whether the reader of standard output or standard error has exited."""
     watched = select.poll()
     for number in (1, 2):
         with contextlib.suppress(OSError):
@@ -199,7 +199,7 @@ def _reader_left() -> bool:
 
 
 def _drop_what_nobody_reads() -> None:
-    """Keeps Python from complaining at its end that the standard output cannot be written."""
+    """Prevents Python's message at exit that standard output cannot be written."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:

@@ -1,4 +1,4 @@
-"""`python -m tttlm.cli.generate`: text from a run or a released model, as it is made."""
+"""`python -m tttlm.cli.generate`: generates text from a run or a released model, and streams it."""
 
 import json
 import logging
@@ -19,48 +19,48 @@ from tttlm.training.config import MeshConfig
 if TYPE_CHECKING:
     from tttlm.inference import Generation, Piece
 
-DESCRIPTION = """Goes on from a prompt, from a text that was read before, or both.
+DESCRIPTION = """Generates text after a prompt, after a saved state, or both.
 
 For example:  python -m tttlm.cli.generate runs/quickstart --prompt "Once upon a time"
-Read a book once, go on from it as often as wanted:
+Read a book once, and generate from its state any number of times:
   python -m tttlm.cli.generate runs/quickstart --prompt_file book.txt --save_state book.safetensors --max_tokens 0
   python -m tttlm.cli.generate runs/quickstart --load_state book.safetensors --prompt "And then" """
 
 
 @dataclass(frozen=True)
 class GenerateConfig(Sampling):
-    """What is generated."""
+    """Configuration of generation."""
 
     model: tyro.conf.Positional[FilePath] = ""
     """The folder of a run or of a released model."""
     tokenizer: FilePath = ""
-    """For a released model without a tokenizer beside it: a tokenizer file, a folder with one, or "bytes"."""
+    """For a released model without a tokenizer in its folder: a tokenizer file, a folder with one, or "bytes"."""
     step: CountOrZero | None = None
     """The checkpoint of a run; None is the newest."""
     prompt: tuple[str, ...] = ()
-    """Text to go on from; several prompts are read together."""
+    """The prompt; several prompts are processed as a batch."""
     prompt_file: FilePath = ""
-    """A text file to go on from, in place of --prompt."""
+    """A text file with the prompt, instead of --prompt."""
     max_tokens: CountOrZero = 128
-    """Tokens of a sample at most; 0 reads only, for --save_state."""
+    """Largest number of tokens of a sample; 0 only reads the prompt, for --save_state."""
     num_samples: Count = 1
-    """Samples of each prompt."""
+    """Number of samples of each prompt."""
     stop: tuple[str, ...] = ()
     """Strings that end a sample."""
     ignore_end: bool = False
-    """Go on past the token that ends a document."""
+    """Continue past the EOS."""
     save_state: FilePath = ""
-    """A file to keep the state in, as it is when the prompt was read."""
+    """A file for the state after the prompt."""
     load_state: FilePath = ""
-    """A file of --save_state to go on from; the prompt then comes behind what was read."""
+    """A file of --save_state to continue from; the prompt follows the text that was read."""
     max_length: CountOrZero = 0
-    """Tokens that attention has room for; 0 is what the model was configured with."""
+    """Length in tokens of the caches of attention; 0 takes that of the model's configuration."""
     chunk: Count = 512
-    """Tokens of a prompt that are read at a time."""
+    """Number of tokens of a prompt that are read at a time."""
     json: bool = False
-    """Print JSON, with tokens and log-probabilities, when all is done."""
+    """Print JSON, with tokens and log-probabilities, at the end."""
     mesh: MeshConfig = field(default_factory=lambda: MeshConfig(fsdp=1))
-    """Devices that the model is sharded over."""
+    """Number of devices that the model is sharded over."""
 
 
 def main(arguments: list[str]) -> int:
@@ -68,9 +68,9 @@ def main(arguments: list[str]) -> int:
     if not config.model:
         raise InputError("name a model, for example: python -m tttlm.cli.generate runs/quickstart --prompt 'The'")
     if config.prompt and config.prompt_file:
-        raise InputError("--prompt and --prompt_file are both there: give one of them")
+        raise InputError("--prompt and --prompt_file are both given: give one of them")
     if not (config.max_tokens or config.save_state):
-        raise InputError("max_tokens = 0 reads only: name a file to --save_state to, or raise it")
+        raise InputError("max_tokens = 0 only reads the prompt: name a file with --save_state, or raise it")
     if config.save_state:
         _check_writable(Path(config.save_state))
     if config.load_state and not Path(config.load_state).is_file():
@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> int:
 
     prompts = [_read_prompt(config.prompt_file)] if config.prompt_file else list(config.prompt) or [""]
     if config.save_state and len(prompts) > 1:
-        raise InputError(f"--save_state keeps the state of one prompt, {len(prompts)} came: give one")
+        raise InputError(f"--save_state stores the state of one prompt, got {len(prompts)}: give one")
     with on_mesh(config.mesh) as mesh:
         loaded = load_model(config.model, tokenizer=config.tokenizer, step=config.step, mesh=mesh)
         model, tokenizer = loaded.model, loaded.tokenizer
@@ -119,7 +119,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _show(pieces: Iterator["Piece"], count: int) -> list["Generation"]:
-    """Prints one sample as it is made, several each when it is finished, none of 0; returns all, in order."""
+    """Prints one sample as a stream, several each when it is finished; returns all, in order."""
     finished = []
     for piece in pieces:
         if count == 1:

@@ -1,4 +1,4 @@
-"""`python -m tttlm.cli.plot`: any number of the metrics of one or several runs, as a picture."""
+"""`python -m tttlm.cli.plot`: plots metrics of one or several runs."""
 
 import sys
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from tttlm.cli.arguments import parse, program, run_command
 from tttlm.errors import InputError
 from tttlm.ranges import FilePath, PicturePath
 
-DESCRIPTION = """Plots numbers that runs wrote while they trained.
+DESCRIPTION = """Plots metrics of runs.
 
 For example:  python -m tttlm.cli.plot runs/a runs/b --of loss validation_loss --against tokens
               python -m tttlm.cli.plot runs/a --of "layer_*/inner_loss_after" "layer_00/drift_*"
@@ -20,20 +20,20 @@ For example:  python -m tttlm.cli.plot runs/a runs/b --of loss validation_loss -
 
 @dataclass(frozen=True)
 class PlotConfig:
-    """What is plotted."""
+    """Configuration of a plot."""
 
     runs: tyro.conf.Positional[tuple[FilePath, ...]] = ()
     """The folders of runs."""
     of: tuple[str, ...] = ("loss",)
-    """Names of numbers, each with a panel of its own; * and ? stand for what differs between layers."""
+    """Names of metrics, each with a panel of its own; patterns with * and ? plot several in one panel."""
     against: Literal["step", "tokens", "flops", "seconds"] = "step"
-    """What runs along the other axis."""
+    """The quantity of the horizontal axis."""
     log: bool = False
-    """Draw the numbers on a logarithmic axis."""
+    """Use a logarithmic vertical axis."""
     png: PicturePath = ""
-    """The picture to write; empty writes plot.png into the folder of the first run."""
+    """The picture to write; empty writes plot.png to the folder of the first run."""
     names: bool = False
-    """List the numbers there are, and plot nothing."""
+    """List the names of all metrics, and plot nothing."""
 
 
 def main(arguments: list[str]) -> int:
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
     if not config.runs:
         raise InputError("name the folders of runs, for example: python -m tttlm.cli.plot runs/quickstart --of loss")
     if not config.of:
-        raise InputError("--of names at least one number, for example --of loss")
+        raise InputError("--of names at least one metric, for example --of loss")
     from tttlm.evaluation.curves import draw_curves, read_runs, summary
 
     runs = read_runs(config.runs)
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
 
 
 def run() -> None:
-    run_command(lambda: main(sys.argv[1:]), kept="the runs are as they were")
+    run_command(lambda: main(sys.argv[1:]), kept="the runs are unchanged")
 
 
 if __name__ == "__main__":

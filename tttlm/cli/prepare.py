@@ -1,7 +1,7 @@
-"""Text to tokens, and a look at the result.
+"""Tokenizes text, and checks or inspects the result.
 
-python -m tttlm.cli.prepare SOURCE... --output FOLDER [--tokenizer FILE] ...   tokenize; run again to go on
-python -m tttlm.cli.prepare --check FOLDER                                     is it still what was written?
+python -m tttlm.cli.prepare SOURCE... --output FOLDER [--tokenizer FILE] ...   tokenize; run again to resume
+python -m tttlm.cli.prepare --check FOLDER                                     compare every file with its sha256
 python -m tttlm.cli.prepare inspect FOLDER                                     counts, lengths, samples
 """
 
@@ -18,10 +18,10 @@ from tttlm.ranges import CountOrZero, FilePath, PicturePath
 
 @dataclass(frozen=True)
 class PrepareArguments(PrepareConfig):
-    """The arguments of the command line: how to prepare, and where to."""
+    """The arguments of the command line."""
 
     output: FilePath = ""
-    """The folder that the tokens are written to; resumed if an earlier run of the same was interrupted."""
+    """The folder that the tokens are written to; an interrupted preparation in it is resumed."""
     check: FilePath = ""
     """A prepared folder to verify instead: every byte is read and compared with its sha256."""
 
@@ -35,14 +35,14 @@ class InspectArguments:
     samples: CountOrZero = 3
     """Number of documents whose beginning is printed."""
     png: PicturePath = ""
-    """Where the histogram of document lengths is drawn; lengths.png in the folder where not given."""
+    """The picture of the histogram of document lengths; by default lengths.png in the folder."""
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Prepares, checks or inspects, as the arguments say.
+    """Prepares, checks or inspects a folder.
 
     Raises:
-        InputError: the arguments, or what they name, cannot be used.
+        InputError: the arguments, or the files that they name, cannot be used.
     """
     words = list(arguments)
     if words[:1] == ["inspect"]:
@@ -55,14 +55,14 @@ def main(arguments: Sequence[str]) -> None:
     config = PrepareConfig(**{field.name: getattr(given, field.name) for field in fields(PrepareConfig)})
     config.validate()
     if not given.output:
-        raise InputError("say where the tokens go: --output FOLDER")
+        raise InputError("name the output folder: --output FOLDER")
     from tttlm.data.preparation import prepare
 
     prepare(config, given.output)
 
 
 def _named(words: list[str], flag: str) -> list[str]:
-    """Words ahead of the first flag are what the command is about."""
+    """Passes the words before the first flag as the values of `flag`."""
     return [flag, *words] if words and not words[0].startswith("-") else words
 
 
@@ -72,14 +72,14 @@ def _check(folder: str) -> None:
     manifest = verify(folder, thorough=True)
     files = sum(len(part.files) for part in manifest.parts) + bool(manifest.tokenizer.file)
     tokens = sum(sums.tokens for sums in manifest.splits.values())
-    print(f"{folder} is whole: {files} files, {tokens:,} tokens, every sha256 as written")
+    print(f"{folder} is intact: {files} files, {tokens:,} tokens, every sha256 matches")
 
 
 def _inspect(given: InspectArguments) -> None:
     from tttlm.data.report import describe_folder, draw_lengths
 
     if not given.folder:
-        raise InputError("say which folder: prepare inspect FOLDER")
+        raise InputError("name a folder: prepare inspect FOLDER")
     for line in describe_folder(given.folder, samples=given.samples):
         print(line)
     picture = Path(given.png) if given.png else Path(given.folder) / "lengths.png"
@@ -91,8 +91,8 @@ def _inspect(given: InspectArguments) -> None:
 
 
 def run() -> None:
-    """Runs the command with the arguments of this process, and leaves with its status."""
-    run_command(lambda: main(sys.argv[1:]), kept="finished shards are kept: the same command goes on")
+    """Runs the command with the arguments of this process, and exits with its status."""
+    run_command(lambda: main(sys.argv[1:]), kept="finished shards are kept: the same command resumes")
 
 
 if __name__ == "__main__":

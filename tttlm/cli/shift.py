@@ -1,4 +1,4 @@
-"""`python -m tttlm.cli.shift A B`: how far apart two folders of text, images or arrays are."""
+"""`python -m tttlm.cli.shift A B`: measures the shift between two folders of text, images or arrays."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ from tttlm.errors import InputError
 from tttlm.ranges import LARGEST, Count, FilePath, OutputPath, Range, Seed
 from tttlm.shift.reading import Kind, kind_of
 
-DESCRIPTION = """Measures how far two samples are apart: a table, shift.json and shift.png.
+DESCRIPTION = """Measures the shift between two samples: prints a table, writes shift.json and shift.png.
 
 For example:  python -m tttlm.cli.shift books/ code/ --model runs/quickstart
               python -m tttlm.cli.shift clean/ corrupted/
@@ -26,38 +26,38 @@ SHOWN = 15
 
 @dataclass(frozen=True)
 class ShiftConfig:
-    """What is compared, and how."""
+    """Configuration of a comparison of two samples."""
 
     samples: tyro.conf.Positional[tuple[FilePath, ...]] = ()
     """The two samples A and B: folders of text, PNG or .npy files, or single files of these kinds."""
     model: FilePath = ""
-    """The folder of a run or of a released model, whose features of text are compared."""
+    """The folder of a run or of a released model whose features of text are compared."""
     tokenizer: FilePath = ""
-    """For text without --model, or a released model without a tokenizer beside it: a tokenizer file, a folder with
+    """For text without --model, or a released model without a tokenizer in its folder: a tokenizer file, a folder with
     one, or "bytes"; empty counts words."""
     kind: Literal["auto", "text", "images", "arrays"] = "auto"
-    """What the files hold; auto goes by their names and, for .npy, the number of axes."""
+    """The kind of samples; auto goes by the names of the files and, for .npy, the number of axes."""
     output: OutputPath = "runs/shift"
     """The folder to write shift.json and shift.png to."""
     max_samples: Annotated[int, Range(least=8, most=LARGEST)] = 5000
-    """Samples of each side at most, chosen at random."""
+    """Largest number of samples of each side, chosen at random."""
     pairs: Annotated[int, Range(least=8, most=LARGEST, also=(0,))] = 2000
-    """Samples of each side that measures see whose time grows with the number of pairs; 0 is all."""
+    """Largest number of samples of each side for measures whose time grows with the number of pairs; 0 takes all."""
     permutations: Annotated[int, Range(least=19, most=10**6)] = 199
-    """Permutations of the tests; the smallest p-value is one over one more."""
+    """Number of permutations of the tests; the smallest p-value is 1 / (1 + permutations)."""
     length: Annotated[int, Range(least=8, most=10**6)] = 256
-    """Tokens in a stretch of text, which is one sample."""
+    """Number of tokens of a stretch of text, which is one sample."""
     per_document: Count = 16
-    """Stretches of one document at most, evenly spaced."""
+    """Largest number of stretches of a document, evenly spaced."""
     image_size: Annotated[int, Range(least=1, most=1024)] = 16
-    """Pixels of the longer side of an image at most; larger images are averaged down."""
+    """Largest side of an image in pixels; larger images are averaged down."""
     seed: Seed = 0
-    """Of everything random."""
+    """Seed of everything random."""
 
 
 @dataclass(frozen=True)
 class Compared:
-    """What the reading of both samples comes to: features, and what the ranking is of."""
+    """Both samples after reading: features, and the differences to rank."""
 
     a: np.ndarray
     b: np.ndarray
@@ -73,15 +73,15 @@ def main(arguments: list[str]) -> int:
     config = parse(ShiftConfig, arguments, prog=program("shift"), description=DESCRIPTION)
     if len(config.samples) != 2:
         raise InputError(
-            f"name two samples, {len(config.samples)} came, for example: python -m tttlm.cli.shift folder_a folder_b"
+            f"name two samples, got {len(config.samples)}, for example: python -m tttlm.cli.shift folder_a folder_b"
         )
     path_a, path_b = (Path(name) for name in config.samples)
     kinds = [kind_of(path) if config.kind == "auto" else config.kind for path in (path_a, path_b)]
     if kinds[0] != kinds[1]:
-        raise InputError(f"{path_a} holds {kinds[0]} and {path_b} holds {kinds[1]}; both samples need the same kind")
+        raise InputError(f"{path_a} has {kinds[0]} and {path_b} has {kinds[1]}; both samples need the same kind")
     kind: Kind = kinds[0]
     if kind != "text" and (config.model or config.tokenizer):
-        raise InputError(f"--model and --tokenizer are for text, but {path_a} holds {kind}")
+        raise InputError(f"--model and --tokenizer are for text, but {path_a} has {kind}")
     output = _writable(config.output)
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     compared = compare_text(config, path_a, path_b) if kind == "text" else compare_values(config, kind, path_a, path_b)
@@ -118,7 +118,7 @@ def main(arguments: list[str]) -> int:
         json_file.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(f"{json_file} cannot be written: {error.strerror}") from None
-    # The ends of long names, which are where names of files differ.
+    # The ends of long names, because file names differ there.
     names = f"A: {path_a.name[-30:]}", f"B: {path_b.name[-30:]}"
     png = draw(
         compared.a,
@@ -135,7 +135,7 @@ def main(arguments: list[str]) -> int:
 
 
 def compare_values(config: ShiftConfig, kind: Kind, path_a: Path, path_b: Path) -> Compared:
-    """Features as they are or as pixels, and those that differ most."""
+    """Arrays or pixels as features, and the features that differ most."""
     from tttlm.shift.panel import feature_differences
     from tttlm.shift.picture import Difference
     from tttlm.shift.reading import read_arrays, read_images, shrink_images
@@ -143,7 +143,7 @@ def compare_values(config: ShiftConfig, kind: Kind, path_a: Path, path_b: Path) 
 
     read = read_arrays if kind == "arrays" else read_images
     values = [read(path, config.max_samples, config.seed + i) for i, path in enumerate((path_a, path_b))]
-    if kind == "images" and {sample.shape[-1] for sample in values} == {1, 3}:  # grey ones and coloured ones
+    if kind == "images" and {sample.shape[-1] for sample in values} == {1, 3}:  # greyscale and colour
         values = [np.broadcast_to(sample, (*sample.shape[:-1], 3)) for sample in values]
     original, other = (sample.shape[1:] for sample in values)
     if original != other:
@@ -162,7 +162,7 @@ def compare_values(config: ShiftConfig, kind: Kind, path_a: Path, path_b: Path) 
         for sample, path in zip(values, (path_a, path_b), strict=True)
     )
     measured = feature_differences(a, b)
-    # Features that are constant in each sample, but not the same, are infinitely many deviations apart.
+    # The difference is infinite for features that are constant in each sample, but not equal.
     sizes = np.minimum(measured, 2 * np.max(measured[np.isfinite(measured)], initial=1.0))
     rises = b.mean(0) > a.mean(0)
 
@@ -211,11 +211,11 @@ def compare_text(config: ShiftConfig, path_a: Path, path_b: Path) -> Compared:
     if model is None:
         ids = counted.ids[:200]
         features = [frequency_features(sample, ids) for sample in (a, b)]
-        described = f"square roots of the frequencies of the {len(ids)} commonest {kinds}"
+        described = f"square roots of the frequencies of the {len(ids)} most common {kinds}"
     else:
         top = max(int(tokens.max()) for sample in (a, b) for tokens in sample.tokens)
         if top >= model.config.vocab_size:
-            raise InputError(f"the tokenizer gives token {top}, but {config.model} knows {model.config.vocab_size}")
+            raise InputError(f"the tokenizer gives token {top}, {config.model} has {model.config.vocab_size} tokens")
         features = [language_model_features(model, sample, length=config.length) for sample in (a, b)]
         described = f"mean over {config.length} tokens of the last hidden state of {Path(config.model).name[-40:]}"
     notes = []
@@ -223,9 +223,9 @@ def compare_text(config: ShiftConfig, path_a: Path, path_b: Path) -> Compared:
     if documents != [len(a.tokens), len(b.tokens)]:
         notes.append(
             f"samples are stretches of {config.length} {kinds} from {documents[0]:,} and {documents[1]:,} documents; "
-            "those of one document are alike, so that intervals and p-values of their features are too sure"
+            "those of one document are not independent, so their intervals are too narrow and p-values too small"
         )
-    unit = "by document" if counted.by_document else "by stretch, too sure for the same reason"
+    unit = "by document" if counted.by_document else "by stretch, with the same restriction"
     notes.append(f"intervals and p-values of token counts are {unit}")
     names = words.names() if tokenizer is None else None
     sizes, rises = token_differences(counted)
@@ -241,13 +241,13 @@ def compare_text(config: ShiftConfig, path_a: Path, path_b: Path) -> Compared:
         described,
         compare_counts(counted.a, counted.b, permutations=config.permutations, seed=config.seed),
         [Difference(name(int(i)), float(sizes[i]), bool(rises[i] > 0)) for i in largest],
-        "share in the Jensen-Shannon divergence of token counts (nats)",
+        "contribution to the Jensen-Shannon divergence of token counts (nats)",
         notes,
     )
 
 
 def _load(config: ShiftConfig) -> tuple[Any, Any]:
-    """The language model and the tokenizer, each None where it is not asked for."""
+    """The language model and the tokenizer, each None if it is not given."""
     from tttlm.data import load_tokenizer
 
     if not config.model:
@@ -255,7 +255,7 @@ def _load(config: ShiftConfig) -> tuple[Any, Any]:
     folder = Path(config.model)
     if (folder / "config.yaml").is_file():
         if config.tokenizer:
-            raise InputError(f"{folder} has its own tokenizer; leave --tokenizer out")
+            raise InputError(f"{folder} has its own tokenizer; remove --tokenizer")
         from tttlm.evaluation.run import load_run
 
         run = load_run(folder)
@@ -266,12 +266,12 @@ def _load(config: ShiftConfig) -> tuple[Any, Any]:
         tokenizer = load_tokenizer(config.tokenizer or folder)
         return from_pretrained(folder), tokenizer
     raise InputError(
-        f"{folder} is no model: a run has a config.yaml, a released model a config.json, and it has neither"
+        f"{folder} is not a model: a run has a config.yaml, a released model a config.json, and it has neither"
     )
 
 
 def _writable(folder: str) -> Path:
-    """The output folder, made now: minutes of measuring must not end in a folder that cannot be written."""
+    """Creates the output folder before measuring, so that an unwritable folder is refused early."""
     path = Path(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -284,7 +284,7 @@ def _writable(folder: str) -> Path:
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON knows no infinity: such a number becomes a word."""
+    """Replaces infinite numbers, which JSON does not have, by words."""
     return {k: v if v is None or math.isfinite(v) else str(v) for k, v in values.items()}
 
 

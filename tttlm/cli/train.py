@@ -1,4 +1,4 @@
-"""`train.py`: one run, from its configuration to its held-out score."""
+"""`train.py`: trains a run and scores it on held-out text."""
 
 import contextlib
 import logging
@@ -15,12 +15,12 @@ from tttlm.training.config import TrainConfig
 if TYPE_CHECKING:  # it imports JAX
     from tttlm.evaluation.run import Run
 
-DESCRIPTION = """Trains a language model, or goes on training it where it stopped.
+DESCRIPTION = """Trains a language model, or resumes a run.
 
 Start with:  python train.py --config configs/quickstart.yaml
---config FILE reads a YAML file of the names below; flags on the command line win over it.
---plan v5e:4x8 trains nothing: it compiles the step for 32 TPUs (h200:8 for 8 GPUs) that need not be here, and says
-whether it fits them. No data is needed for that.
+--config FILE reads a YAML file of the fields below; flags on the command line override it.
+--plan v5e:4x8 trains nothing: it compiles the step for 32 TPUs (h200:8 for 8 GPUs), which this machine need not have,
+and says whether it fits. It needs no data.
 --explain trains nothing: it prints how every parameter and optimiser state is sharded over the devices of `mesh`."""
 
 
@@ -28,7 +28,7 @@ FINISHED = "the run is finished and its checkpoints are kept"
 
 
 def main(arguments: list[str]) -> int:
-    """Trains; at the end of the run scores it on held-out text, draws its loss curve and lets it write."""
+    """Trains; at the end scores the run on held-out text, draws its loss curve and prints a sample."""
     topology, arguments = take_option(arguments, "--plan", "a topology, as in --plan v5e:4x8 or --plan h200:8")
     rest = [argument for argument in arguments if argument != "--explain"]
     config = parse(TrainConfig, rest, prog=program("train.py"), description=DESCRIPTION)
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
         return 0
     if topology:
         return plan(config, topology)
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # one line reports what matters of a failed checkpoint
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # a failed checkpoint is reported in one line
     warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
     from tttlm.training.cluster import is_first, join, say
 
@@ -49,14 +49,14 @@ def main(arguments: list[str]) -> int:
     outcome = train(config)
     say(outcome.message)
     if outcome.reason == "finished":
-        # Every process scores, because no one may leave before the others; the first one speaks.
+        # Every process scores, because none may exit before the others; process 0 prints.
         with contextlib.nullcontext() if is_first() else silence():
             conclude(config)
     return outcome.status
 
 
 def plan(config: TrainConfig, topology: str) -> int:
-    """Prints what the run would need of devices that are not here; 1 if they do not have it."""
+    """Prints the memory that the run needs on devices that this machine does not have; returns 1 if it does not fit."""
     from tttlm.planning.plan import describe, make_plan
     from tttlm.planning.topologies import only_compile
 
@@ -68,13 +68,13 @@ def plan(config: TrainConfig, topology: str) -> int:
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Nothing is printed inside."""
+    """A context in which nothing is printed."""
     with open(os.devnull, "w") as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
         yield
 
 
 def conclude(config: TrainConfig) -> None:
-    """Prints what a finished run has come to. What goes wrong there is reported and leaves the run finished."""
+    """Prints the results of a finished run. An error is reported and does not change the exit status."""
     try:
         from tttlm.evaluation.run import load_run
 
@@ -89,7 +89,7 @@ def conclude(config: TrainConfig) -> None:
 
 
 def _part(name: str, work: Callable[[], None]) -> None:
-    """One part of the report: without it the others are still made."""
+    """Prints one part of the results; an error in it does not prevent the others."""
     try:
         work()
     except BrokenPipeError:
@@ -99,7 +99,7 @@ def _part(name: str, work: Callable[[], None]) -> None:
 
 
 def print_score(run: "Run", limit: int) -> None:
-    """Prints the loss on held-out text, of at most about `limit` bytes; 0 prints none."""
+    """Prints the loss on about `limit` bytes of held-out text; 0 prints none."""
     if limit:
         score = run.score_held_out(limit=limit)
         print(f"\nheld-out text   {score.bytes / 1e6:.2f} MB, {score.tokens:,} tokens")
@@ -110,7 +110,7 @@ def print_score(run: "Run", limit: int) -> None:
 
 
 def print_curve(run: "Run") -> None:
-    """Draws the loss curve and prints where it is."""
+    """Draws the loss curve and prints its path."""
     from tttlm.evaluation.plots import loss_curve
     from tttlm.training.cluster import is_first
 
@@ -119,11 +119,11 @@ def print_curve(run: "Run") -> None:
 
 
 def print_sample(run: "Run") -> None:
-    """Prints the beginning of a held-out document and how the model goes on from it."""
+    """Prints the beginning of a held-out document and the model's continuation."""
     prompt, written = run.sample()
     print(f"\nheld-out text begins:\n\n{prompt}\n\nthe model writes:\n\n{written}")
 
 
 def run() -> None:
-    kept = "prepared data and checkpoints are kept: the same command goes on"
+    kept = "prepared data and checkpoints are kept: the same command resumes"
     run_command(lambda: main(sys.argv[1:]), kept=kept)
