@@ -62,7 +62,7 @@ def cifar10(folder: str | Path, *, test: bool) -> Images:
 
     Raises:
         InputError: a file is missing, is Python's pickled archive, or does not have complete records with labels below
-        10.
+            10.
     """
     parts = [_binary_batch(Path(folder), name) for name in (CIFAR_TEST if test else CIFAR_TRAIN)]
     return Images(*(np.concatenate(part) for part in zip(*parts, strict=True)))

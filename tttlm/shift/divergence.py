@@ -53,7 +53,7 @@ def nearest_neighbour_divergence(
 
     Raises:
         InputError: too few samples; or a sample that occurs more than `k` times, because this is for continuous
-        features.
+            features.
     """
     if k < 1:
         raise InputError(f"k is the index of a neighbour, at least 1, got {k}")

@@ -54,22 +54,22 @@ def learn(
         weights: initial weights of the inner model `[H, ...]`; new documents start from them.
         slow: slow parameters of the inner model `[H, ...]`, as the model reads them; `λ` `[H, K]` of `Ridge`.
         position_scale: factor of the step by the tokens since the anchor moved, `[anchor]`, if the optimiser has
-        `position_scale`.
+            `position_scale`.
         state: state to continue from; None starts from `weights`, with all clocks at zero.
         segment_ids: documents of a sequence, 0 for padding (see `tttlm.ops.documents`), or the result of `documents`.
-        Clocks count from the start of the sequence, regardless of documents.
+            Clocks count from the start of the sequence, regardless of documents.
         aligned: asserts that every document starts when all clocks are at zero, at a multiple of
-        `learner.clocks.period`, which saves the cost of other documents; their outputs are undefined.
+            `learner.clocks.period`, which saves the cost of other documents; their outputs are undefined.
         on_boundary: asserts that all clocks of every sequence are at zero, as they are without a state, which saves the
-        cost of other sequences; their outputs are undefined.
+            cost of other sequences; their outputs are undefined.
         remat_chunks: the backward pass stores the state before every so many chunks, and recomputes those between.
         implementation: name of one of `IMPLEMENTATIONS`; None picks the fastest that supports this learner.
 
-        Returns:
-            Outputs `[B, T, H, V]` in the dtype of the queries, and the state after the last token.
+    Returns:
+        Outputs `[B, T, H, V]` in the dtype of the queries, and the state after the last token.
 
-        Raises:
-            InputError: the implementation is unknown or does not support this learner, or shapes do not match.
+    Raises:
+        InputError: the implementation is unknown or does not support this learner, or shapes do not match.
     """
     check(learner, inputs, weights, position_scale)
     if remat_chunks < 1:
