@@ -113,7 +113,7 @@ def test_the_check_of_logits_can_fail(tmp_path, monkeypatch):
         (["only"], "name two folders, FROM and TO, got 1"),
         ([str(QWEN), "OUT", "--layout", "mamba_ssm"], "layout mamba_ssm has no model of mixers"),
         ([str(QWEN), "OUT", "--layout", "official_jax"], "neither grouped heads"),
-        ([str(QWEN), "OUT", "--train_state"], "--train_state is for the layout official_jax, but TO has the layout run"),
+        ([str(QWEN), "OUT", "--train_state"], "is for the layout official_jax, but TO has the layout run"),
         ([str(QWEN), "OUT", "--step", "3"], "--step names a checkpoint of a run"),
         ([str(QWEN), str(QWEN), "--layout", "huggingface"], "holds a checkpoint already"),
         ([str(QWEN), str(QWEN), "--layout", "run"], "is there and not empty"),
