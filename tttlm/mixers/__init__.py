@@ -1,7 +1,7 @@
-"""A place for each mixer: its configuration, layer, cost, sharding and needs; and the register that joins them.
+"""One folder for each mixer: its configuration, layer, cost, sharding and requirements; and the registry of mixers.
 
-A mixer is a sequence layer as a language model uses it. Whoever adds one writes one folder here, or registers one from
-outside the package (`register`); docs/adding-a-mixer.md says how.
+A mixer is a sequence layer as a language model uses it. To add one, write a folder here, or register a mixer from
+outside the package (`register`); see docs/adding-a-mixer.md.
 """
 
 from tttlm.mixers.attention import Attention, AttentionConfig

@@ -1,4 +1,4 @@
-"""What the library asks of a mixer, and the register where every mixer is found by its name."""
+"""The interface of a mixer, and the registry of mixers by name."""
 
 import math
 from abc import ABC, abstractmethod
@@ -19,7 +19,7 @@ AxisRule = tuple[str, tuple[str, ...]]
 
 @runtime_checkable
 class ModelShape(Protocol):
-    """What a mixer may know of the model around it; `tttlm.model.ModelConfig` is one."""
+    """The fields of a model's configuration that a mixer uses; `tttlm.model.ModelConfig` has them."""
 
     @property
     def hidden_size(self) -> int: ...
@@ -47,10 +47,10 @@ class ModelShape(Protocol):
 
 @dataclass(frozen=True)
 class Mixer(ABC, Generic[S]):
-    """One kind of sequence layer within one model: how it is built, what it costs, how it is sharded, what it needs.
+    """A kind of sequence layer within a model: its construction, cost, sharding and requirements.
 
-    A subclass is registered by name (see `register`), and is all that model, training, planning and evaluation know
-    of its layer. It must say how to build the layer and how many FLOPs a token costs; every other answer has a default.
+    A subclass is registered by name (see `register`). Model, training, planning and evaluation use the layer only
+    through it. It must implement `build` and `flops_per_token`; everything else has a default.
 
     Attributes:
         name: The name in `model.mixers`.
@@ -65,78 +65,78 @@ class Mixer(ABC, Generic[S]):
     Settings: ClassVar[type]
     """The frozen dataclass of the mixer's own configuration."""
     section: ClassVar[str] = ""
-    """The key of that configuration; mixers may share one. Empty for the name of the mixer."""
+    """The key of that configuration, which several mixers may have in common. Empty takes the name of the mixer."""
     parameter_rules: ClassVar[tuple[AxisRule, ...]] = ()
-    """Which mesh axes shard the dimensions of which parameter: pairs of a regular expression that is searched in the
-    path of a parameter within the layer, such as `q_proj/kernel`, and of axes for each dimension, such as
-    `("fsdp context", "tensor")`. The first that is found holds. A matrix that none finds is stored sharded over `fsdp`
-    and `context` where it divides."""
+    """Sharding rules of the layer's parameters: pairs of a regular expression that is searched in the path of a
+    parameter within the layer, such as `q_proj/kernel`, and of mesh axes for each dimension, such as
+    `("fsdp context", "tensor")`. The first match applies. A matrix without a match is stored sharded over `fsdp` and
+    `context` if they divide a dimension."""
     changes_no_result: ClassVar[tuple[str, ...]] = ()
-    """Fields of the configuration that a run may be resumed with other values of."""
+    """Fields of the configuration that may differ when a run is resumed."""
     has_inner_model: ClassVar[bool] = False
     """Whether the layer learns at test time: its calls take `inner_learning_rate_multiplier`, and its method
     `inner_statistics` measures what was learned."""
     extends_on_boundary: ClassVar[bool] = False
-    """Whether the layer's `extend` takes `on_boundary`, a promise that every sequence has had a multiple of `alignment`
-    tokens, and is faster for it."""
+    """Whether the layer's `extend` takes `on_boundary`, which asserts that every sequence has had a multiple of
+    `alignment` tokens, and is faster with it."""
     inner_warmup_start: ClassVar[float] = 1.0
-    """What the inner learning rate is multiplied by at the first training step, where nothing else is asked for."""
+    """The default multiplier of the inner learning rate at the first training step."""
     replaces_feed_forward: ClassVar[bool] = False
     """Whether published models of this mixer have twice as many blocks, and no feed-forward layers."""
 
     @abstractmethod
     def build(self, *, rngs: nnx.Rngs) -> nnx.Module:
-        """The layer. It has the contract of `tttlm.layers`, and its state an attribute `document`."""
+        """Builds the layer. It has the interface of `tttlm.layers`, and its state has an attribute `document`."""
 
     @abstractmethod
     def flops_per_token(self, sequence_length: int) -> float:
-        """Floating-point operations of the forward pass, as a mean over the tokens of a sequence of that length.
+        """Floating-point operations per token of the forward pass, the mean over a sequence of that length.
 
-        A multiply-add of a matrix product counts as two; element-wise work is left out.
+        A multiply-add of a matrix product counts as two; element-wise operations are not counted.
         """
 
     def check(self) -> None:
-        """Refuses configurations that cannot work.
+        """Refuses invalid configurations.
 
         Raises:
-            InputError: in one line, what is wrong, what came and what to do.
+            InputError: says what is wrong, which values were given and what to do.
         """
 
     @property
     def sharded(self) -> tuple[str, int]:
-        """What `tensor` x `context` devices divide among themselves within the layer, and how many of it there are."""
+        """What is sharded over `tensor` x `context` within the layer ("heads", for instance), and its number."""
         return "heads", self.model.num_heads
 
     @property
     def alignment(self) -> int:
-        """Tokens on whose multiples packed documents start, so that they give what they give alone."""
+        """Packed documents start at multiples of this many tokens, so that their outputs are those they have alone."""
         return 1
 
     @property
     def conv_before_block(self) -> bool:
-        """Whether blocks of this mixer begin with a convolution, where the model does not say so itself."""
+        """Whether blocks of this mixer begin with a convolution by default."""
         return False
 
     @property
     def cache_length(self) -> int | None:
-        """Tokens that the state has room for; None where it has one size however many tokens come."""
+        """The largest number of tokens of a state with a cache; None if the state has a fixed size."""
         return None
 
     def with_cache_length(self, tokens: int) -> S:
-        """The configuration with room for that many tokens, for mixers with a `cache_length`."""
+        """The configuration with a cache for that many tokens, for mixers with a `cache_length`."""
         return self.settings
 
     def check_room(self, state: Any, tokens: int | jax.Array) -> None:
-        """Refuses to extend `state` by more tokens than it has room for.
+        """Refuses to extend `state` by more tokens than fit in its cache.
 
         Raises:
-            InputError: there is no room, and the tokens in the state are known, which they are not while compiling.
+            InputError: they do not fit. Within `jax.jit`, where the tokens in the state are unknown, nothing is raised.
         """
 
     def with_inner(self, *, mini_batch_size: int | None = None, learning_rate_multiplier: float = 1.0) -> S:
-        """The configuration with other mini-batches of the inner model (None: as they are), or another inner rate.
+        """The configuration with another size of inner mini-batches (None: unchanged) or another inner learning rate.
 
-        Mixers that cannot be changed so give their configuration as it is.
+        Mixers without these settings return their configuration unchanged.
         """
         return self.settings
 
@@ -144,18 +144,18 @@ class Mixer(ABC, Generic[S]):
         """A parameter of the layer, for a configuration of `with_inner` in which it has another shape.
 
         Args:
-            path: its path within the layer.
+            path: the path of the parameter within the layer.
             value: the parameter, with the axis of stacked blocks in front.
-            shape: the shape wanted.
+            shape: the required shape.
 
         Raises:
-            InputError: it cannot be had.
+            InputError: the parameter cannot be resized.
         """
         raise InputError(f"{self.name}: {path} is {value.shape}, and cannot be made {shape}")
 
     @property
     def hidden_size_unit(self) -> int:
-        """The model's hidden size can be any multiple of this without another head dimension."""
+        """The model's hidden size can be any multiple of this with the same head dimension."""
         return 1
 
     @property
@@ -192,7 +192,7 @@ M = TypeVar("M", bound=type[Mixer])
 
 
 def register(name: str) -> Callable[[M], M]:
-    """A class decorator: configurations can name the mixer `name` in `model.mixers` from here on.
+    """A class decorator that registers a mixer under `name`, for `model.mixers`.
 
     >>> @register("average")
     ... class AverageMixer(Mixer[AverageSettings]): ...
@@ -214,7 +214,7 @@ def registered(name: str) -> type[Mixer]:
     """The mixer of that name.
 
     Raises:
-        InputError: none is registered under it.
+        InputError: no mixer of that name is registered.
     """
     if name not in _MIXERS:
         raise InputError(f"model.mixers: there is no mixer {shown(name)}; registered are {', '.join(sorted(_MIXERS))}")

@@ -1,4 +1,4 @@
-"""Padding that takes no position: sequences of different lengths in one batch, each with what it gives alone."""
+"""Padding that does not count as a position: sequences of different lengths in one batch, independent of each other."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,12 +11,12 @@ from tttlm.ops.documents import Documents, SegmentIds, documents
 
 
 class Padding(NamedTuple):
-    """Where a batch has tokens, and how they are moved to the front of their sequences and back.
+    """The tokens of a batch, and the permutation that moves them to the front of their sequences.
 
     Attributes:
         mask: True at tokens.
-        lengths: How many tokens each sequence has.
-        order: The positions of the tokens, then those of the padding; None where the tokens are in front already.
+        lengths: Number of tokens of each sequence.
+        order: The positions of the tokens, then those of the padding; None if the tokens are in front already.
     """
 
     mask: Bool[Array, "B T"]
@@ -24,14 +24,14 @@ class Padding(NamedTuple):
     order: Int[Array, "B T"] | None
 
     def to_front(self, x: Shaped[Array, "B T *S"]) -> Shaped[Array, "B T *S"]:
-        """`x` with the tokens in front, and 0 behind them."""
+        """`x` with the tokens in front, and 0 after them."""
         if self.order is not None:
             x = jnp.take_along_axis(x, self.order.reshape(self.order.shape + (1,) * (x.ndim - 2)), axis=1)
         in_front = jnp.arange(x.shape[1]) < self.lengths[:, None]
         return jnp.where(in_front.reshape(in_front.shape + (1,) * (x.ndim - 2)), x, 0)
 
     def documents(self, segment_ids: Int[Array, "B T"] | None, carried: Int[Array, "B"] | None) -> Documents:
-        """The documents of tokens that went to the front; without ids all of the one in progress, or of document 1."""
+        """The documents of the tokens after moving them; without ids, the one in progress, or document 1."""
         if segment_ids is None:
             one = jnp.ones_like(self.lengths) if carried is None else jnp.where(carried == 0, 1, carried)
             segment_ids = jnp.broadcast_to(one[:, None], self.mask.shape)
@@ -43,17 +43,17 @@ class Padding(NamedTuple):
         return docs
 
     def back(self, y: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """`y` with the tokens where they came from, and 0 at padding."""
+        """`y` with the tokens at their original positions, and 0 at padding."""
         if self.order is not None:
             y = jnp.take_along_axis(y, jnp.maximum(jnp.cumsum(self.mask, axis=1) - 1, 0)[..., None], axis=1)
         return jnp.where(self.mask[..., None], y, 0)
 
 
 def padding(shape: tuple[int, ...], lengths: Array | None, mask: Array | None) -> Padding | None:
-    """Reads `lengths` `[B]` or `mask` `[B, T]`, True at tokens, of a batch of that shape; None where neither is given.
+    """Reads `lengths` `[B]` or `mask` `[B, T]`, True at tokens, of a batch of that shape; None if neither is given.
 
     Raises:
-        InputError: both are given, or one of another shape or dtype.
+        InputError: both are given, or one has a wrong shape or dtype.
     """
     if lengths is not None and mask is not None:
         raise InputError("lengths and mask say the same: give one of them, got both")
@@ -79,26 +79,26 @@ def read_sequences(
     lengths: Array | None,
     mask: Array | None,
 ) -> tuple[Float[Array, "B T D"], Documents | None, Callable[[Array], Array], Callable[[Array], Array]]:
-    """What a layer does first: tokens go to the front, documents are numbered, padding is set to zero.
+    """Moves tokens to the front, numbers documents and sets padding to zero, before a layer computes.
 
     Args:
         x: The input of the layer.
-        segment_ids: As the layer takes them.
+        segment_ids: As in a call of the layer.
         carried: The documents in progress of the state; None without a state.
-        lengths: As `padding` takes them.
-        mask: As `padding` takes it.
+        lengths: As in `padding`.
+        mask: As in `padding`.
 
     Returns:
-        the input; its documents, None where all is one; what moves other arrays `[B, T, ...]` like the input; and what
-        the layer does to its output last.
+        The input; its documents, None if it is one document; a function that moves other arrays `[B, T, ...]` like the
+        input; and a function that restores the order of the output.
 
     Raises:
-        InputError: lengths or mask do not fit.
+        InputError: lengths or mask have wrong shapes.
     """
     given = padding(x.shape[:2], lengths, mask)
     if given is None:
         docs = documents(segment_ids, carried)
-        if docs is not None and docs is not segment_ids:  # whoever read the documents has emptied the padding
+        if docs is not None and docs is not segment_ids:  # the caller that read the documents has zeroed the padding
             x = jnp.where(docs.real[..., None], x, 0)
         return x, docs, lambda a: a, lambda y: y
     if isinstance(segment_ids, Documents):

@@ -1,7 +1,7 @@
-"""The contract of sequence layers, and what all of them do around their own work.
+"""The interface of sequence layers, and the code common to all of them.
 
-A layer sees sequences `[B, T, D]` with their tokens in front, the documents in them, and a state; everything that a
-caller may hand in besides is read here: leading dimensions, padding, ids, empty sequences, other dtypes, any mesh.
+A layer computes sequences `[B, T, D]` with their tokens in front, their documents, and a state. Everything else that a
+caller may pass is handled here: leading dimensions, padding, ids, empty sequences, other dtypes, any mesh.
 """
 
 import math
@@ -25,8 +25,8 @@ S = TypeVar("S")
 class SequenceLayer(nnx.Module, Generic[S]):
     """A layer from `[..., T, D]` to `[..., T, D]` that carries a state `S` from token to token.
 
-    A subclass sets `hidden_size`, `dtype` and `param_dtype`, and writes `_extend` and `_init_state`; also `_whole`
-    where whole sequences are computed in another way. A state has an attribute `document`, and the batch in front.
+    A subclass sets `hidden_size`, `dtype` and `param_dtype`, and implements `_extend` and `_init_state`; also `_whole`
+    if complete sequences are computed differently. A state has an attribute `document`; its first axis is the batch.
     """
 
     hidden_size: int
@@ -41,18 +41,19 @@ class SequenceLayer(nnx.Module, Generic[S]):
         lengths: Int[Array, "*B"] | None = None,
         mask: Bool[Array, "*B T"] | None = None,
     ) -> Float[Array, "*B T D"]:
-        """The layer on whole sequences.
+        """The layer on complete sequences.
 
         Args:
-            x: The sequences, under any leading dimensions.
-            segment_ids: Ids that tell documents in one sequence apart, 0 for padding that takes a position (see
+            x: The sequences, with any leading dimensions.
+            segment_ids: Ids of the documents in a sequence, 0 for padding that counts as a position (see
                 `tttlm.ops.documents`).
-            lengths: How many tokens each sequence has. What is behind them is neither read nor written and takes no
-                position: every sequence gives what it gives alone. Outputs there are 0.
+            lengths: Number of tokens of each sequence. Padding after them is neither read nor written and does not
+                count as
+                a position: every sequence has the outputs that it has alone. Outputs at padding are 0.
             mask: The same for padding anywhere, True at tokens.
 
         Raises:
-            InputError: An argument has another shape or dtype.
+            InputError: An argument has a wrong shape or dtype.
         """
         return self._read(x, None, segment_ids, lengths, mask)[0]
 
@@ -65,12 +66,12 @@ class SequenceLayer(nnx.Module, Generic[S]):
         lengths: Int[Array, "*B"] | None = None,
         mask: Bool[Array, "*B T"] | None = None,
     ) -> tuple[Float[Array, "*B T D"], S]:
-        """Goes on from `state` and returns the next one; however a sequence is cut, the outputs are the same.
+        """Continues from `state` and returns the next one; however a sequence is cut, the outputs are the same.
 
         Arguments are as for a call. Shapes and dtypes of a state never change.
 
         Raises:
-            InputError: An argument has another shape or dtype, or the state is of another batch.
+            InputError: An argument has a wrong shape or dtype, or the state has another batch size.
         """
         return self._read(x, state, segment_ids, lengths, mask)
 
@@ -88,7 +89,7 @@ class SequenceLayer(nnx.Module, Generic[S]):
         raise NotImplementedError
 
     def _whole(self, *arguments: Any, **options: Any) -> Array:
-        """`(x, docs, **options)`: the outputs of whole sequences."""
+        """`(x, docs, **options)`: the outputs of complete sequences."""
         x, docs = arguments
         return self._extend(x, self._init_state(x.shape[0]), docs, **options)[0]
 
@@ -97,7 +98,7 @@ class SequenceLayer(nnx.Module, Generic[S]):
     ) -> tuple[Array, Any]:
         """The outputs and the next state, or None without a state.
 
-        Options are handed on to `_extend` and `_whole`, those in `per_token` with the tokens moved to the front.
+        Options are passed to `_extend` and `_whole`, those in `per_token` with the tokens moved to the front.
         """
         x = jnp.asarray(x)
         if x.ndim < 2 or x.shape[-1] != self.hidden_size or not jnp.issubdtype(x.dtype, jnp.floating):
@@ -159,16 +160,17 @@ class LearningLayer(SequenceLayer[S]):
         """The layer from its initial state.
 
         Args:
-            x: The sequences, under any leading dimensions.
-            segment_ids: Ids that tell documents in one sequence apart, 0 for padding that takes a position (see
-                `tttlm.ops.documents`). A document that starts where a mini-batch does gives what it gives alone.
-            lengths: How many tokens each sequence has. What is behind them is neither read nor written and takes no
-                position: every sequence gives what it gives alone. Outputs there are 0.
+            x: The sequences, with any leading dimensions.
+            segment_ids: Ids of the documents in a sequence, 0 for padding that counts as a position (see
+                `tttlm.ops.documents`). A document that starts with a mini-batch has the outputs that it has alone.
+            lengths: Number of tokens of each sequence. Padding after them is neither read nor written and does not
+                count as
+                a position: every sequence has the outputs that it has alone. Outputs at padding are 0.
             mask: The same for padding anywhere, True at tokens.
-            inner_learning_rate_multiplier: Of `inner_learning_rate`, to warm it up in training.
+            inner_learning_rate_multiplier: Multiplier of `inner_learning_rate`, for its warm-up in training.
 
         Raises:
-            InputError: An argument has another shape or dtype.
+            InputError: An argument has a wrong shape or dtype.
         """
         return self._read(x, None, segment_ids, lengths, mask, multiplier=inner_learning_rate_multiplier)[0]
 
@@ -183,23 +185,23 @@ class LearningLayer(SequenceLayer[S]):
         on_boundary: bool = False,
         inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
     ) -> tuple[Float[Array, "*B T D"], S]:
-        """Goes on from `state` and returns the next one; however a sequence is cut, the outputs are the same.
+        """Continues from `state` and returns the next one; however a sequence is cut, the outputs are the same.
 
-        Arguments are as for a call, and `on_boundary`, a promise that every sequence stands where a mini-batch starts:
-        the cost of starting within one is left out. Shapes and dtypes of a state never change.
+        Arguments are as for a call. `on_boundary` asserts that every sequence is at the start of a mini-batch, which
+        saves the cost of starting within one. Shapes and dtypes of a state never change.
 
         Raises:
-            InputError: An argument has another shape or dtype, or the state is of another batch.
+            InputError: An argument has a wrong shape or dtype, or the state has another batch size.
         """
         options = {"multiplier": inner_learning_rate_multiplier, "on_boundary": on_boundary}
         return self._read(x, state, segment_ids, lengths, mask, **options)
 
 
 def at_least_one(**counts: int | None) -> None:
-    """Refuses counts below 1, by the names of the arguments they came in; None stands for a default.
+    """Refuses counts below 1, by the names of their arguments; None is a default and is accepted.
 
     Raises:
-        InputError: One of them is.
+        InputError: A count is below 1.
     """
     for name, count in counts.items():
         if count is not None and count < 1:
@@ -210,7 +212,7 @@ def check_implementation(name: str | None, names: Iterable[str]) -> None:
     """Refuses the name of an implementation that does not exist; None picks one.
 
     Raises:
-        InputError: There is none of that name.
+        InputError: There is no implementation of that name.
     """
     if name is not None and name not in (names := tuple(names)):
         raise InputError(f"implementation must be None or one of {', '.join(names)}; got {name!r}")

@@ -1,4 +1,4 @@
-"""Attention over the whole past, and over a sliding window."""
+"""Full attention, and attention over a sliding window."""
 
 from tttlm.mixers.attention.layer import Attention, AttentionState
 from tttlm.mixers.attention.mixer import AttentionConfig, AttentionMixer

@@ -1,4 +1,4 @@
-"""Causal self-attention: a sequence layer whose state is a cache of what it has seen."""
+"""Causal self-attention: a sequence layer whose state is a cache of keys and values."""
 
 from typing import NamedTuple
 
@@ -19,17 +19,17 @@ from tttlm.parts.sequence_layer import SequenceLayer, at_least_one, check_implem
 
 default_kernel_init = nnx.initializers.normal(0.02)  # of the released Llama models
 
-PADDING, EMPTY = -1, -2  # segments that no token of a document is of: of padding, and of unused slots of the cache
+PADDING, EMPTY = -1, -2  # segments of padding and of unused slots of the cache
 
 
 class AttentionState(NamedTuple):
-    """The cache: as many slots as the layer has room for or, with a window, as the window is long.
+    """The cache, with `max_length` slots or, with a window, as many as the window.
 
     Attributes:
-        keys, values: of the tokens seen, keys rotated. The token at place `t` of the row is in slot `t`, or in slot
-            `t % window`.
-        live: which slots hold a token of the document in progress.
-        offset: tokens seen.
+        keys, values: keys (rotated) and values of the tokens so far. The token at position `t` of the sequence is in
+            slot `t`, or in slot `t % window`.
+        live: which slots have a token of the document in progress.
+        offset: number of positions so far.
         document: id of the document in progress.
     """
 
@@ -48,30 +48,30 @@ class Attention(SequenceLayer[AttentionState]):
     (2, 50, 64)
 
     Args:
-        hidden_size: model width `D`.
-        num_heads: heads `H` of queries.
-        num_kv_heads: heads `G` of keys and values (arXiv 2305.13245); None for `H`.
-        head_dim: width `K` of a head, even; None for `D / H`.
-        sliding_window: tokens that a query sees, itself included; None for all before it.
-        max_length: tokens that the cache of a layer without a window has room for. Beyond it `extend` raises, or
-            where it is compiled, and offsets are not known, gives NaN. Not needed to call the layer on a whole row.
-        qk_norm: RMSNorm over every head's query and key before they are rotated (arXiv 2302.05442).
-        norm_eps: added to the mean square in those norms.
+        hidden_size: size `D` of inputs and outputs.
+        num_heads: number of heads `H` of queries.
+        num_kv_heads: number of heads `G` of keys and values (arXiv 2305.13245); None for `H`.
+        head_dim: size `K` of a head, even; None for `D / H`.
+        sliding_window: number of tokens that a query attends to, including itself; None for all before it.
+        max_length: length in tokens of the cache of a layer without a window. Beyond it `extend` raises or, within
+            `jax.jit`, where offsets are unknown, gives NaN. Not needed to call the layer on complete sequences.
+        qk_norm: whether every head's query and key has an RMSNorm before it is rotated (arXiv 2302.05442).
+        norm_eps: epsilon of those norms.
         rope_theta: base of the rotary embedding.
-        rope_scaling: how Llama 3 slows the embedding down for long sequences; None for not at all.
-        use_bias: of the four projections.
-        out_bias: of the projection out; None for `use_bias`.
-        dtype: what is computed in, and what the cache holds; None promotes input and parameters. Scores and softmax
+        rope_scaling: the RoPE scaling of Llama 3; None for no scaling.
+        use_bias: whether the four projections have biases.
+        out_bias: whether the projection out has a bias; None for `use_bias`.
+        dtype: dtype of the computation and of the cache; None promotes input and parameters. Scores and softmax
             are float32 at least.
-        param_dtype: of all parameters.
-        kernel_init: of the projections.
-        implementation: of `tttlm.ops.attention.attention`, when called on a whole row.
-        rngs: for the parameters.
+        param_dtype: dtype of all parameters.
+        kernel_init: initializer of the projections.
+        implementation: implementation of `tttlm.ops.attention.attention`, for complete sequences.
+        rngs: random number generators of the parameters.
 
     Raises:
-        InputError: when heads, sizes or window do not fit together, a size is below 1 or the implementation is unknown.
+        InputError: heads, sizes or window do not fit together, a size is below 1 or the implementation is unknown.
 
-    A token costs projections of `D x K (2 H + 2 G)`, and `2 x K H` for every token that it sees.
+    A token costs projections of `D x K (2 H + 2 G)`, and `2 x K H` for every token that it attends to.
     """
 
     def __init__(
@@ -172,13 +172,13 @@ class Attention(SequenceLayer[AttentionState]):
         lengths: Int[Array, "*B"] | None = None,
         mask: Bool[Array, "*B T"] | None = None,
     ) -> tuple[Float[Array, "*B T D"], AttentionState]:
-        """Goes on from `state` and returns the next one; however a sequence is cut, the outputs are the same.
+        """Continues from `state` and returns the next one; however a sequence is cut, the outputs are the same.
 
         Arguments are as for a call.
 
         Raises:
-            InputError: An argument has another shape or dtype, or the state is of another batch; or the cache has no
-                room for `T` more tokens, and the offsets are known.
+            InputError: An argument has a wrong shape or dtype, or the state has another batch size; or `T` more tokens
+                do not fit in the cache (unless within `jax.jit`, where offsets are unknown).
         """
         return super().extend(x, state, segment_ids, lengths=lengths, mask=mask)
 
@@ -271,7 +271,7 @@ class Attention(SequenceLayer[AttentionState]):
         return q, k, v
 
     def _places(self, offset: Int[Array, "B"], slots: int) -> Int[Array, "B S"]:
-        """Where in the row the token of each slot stands; negative before there was one."""
+        """The position of each slot's token in the sequence; negative for an empty slot."""
         slot = jnp.arange(slots, dtype=jnp.int32)
         if self.sliding_window is None:
             return jnp.broadcast_to(slot, (offset.shape[0], slots))
@@ -280,17 +280,17 @@ class Attention(SequenceLayer[AttentionState]):
 
 
 def _segments(docs: Documents | None, shape: tuple[int, int]) -> Int[Array, "B T"]:
-    """What `attention` tells documents apart by: 0 for the one carried in, then 1, 2, ..., and `PADDING`."""
+    """Segments for `attention`: 0 for the document carried in, then 1, 2, ..., and `PADDING`."""
     if docs is None:
         return jnp.zeros(shape, jnp.int32)
     return jnp.where(docs.real, docs.index, PADDING)
 
 
 def check_room(state: AttentionState, time: int | Int[Array, "B"]) -> None:
-    """Refuses `time` more tokens than the cache of a layer without a window, or of a stack of them, has room for.
+    """Refuses `time` more tokens if they do not fit in the cache of a layer without a window, or of a stack of them.
 
     Raises:
-        InputError: the offsets are known, which they are not where a caller is compiled, and there is no room.
+        InputError: they do not fit. Within `jax.jit`, where offsets are unknown, nothing is raised.
     """
     wanted, slots = state.offset + time, state.keys.shape[-3]
     if not isinstance(wanted, jax.core.Tracer):

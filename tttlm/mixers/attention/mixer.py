@@ -1,4 +1,4 @@
-"""The mixers `attention` and `sliding_attention`: configuration, cost, sharding and needs."""
+"""The mixers `attention` and `sliding_attention`: configuration, cost, sharding and requirements."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -20,29 +20,29 @@ class AttentionConfig:
     """Configuration of the mixers `attention` and `sliding_attention`; see `Attention`."""
 
     num_kv_heads: Count | None = None
-    """Heads of keys and values; None: as many as of queries."""
+    """Number of heads of keys and values; None: as many as of queries."""
     head_dim: Size | None = None
     """Size of a head; None: hidden_size / num_heads."""
     sliding_window: Count = 1024
-    """Tokens that `sliding_attention` sees."""
+    """Number of tokens that `sliding_attention` attends to."""
     qk_norm: bool = False
-    """RMSNorm of every query and key."""
+    """Whether every query and key has an RMSNorm."""
     use_bias: bool = False
-    """Biases of the four projections."""
+    """Whether the four projections have biases."""
     out_bias: bool | None = None
-    """Bias of the projection out; None: as use_bias."""
+    """Whether the projection out has a bias; None: as use_bias."""
     rope_scaling: RopeScaling = field(default_factory=RopeScaling)
-    """How Llama 3 slows its rotary embedding down for long sequences."""
+    """RoPE scaling of Llama 3, for long sequences."""
     max_length: Count = 8192
-    """Tokens that the cache of `attention` has room for; `sliding_attention` needs none."""
+    """Length in tokens of the cache of `attention`; `sliding_attention` does not need it."""
     implementation: str | None = None
-    """Of `tttlm.ops.attention`; None: the fastest that is exact here."""
+    """Implementation of `tttlm.ops.attention`; None: the fastest exact one."""
 
 
 @register("attention")
 @dataclass(frozen=True)
 class AttentionMixer(Mixer[AttentionConfig]):
-    """Attention over the whole past, whose cache has room for `max_length` tokens."""
+    """Full causal attention, with a cache of `max_length` tokens."""
 
     Settings: ClassVar[type] = AttentionConfig
     section: ClassVar[str] = "attention"
@@ -104,14 +104,14 @@ class AttentionMixer(Mixer[AttentionConfig]):
 
     @property
     def num_kv_heads(self) -> int:
-        """Heads of keys and values."""
+        """Number of heads of keys and values."""
         return self.settings.num_kv_heads or self.model.num_heads
 
     def flops_per_token(self, sequence_length: int) -> float:
         return self._flops_per_token(sequence_length, sequence_length)
 
     def _flops_per_token(self, length: int, window: int) -> float:
-        seen = window - window * (window - 1) / (2 * length)  # keys that a query sees, on average
+        seen = window - window * (window - 1) / (2 * length)  # keys that a query attends to, on average
         heads, inputs = self.model.num_heads, self.model.hidden_size
         return 2 * inputs * self.head_dim * (2 * heads + 2 * self.num_kv_heads) + 4 * seen * heads * self.head_dim
 
@@ -157,4 +157,4 @@ class SlidingAttentionMixer(AttentionMixer):
         return None
 
     def check_room(self, state: AttentionState, tokens: int | jax.Array) -> None:
-        """The window makes room for any number of tokens."""
+        """A window accepts any number of tokens."""

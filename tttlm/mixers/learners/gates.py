@@ -39,7 +39,7 @@ class Gate(nnx.Module):
     Args:
         gate: how the numbers are made.
         hidden_size: size `D` of a token.
-        num_heads: heads `H`.
+        num_heads: number of heads `H`.
         size: numbers `N` of every head.
         dtype: dtype of the projections; None promotes input and parameters.
         param_dtype: dtype of all parameters.

@@ -58,7 +58,7 @@ class InPlaceTTT(LearningLayer[InPlaceTTTState]):
     (2, 50, 64)
 
     Args:
-        hidden_size: model width `D`.
+        hidden_size: size `D` of inputs and outputs.
         intermediate_size: hidden size `F` of the feed-forward layer.
         chunk_size: tokens of a chunk.
         inner_learning_rate: rate of every token.

@@ -59,7 +59,7 @@ class Conventions:
     """What a layer has around its learner.
 
     Attributes:
-        conv_kernel: taps of causal convolutions of queries, keys and values; 0 for none.
+        conv_kernel: number of taps of causal convolutions of queries, keys and values; 0 for none.
         conv_values: whether values have one too.
         activation: the elementwise function of queries and keys; None for none.
         value_activation: that of values.
@@ -111,8 +111,8 @@ class TTT(LearningLayer[TTTState]):
     >>> y, state = layer.extend(jnp.ones((2, 50, 64)), layer.init_state(2))
 
     Args:
-        hidden_size: model width `D`.
-        num_heads: heads `H`, each with a learner of its own.
+        hidden_size: size `D` of inputs and outputs.
+        num_heads: number of heads `H`, each with a learner of its own.
         learner: what learns (see `tttlm.ops.ttt.Learner`); of several the outputs are summed.
         conventions: what is around it.
         head_dim: size `K` of a query and key; None for `D / H`.

@@ -54,7 +54,7 @@ class Memory(nnx.Module):
     Args:
         learner: the description.
         hidden_size: size `D` of a token.
-        num_heads: heads `H`.
+        num_heads: number of heads `H`.
         key_dim: size `K` of a key.
         value_dim: size `V` of a value.
         gates: how rates and gates are made.

@@ -51,8 +51,8 @@ class PublishedLayer(TTT):
     """A layer with the learner and the conventions of a paper; `recipe` is what a paper's class has of its own.
 
     Args:
-        hidden_size: model width `D`.
-        num_heads: heads `H`, each with a learner of its own.
+        hidden_size: size `D` of inputs and outputs.
+        num_heads: number of heads `H`, each with a learner of its own.
         config: the layer's configuration, of its class `Config`; None for its defaults.
         norm_eps: number inside the root of the norm of the outputs.
         aligned: promise that every document starts where all clocks of the learner stand at zero.

@@ -1,4 +1,4 @@
-"""Mamba: a sequence layer whose state is a vector, decayed and written to by what each token selects."""
+"""Mamba: a sequence layer whose state is a vector with input-dependent decay and input."""
 
 import math
 from functools import partial
@@ -17,12 +17,12 @@ from tttlm.parts.conv import CausalConv
 from tttlm.parts.partition import each_device, project, project_heads, to_heads, to_stream, with_sharding
 from tttlm.parts.sequence_layer import SequenceLayer, at_least_one, check_implementation
 
-# Uniform in +-1/sqrt(inputs), as PyTorch's Linear and so the released models begin.
+# Uniform in +-1/sqrt(inputs), as in PyTorch's Linear and the released models.
 default_kernel_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def out_kernel_init(num_layers: int) -> Initializer:
-    """As the authors' code starts: PyTorch's default, and the projection out smaller the more blocks add to it."""
+    """The initializer of the authors' code: PyTorch's default, for the projection out divided by the root of depth."""
     return nnx.initializers.variance_scaling(1 / (3 * num_layers), "fan_in", "uniform")
 
 
@@ -57,25 +57,25 @@ class Mamba(SequenceLayer[MambaState]):
     (2, 50, 64)
 
     Args:
-        hidden_size: model width `D`.
-        state_size: states `N` of every channel.
-        expand: `E / D`, channels for every feature of the model.
-        conv_kernel: taps of the convolution.
-        dt_rank: width `R` of the bottleneck before the step sizes; None for `ceil(D / 16)`.
-        use_bias: of the projections in and out.
-        conv_bias: of the convolution.
-        chunk_size: of `tttlm.ops.ssm.selective_scan`.
-        dtype: what projections and convolution are computed in; None promotes input and parameters. Step sizes,
+        hidden_size: size `D` of inputs and outputs.
+        state_size: number of states `N` of every channel.
+        expand: `E / D`, channels per feature of the model.
+        conv_kernel: number of taps of the convolution.
+        dt_rank: size `R` of the bottleneck before the step sizes; None for `ceil(D / 16)`.
+        use_bias: whether the projections in and out have biases.
+        conv_bias: whether the convolution has a bias.
+        chunk_size: chunk size of `tttlm.ops.ssm.selective_scan`.
+        dtype: dtype of projections and convolution; None promotes input and parameters. Step sizes,
             decays and states are float32 at least.
-        param_dtype: of all parameters.
-        kernel_init: of all projections but that of the step sizes.
-        out_kernel_init: of the projection out; None for `kernel_init`. The released models divide it by
+        param_dtype: dtype of all parameters.
+        kernel_init: initializer of all projections but that of the step sizes.
+        out_kernel_init: initializer of the projection out; None for `kernel_init`. The released models divide it by
             `sqrt(layers)`.
-        implementation: of `tttlm.ops.ssm.selective_scan`.
-        rngs: for the parameters.
+        implementation: implementation of `tttlm.ops.ssm.selective_scan`.
+        rngs: random number generators of the parameters.
 
     Raises:
-        InputError: when a size is below 1 or the implementation is unknown.
+        InputError: a size is below 1 or the implementation is unknown.
 
     A token costs projections of `D x 2E`, `E x (R + 2N)`, `R x E` and `E x D`, and `3 E N` multiply-adds for decay,
     input and output of the states.
@@ -114,7 +114,7 @@ class Mamba(SequenceLayer[MambaState]):
         self.conv = CausalConv(inner, conv_kernel, use_bias=conv_bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.x_proj = linear(inner, self.dt_rank + 2 * state_size, use_bias=False, kernel_init=kernel_init)
         self.dt_proj = linear(self.dt_rank, inner, use_bias=False, kernel_init=default_kernel_init)
-        # Added in float32: rounded to bfloat16 a bias around -5 would be off by more than a percent.
+        # Added in float32: rounded to bfloat16, a bias around -5 would have an error of more than a percent.
         self.dt_bias = nnx.Param(step_bias_init(rngs.params(), (inner,), param_dtype))
         rates = jnp.broadcast_to(jnp.arange(1, state_size + 1, dtype=jnp.float32), (inner, state_size))
         self.A_log = nnx.Param(jnp.log(rates).astype(param_dtype))

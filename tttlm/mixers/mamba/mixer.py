@@ -1,4 +1,4 @@
-"""The mixer `mamba`: configuration, cost, sharding and needs."""
+"""The mixer `mamba`: configuration, cost, sharding and requirements."""
 
 import math
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ class MambaConfig:
     dt_rank: Size | None = None
     """Size of the bottleneck before the step sizes; None: ceil(hidden_size / 16)."""
     use_bias: bool = False
-    """Biases of the projections in and out."""
+    """Whether the projections in and out have biases."""
     conv_bias: bool = True
-    """Biases of the convolution."""
+    """Whether the convolution has a bias."""
 
 
 @register("mamba")

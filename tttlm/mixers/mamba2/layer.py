@@ -56,30 +56,30 @@ class Mamba2(SequenceLayer[Mamba2State]):
     (2, 50, 64)
 
     Args:
-        hidden_size: model width `D`.
-        state_size: width `N` of the input and output vectors.
-        head_dim: width `P` of a head; there are `H = E / P`.
-        expand: `E / D`, channels for every feature of the model.
-        num_groups: `G`, how many input and output vectors the heads share.
-        norm_groups: parts that the norm before the projection out is over. One in `Mamba2ForCausalLM`; its authors'
-            code has as many as `groups`.
-        conv_kernel: taps of the convolution.
-        dt_limit: what step sizes are clipped to.
-        norm_eps: of the norm.
-        use_bias: of the projections in and out.
-        conv_bias: of the convolution.
-        chunk_size: of `tttlm.ops.ssm.ssd`; the outputs do not depend on it.
-        dtype: what projections and convolution are computed in; None promotes input and parameters. Step sizes,
+        hidden_size: size `D` of inputs and outputs.
+        state_size: size `N` of the input and output vectors.
+        head_dim: size `P` of a head; there are `H = E / P`.
+        expand: `E / D`, channels per feature of the model.
+        num_groups: number `G` of input and output vectors, which groups of heads have in common.
+        norm_groups: number of parts that are normalised separately before the projection out. One in
+            `Mamba2ForCausalLM`; its authors' code has as many as `num_groups`.
+        conv_kernel: number of taps of the convolution.
+        dt_limit: range to which step sizes are clipped.
+        norm_eps: epsilon of the norm.
+        use_bias: whether the projections in and out have biases.
+        conv_bias: whether the convolution has a bias.
+        chunk_size: chunk size of `tttlm.ops.ssm.ssd`; the outputs do not depend on it.
+        dtype: dtype of projections and convolution; None promotes input and parameters. Step sizes,
             decays and states are float32 at least.
-        param_dtype: of all parameters.
-        kernel_init: of the projections.
-        out_kernel_init: of the projection out; None for `kernel_init`. The released models divide it by
+        param_dtype: dtype of all parameters.
+        kernel_init: initializer of the projections.
+        out_kernel_init: initializer of the projection out; None for `kernel_init`. The released models divide it by
             `sqrt(layers)`.
-        implementation: of `tttlm.ops.ssm.ssd`.
-        rngs: for the parameters.
+        implementation: implementation of `tttlm.ops.ssm.ssd`.
+        rngs: random number generators of the parameters.
 
     Raises:
-        InputError: when head dimension, groups and channels do not fit together, a size is below 1 or the
+        InputError: head dimension, groups and channels do not match, a size is below 1 or the
             implementation is unknown.
 
     With chunks of `L` tokens, a token costs projections of `D x (2E + 2GN + H)` and `E x D`, and products of `L x GN`,

@@ -1,4 +1,4 @@
-"""The mixer `mamba2`: configuration, cost, sharding and needs."""
+"""The mixer `mamba2`: configuration, cost, sharding and requirements."""
 
 import math
 from dataclasses import dataclass
@@ -24,15 +24,15 @@ class Mamba2Config:
     expand: Size = 2
     num_groups: Size = 1
     norm_groups: Size = 1
-    """Parts that the norm before the projection out is over; its authors' code has as many as `groups`."""
+    """Number of parts that are normalised separately before the projection out; its authors' code has `num_groups`."""
     dt_limit: tuple[NonNegativeFloat, Annotated[float, Range(above=0, infinite=True)]] = (0.0, float("inf"))
-    """What step sizes are clipped to."""
+    """Range to which step sizes are clipped."""
     use_bias: bool = False
-    """Biases of the projections in and out."""
+    """Whether the projections in and out have biases."""
     conv_bias: bool = True
-    """Biases of the convolution."""
+    """Whether the convolution has a bias."""
     chunk_size: Count | None = None
-    """Tokens of a chunk; None: what is fast on this device."""
+    """Number of tokens of a chunk; None: a fast size for the device."""
 
 
 @register("mamba2")

@@ -1,7 +1,7 @@
 """TTT-Linear and TTT-MLP: sequence layers whose hidden state is a model that learns at test time.
 
 From "Learning to (Learn at Test Time): RNNs with Expressive Hidden States" (arXiv 2407.04620). Both are one layer,
-written for an inner MLP of any depth.
+for an inner MLP of any depth.
 """
 
 from itertools import pairwise
@@ -39,7 +39,7 @@ default_kernel_init = nnx.initializers.normal(0.02)  # of the released models
 
 
 class TTTState(NamedTuple):
-    """The state of a TTT layer: what its inner model has learned, and the last inputs of its convolutions.
+    """The state of a TTT layer: the state of its inner model, and the last inputs of its convolutions.
 
     Attributes:
         inner: see `tttlm.ops.ttt.LearnerState`; float32 (float64 when computed in it).
@@ -51,7 +51,7 @@ class TTTState(NamedTuple):
 
     @property
     def document(self) -> Int[Array, "*R B"]:
-        """The id of the document in progress; in a stack of layers that of each."""
+        """The id of the document in progress; in a stack of layers, of each layer."""
         return self.inner.document
 
 
@@ -85,32 +85,33 @@ class MiniBatchTTT(LearningLayer[TTTState]):
     """A TTT layer with an inner MLP of any depth; `TTTLinear` and `TTTMLP` are its two published forms.
 
     Args:
-        hidden_size: model width `D`.
-        num_heads: heads `H`; each has an inner model of width `K = D / H`, which must be even.
-        inner_hidden: widths of the inner model's hidden layers; none for a linear inner model.
+        hidden_size: size `D` of inputs and outputs.
+        num_heads: number of heads `H`; each has an inner model of size `K = D / H`, which must be even.
+        inner_hidden: sizes of the inner model's hidden layers; none for a linear inner model.
         mini_batch_size: tokens `M` of one inner step.
         inner_learning_rate: base inner learning rate, multiplied for every token and head by a learned gate in (0, 1).
-        inner_norm: LayerNorm in the inner model and a residual around it; without, it is the MLP alone.
-        inner_bias: biases of the inner model.
-        learned_start: the inner model's initial weights are parameters; without, they are zero, from which only a
-            linear inner model can learn.
-        learned_rate: the gate of every token and a scale of every place are learned; without, every token's rate is
-            `inner_learning_rate / K` at every place.
-        share_qk: one projection for queries and keys, each with its own causal convolution (Mamba backbone).
-        gate: multiply the output by `gelu(g_proj(x))` (Mamba backbone).
-        conv_kernel: taps of those convolutions.
-        conv_init: how they start, see `tttlm.parts.conv.CausalConv`.
-        rope_theta: base of the rotary embedding, which turns by the place within the mini-batch.
-        dtype: what projections, convolutions and norms are computed in; None promotes input and parameters. The
+        inner_norm: whether the inner model has a LayerNorm and a residual; without, it is the MLP alone.
+        inner_bias: whether the inner model has biases.
+        learned_start: whether the inner model's initial weights are parameters; otherwise they are zero, from which
+            only a linear inner model can learn.
+        learned_rate: whether the gate of every token and a scale of every position are learned; otherwise the rate is
+            `inner_learning_rate / K` for all tokens.
+        share_qk: whether queries and keys have one projection, each with its own causal convolution (Mamba backbone).
+        gate: whether the output is multiplied by `gelu(g_proj(x))` (Mamba backbone).
+        conv_kernel: number of taps of those convolutions.
+        conv_init: initialization of those convolutions, see `tttlm.parts.conv.CausalConv`.
+        rope_theta: base of the rotary embedding, which rotates by the position within the mini-batch.
+        dtype: dtype of projections, convolutions and norms; None promotes input and parameters. The
             inner model is trained in float32 at least.
-        param_dtype: of all parameters.
-        kernel_init: of all projections and of the inner model's kernels.
-        remat_mini_batches: mini-batches that the backward pass computes again at a time (see `tttlm.ops.ttt.learn`).
+        param_dtype: dtype of all parameters.
+        kernel_init: initializer of all projections and of the inner model's kernels.
+        remat_mini_batches: number of mini-batches that the backward pass recomputes at a time (see
+            `tttlm.ops.ttt.learn`).
         implementation: name of an implementation of `tttlm.ops.ttt.learn`; None picks.
-        rngs: for the parameters.
+        rngs: random number generators of the parameters.
 
     Raises:
-        InputError: when the heads do not divide the width or leave an odd head dimension, an inner model with hidden
+        InputError: the heads do not divide the hidden size or have an odd head dimension, an inner model with hidden
             layers would start from zeros, a size is below 1 or the implementation is unknown.
 
     Linear attention without a normaliser is a linear inner model with none of the four and all of a sequence in one
@@ -214,7 +215,7 @@ class MiniBatchTTT(LearningLayer[TTTState]):
         *,
         inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
     ) -> InnerStatistics:
-        """How well the inner model learns from `x`, and how far it moves; arguments as for a call."""
+        """Statistics of the inner model's learning and drift on `x`; arguments as for a call."""
         (_, k, v, rates, token_scale), _ = self._inner_inputs(
             x, None, documents(segment_ids), inner_learning_rate_multiplier
         )
@@ -287,7 +288,7 @@ class MiniBatchTTT(LearningLayer[TTTState]):
 
     @property
     def learner(self) -> Learner:
-        """What learns in the layer."""
+        """The description of the learner in the layer."""
         hidden_sizes = tuple(layer.kernel.shape[-1] for layer in list(self.inner)[:-1])
         norm = self.inner_norm is not None
         return published.ttt(hidden_sizes, self.mini_batch_size, norm=norm, use_bias=self.inner_bias)
@@ -331,7 +332,7 @@ class TTTLinear(MiniBatchTTT):
     >>> layer(jnp.ones((2, 50, 64))).shape
     (2, 50, 64)
 
-    The arguments are those of `MiniBatchTTT`, whose inner model has no hidden layers here.
+    The arguments are those of `MiniBatchTTT`; the inner model has no hidden layers.
     """
 
     def __init__(
@@ -386,7 +387,7 @@ class TTTMLP(MiniBatchTTT):
     >>> layer = TTTMLP(64, 4, rngs=nnx.Rngs(0))
     >>> y, state = layer.extend(jnp.ones((2, 50, 64)), layer.init_state(2))
 
-    The arguments are those of `MiniBatchTTT`, whose inner model has that hidden layer here and learned initial weights.
+    The arguments are those of `MiniBatchTTT`; the inner model has one hidden layer and learned initial weights.
     The base inner learning rate is 0.1 as in the paper.
     """
 

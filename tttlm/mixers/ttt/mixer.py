@@ -1,4 +1,4 @@
-"""The mixers `ttt_linear` and `ttt_mlp`: configuration, cost, sharding and needs."""
+"""The mixers `ttt_linear` and `ttt_mlp`: configuration, cost, sharding and requirements."""
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -25,27 +25,27 @@ class TTTConfig:
     inner_learning_rate: PositiveFloat | None = None
     """Base inner learning rate; None: 1.0 for ttt_linear, 0.1 for ttt_mlp, as in the paper."""
     inner_norm: bool = True
-    """LayerNorm in the inner model and a residual around it."""
+    """Whether the inner model has a LayerNorm and a residual."""
     inner_bias: bool = True
-    """Biases of the inner model."""
+    """Whether the inner model has biases."""
     learned_start: bool = True
-    """The inner model's initial weights are parameters; without, they are zero (ttt_linear only)."""
+    """Whether the inner model's initial weights are parameters; otherwise they are zero (ttt_linear only)."""
     learned_rate: bool = True
-    """The inner learning rate of tokens and places is learned; without, it is the same for all."""
+    """Whether the inner learning rate of tokens and positions is learned; otherwise it is constant."""
     share_qk: bool | None = None
-    """One projection for queries and keys, with a convolution each; None: as the backbone has it."""
+    """Whether queries and keys have one projection, with a convolution each; None: as in the backbone."""
     gate: bool | None = None
-    """Gate the output; None: as the backbone has it."""
+    """Whether the output is gated; None: as in the backbone."""
     remat_mini_batches: Count = 1
-    """The backward pass keeps the inner weights before every so many mini-batches and computes those in between again:
-    more saves memory and takes time. It changes no result."""
+    """The backward pass stores the inner weights before every so many mini-batches and recomputes those between: a
+    larger number saves memory and takes time. It changes no result."""
     implementation: str | None = None
-    """Of `tttlm.ops.ttt.learn`; None: the fastest that is exact here."""
+    """Implementation of `tttlm.ops.ttt.learn`; None: the fastest exact one."""
 
 
 @dataclass(frozen=True)
 class TTTMixer(Mixer[TTTConfig]):
-    """A TTT layer; where its configuration leaves it open, queries, keys and gate are as the backbone has them."""
+    """A TTT layer; by default its queries, keys and gate are those of the backbone."""
 
     Settings: ClassVar[type] = TTTConfig
     section: ClassVar[str] = "ttt"
@@ -127,7 +127,7 @@ class TTTMixer(Mixer[TTTConfig]):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What both forms of the layer are built with."""
+        """The arguments of both forms of the layer."""
         settings = self.settings
         return {
             "mini_batch_size": settings.mini_batch_size,
