@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from tttlm.cli import convert
 from tttlm.errors import CannotWrite, InputError
 from tttlm.interop.convert import FolderParameters, streamed_logits
 from tttlm.interop.stream import read_stream
+from tttlm.training.digests import digest_of, digests
+from tttlm.training.run_parameters import RunParameters
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 OFFICIAL = FIXTURES / "official_jax" / "ttt_linear"
@@ -70,6 +73,10 @@ def test_a_run_takes_its_tokenizer_along_and_can_be_read(tmp_path, capsys):
         json.dumps(line) + "\n" + json.dumps(line | {"step": 1, "loss": 9.0})
     )
     assert convert.main([str(tmp_path / "run"), str(tmp_path / "out"), "--json"]) == 0
+    damaged = RunParameters(tmp_path / "run")
+    damaged._facts.params["norm/scale"] = "bfloat16:1"
+    with pytest.raises(InputError, match=r"is damaged \(the values of params/norm/scale are not those"):
+        damaged.read(("norm", "scale"), None)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| training loss | 3.5 |" in card
     assert "| tokens seen | 12,345 |" in card
@@ -107,6 +114,41 @@ def test_the_check_of_logits_can_fail(tmp_path, monkeypatch):
         convert.main([str(QWEN), str(tmp_path / "out"), "--layout", "huggingface"])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "uint16"])
+def test_an_array_has_the_same_digest_in_the_memory_of_the_host(dtype, monkeypatch):
+    monkeypatch.setattr("tttlm.training.digests._PIECE", 50)
+    array = np.random.default_rng(0).integers(0, 200, (7, 3, 11)).astype(jnp.dtype(dtype))
+    assert digests({"x": jnp.asarray(array)}) == {"x": digest_of(array)}
+    array[3, 1, 4] += 1
+    assert digests({"x": jnp.asarray(array)}) == {"x": digest_of(array)}
+
+
+@pytest.mark.parametrize("tokens", [0, pytest.param(32, marks=pytest.mark.slow)])
+def test_a_warm_start_is_a_run_with_the_first_logits_of_the_transformer(tmp_path, capsys, tokens):
+    words = ["--mixers", "attention", "ttt_linear", "--zero_readout", "--check_tokens", str(tokens)]
+    assert convert.main([str(FIXTURES / "reference" / "smollm"), str(tmp_path / "run"), *words]) == 0
+    out = capsys.readouterr().out
+    assert "block 1: mixer/v_proj/kernel  <-  model.layers.0.self_attn.v_proj.weight" in out
+    assert "block 1: mixer/o_proj/kernel  zero" in out
+    assert "block 3: mixer/learning_rate/kernel  fresh" in out
+    assert ("logits of 32 random tokens agree" in out) == (tokens > 0)
+
+
+def test_a_run_begins_from_a_stream_of_the_official_trainer(tmp_path):
+    from tttlm.interop.checkpoint import Checkpoint
+    from tttlm.training.config import TrainConfig
+    from tttlm.training.starting import initial_params
+    from tttlm.training.step import Model
+
+    model = Checkpoint(OFFICIAL).config
+    params = initial_params(TrainConfig(model=model, init_from=str(OFFICIAL)), "")
+    abstract = Model(model).shapes
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    placed = params(jax.tree.map(lambda x: x.update(sharding=here), abstract))
+    wanted = tttlm.from_pretrained(OFFICIAL).embed.embedding[...]
+    np.testing.assert_array_equal(placed["embed"]["embedding"], wanted)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -117,6 +159,9 @@ def test_the_check_of_logits_can_fail(tmp_path, monkeypatch):
         ([str(QWEN), "OUT", "--step", "3"], "--step names a checkpoint of a run"),
         ([str(QWEN), str(QWEN), "--layout", "huggingface"], "holds a checkpoint already"),
         ([str(QWEN), str(QWEN), "--layout", "run"], "is there and not empty"),
+        ([str(QWEN), "OUT", "--zero_readout"], "--zero_readout is for a warm start"),
+        ([str(QWEN), "OUT", "--mixers", "ttt_linear", "--zero_readout"], "only where all of its attention stays"),
+        ([str(QWEN), "OUT", "--mixers", "ttt_linear", "--layout", "huggingface"], "a warm start makes a run"),
         (["no/such/folder", "OUT"], "config.json: is missing"),
     ],
 )

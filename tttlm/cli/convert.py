@@ -1,6 +1,7 @@
 """`python -m tttlm.cli.convert FROM TO`: converts a model from one layout to another, tensor by tensor."""
 
 import json
+import logging
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ For example:  python -m tttlm.cli.convert runs/quickstart released/       # a ru
               python -m tttlm.cli.convert official/ released/             # from a stream of the official JAX trainer
               python -m tttlm.cli.convert released/ official/ --layout official_jax
               python -m tttlm.cli.convert released/ runs/new --layout run
+              python -m tttlm.cli.convert llama/ runs/warm --mixers attention ttt_linear --zero_readout
 
 Prints the name, source, shape and dtype of every tensor, and compares the logits of both for random tokens."""
 _AGREES = 1e-5  # relative to the largest logit
@@ -38,6 +40,14 @@ class ConvertConfig:
     """In the layout official_jax, write streaming_train_state at step 0 instead of streaming_params."""
     shard_bytes: Annotated[int, Range(least=1, most=2**50)] = 5 * 10**9
     """Largest size of one file of safetensors."""
+    mixers: tuple[str, ...] = ()
+    """Warm start: TO becomes a run whose model repeats these sequence layers and is initialised with the weights of
+    FROM, a Transformer, where they fit."""
+    backbone: Literal["transformer", "mamba"] = "transformer"
+    """The backbone of TTT layers in a warm start."""
+    zero_readout: bool = False
+    """Warm start: keep all attention blocks of FROM and insert the others, so that the initial logits are those of
+    FROM."""
     check_tokens: Annotated[int, Range(least=0, most=4096)] = 32
     """Number of random tokens for which logits are compared; 0 compares none."""
     seed: Seed = 0
@@ -54,8 +64,13 @@ def main(arguments: list[str]) -> int:
             "python -m tttlm.cli.convert runs/quickstart released"
         )
     source_path, target_path = (Path(name) for name in config.folders)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     from tttlm.interop.convert import convert, largest_difference
 
+    if config.mixers:
+        return _warm_start(config, source_path, target_path)
+    if config.zero_readout:
+        raise InputError("--zero_readout is for a warm start: name the sequence layers with --mixers")
     source, origin = _open(source_path, config.step)
     layout = _other_layout(source) if config.layout == "auto" else config.layout
     if config.train_state and layout != "official_jax":
@@ -113,6 +128,47 @@ def _open(path: Path, step: int | None) -> tuple[Any, Any]:
     return folder, folder.origin
 
 
+def _warm_start(config: ConvertConfig, source_path: Path, target_path: Path) -> int:
+    """A run whose model begins with the weights of a Transformer."""
+    from tttlm.interop import pretrained_config, warm_start
+    from tttlm.interop.convert import FolderParameters, largest_difference
+    from tttlm.interop.pretrained import model_reader
+    from tttlm.training.run_parameters import RunParameters, write_run
+
+    if config.layout not in ("auto", "run"):
+        raise InputError(f"a warm start makes a run, but --layout is {config.layout}: convert the run afterwards")
+    num_layers, kept = pretrained_config(source_path).num_layers, config.mixers.count("attention")
+    if config.zero_readout and kept:
+        if num_layers % kept:
+            raise InputError(
+                f"--mixers has {kept} attention layers, which do not divide the {num_layers} of {source_path}"
+            )
+        num_layers = num_layers // kept * len(config.mixers)
+    changes = {"mixers": config.mixers, "backbone": config.backbone, "num_layers": num_layers}
+    start = warm_start(source_path, pretrained_config(source_path, **changes), zero_readout=config.zero_readout)
+    tokenizer = _tokenizer(source_path)
+    write_run(target_path, start.model.config, model_reader(start.model), tokenizer)
+    print(start.report())
+    print(f"{target_path}: {len(start.taken):,} taken, {len(start.fresh):,} fresh, {len(start.zeroed):,} zero")
+    if config.zero_readout and config.check_tokens:
+        pair = FolderParameters(source_path), RunParameters(target_path)
+        difference, scale = largest_difference(*pair, num_tokens=config.check_tokens, seed=config.seed)
+        if not difference <= _AGREES * scale:
+            raise CannotWrite(f"the first logits of {target_path} are not those of {source_path}; do not use it")
+        print(f"logits of {config.check_tokens} random tokens agree: they differ by {difference:.3g} at most")
+    return 0
+
+
+def _tokenizer(folder: Path) -> Any:
+    """The tokenizer of a released folder; None, with a note, where it has none."""
+    from tttlm.data import load_tokenizer
+
+    if any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
+        return load_tokenizer(folder)
+    print(f"note: {folder} has no tokenizer, so that the run has none", file=sys.stderr)
+    return None
+
+
 def _write_card(source: Any, folder: Path) -> None:
     """Writes a model card with the results of the run that the model is from."""
     from tttlm.evaluation.numbers import run_numbers
@@ -135,17 +191,14 @@ def _other_layout(source: Any) -> str:
 
 
 def _write_run(source: Any, source_path: Path, target: Path) -> list[Any]:
-    from tttlm.data import load_tokenizer
     from tttlm.interop.convert import Converted
-    from tttlm.interop.origin import FILES
     from tttlm.training.run_parameters import RunParameters, write_run
 
-    tokenizer = None
     if isinstance(source, RunParameters):
         tokenizer = source.folder.read_tokenizer() if source.folder.facts.exists() else None
-    elif any((source_path / name).exists() for name in FILES if name in ("tokenizer.json", "tokenizer.model")):
-        tokenizer = load_tokenizer(source_path)
-    written = []
+    else:
+        tokenizer = _tokenizer(source_path)
+    written: list[Any] = []
 
     def read(path: tuple[Any, ...], repeat: int | None) -> Any:
         value = source.read(path, repeat)
@@ -154,8 +207,6 @@ def _write_run(source: Any, source_path: Path, target: Path) -> list[Any]:
         return value
 
     write_run(target, source.config, read, tokenizer)
-    if tokenizer is None:
-        print(f"note: {source_path} has no tokenizer, so that the run has none", file=sys.stderr)
     return written
 
 

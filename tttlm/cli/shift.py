@@ -260,9 +260,9 @@ def _load(config: ShiftConfig) -> tuple[Any, Any]:
 
         run = load_run(folder)
         return run.model, run.tokenizer()
-    if (folder / "config.json").is_file():
-        from tttlm.interop import from_pretrained
+    from tttlm.interop import from_pretrained, is_pretrained
 
+    if is_pretrained(folder):
         tokenizer = load_tokenizer(config.tokenizer or folder)
         return from_pretrained(folder), tokenizer
     raise InputError(

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from tttlm.data import Tokenizer, load_tokenizer
 from tttlm.errors import InputError
 from tttlm.evaluation.run import Run, load_run
-from tttlm.interop import from_pretrained
+from tttlm.interop import from_pretrained, is_pretrained
 from tttlm.model import LanguageModel
 from tttlm.training.config import MeshConfig
 from tttlm.training.run_folder import RunFolder
@@ -64,7 +64,7 @@ def load_model(path: str, *, tokenizer: str = "", step: int | None = None, mesh:
         if tokenizer and load_tokenizer(tokenizer).fingerprint != found.fingerprint:
             raise InputError(f"{path} was trained with another tokenizer than {tokenizer}: leave out --tokenizer")
         model, length = run.model, run.config.sequence_length
-    elif (folder / "config.json").exists():
+    elif is_pretrained(folder):
         if step is not None:
             raise InputError(f"{path} is a released model, which has no steps: leave out --step")
         found = load_tokenizer(tokenizer or folder)

@@ -158,6 +158,12 @@ class Checkpoint:
 HEAD = "lm_head.weight"
 
 
+def is_pretrained(folder: str | Path) -> bool:
+    """Whether a folder holds a released model: a `config.json`, or a stream of the official JAX trainer."""
+    folder = Path(folder)
+    return (folder / "config.json").is_file() or bool(official_jax.streams(folder))
+
+
 def refuse_run(folder: Path) -> None:
     """Refuses the folder of a run, which is read by another call.
 

@@ -1,5 +1,6 @@
 """`from_pretrained` and `save_pretrained`: a folder in a released layout is our model, and back."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from flax import nnx
 from tttlm.errors import InputError
 from tttlm.interop.checkpoint import (
     Checkpoint,
-    Part,
     Place,
     abstract_parameters,
     architecture_for,
@@ -108,20 +108,27 @@ def save_pretrained(
     architecture = architecture_for(config, like=origin.architecture if origin else "", layout=layout)
     values = kept_values(origin, architecture, config)
     check_there(origin)
-    parameters = model_parameters(model)
-
-    def read(part: Part) -> np.ndarray:
-        value = parameters[part.path]
-        return np.asarray(value if part.repeat is None else value[part.repeat])
+    parameters, read = model_parameters(model), model_reader(model)
 
     write_checkpoint(
         folder,
         architecture,
         config,
         values,
-        read,
+        lambda part: read(part.path, part.repeat),
         lambda part: np.dtype(parameters[part.path].dtype),
         shard_bytes=shard_bytes,
         train_state=train_state,
     )
     copy_files(origin, folder)
+
+
+def model_reader(model: LanguageModel) -> Callable[[Place, int | None], np.ndarray]:
+    """A function that gives the values of a parameter by its path, or what one repeat of the pattern has of a stack."""
+    parameters = model_parameters(model)
+
+    def read(path: Place, repeat: int | None) -> np.ndarray:
+        value = parameters[path]
+        return np.asarray(value if repeat is None else value[repeat])
+
+    return read

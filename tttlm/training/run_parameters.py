@@ -14,9 +14,10 @@ from tttlm.data import Tokenizer
 from tttlm.errors import InputError
 from tttlm.model import ModelConfig
 from tttlm.records import write_file, write_json
-from tttlm.training.checkpoint_files import Damaged, Unreadable, check_path, pick_step, read_arrays, read_facts
+from tttlm.training.checkpoint_files import Damaged, Unreadable, check_path, pick_step, read_facts, reading
 from tttlm.training.checkpoints import Checkpoints
 from tttlm.training.config import TrainConfig, to_dict
+from tttlm.training.digests import digest_of
 from tttlm.training.run_folder import RunFacts, RunFolder, with_head
 from tttlm.training.step import Model
 
@@ -64,13 +65,16 @@ class RunParameters:
         tree = self._shapes
         for part in path:
             tree = tree[part]
-        like: Any = tree.update(sharding=here)
+        like: Any = tree.update(sharding=here, dtype=self.dtype(path, None))
         for part in reversed(path):
             like = {part: like}
-        with ocp.Context(pytree_options=_PARTIAL):
-            loaded = read_arrays(self._path, self._facts, {"params": like})["params"]
-        (array,) = jax.tree.leaves(loaded)
-        return np.asarray(array)
+        with reading(), ocp.Context(pytree_options=_PARTIAL):
+            loaded = ocp.load_checkpointables(self._path.absolute(), {"params": like})["params"]
+        value = np.asarray(jax.tree.leaves(loaded)[0])
+        name = self.name(path, None)
+        if digest_of(value) != self._facts.params.get(name):
+            raise Damaged(f"the values of params/{name} are not those that were saved")
+        return value
 
     def _tell(self, read: Callable[[], Any]) -> Any:
         try:

@@ -13,7 +13,7 @@ from flax import nnx
 
 from tttlm.errors import InputError
 from tttlm.fields import field_values, with_fields
-from tttlm.interop import from_pretrained
+from tttlm.interop import from_pretrained, is_pretrained
 from tttlm.model import ModelConfig
 from tttlm.training.checkpoint_files import load_params, pick_step
 from tttlm.training.config import TrainConfig
@@ -49,11 +49,11 @@ def initial_params(config: TrainConfig, tokenizer: str) -> Callable[[Any], Any]:
     folder = RunFolder(source)
     if folder.config.is_file():
         return _of_run(config, folder, step, tokenizer)
-    if (source / "config.json").is_file():
+    if is_pretrained(source):
         return _of_release(config, source)
     raise InputError(
         f"init_from = {config.init_from} is neither a run directory (with config.yaml), nor RUN/checkpoints/STEP, "
-        "nor a released checkpoint (with config.json)"
+        "nor a released checkpoint (with config.json, or a stream and model_config.json)"
     )
 
 
