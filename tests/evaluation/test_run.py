@@ -81,7 +81,7 @@ def test_held_out_text_that_was_altered_or_is_other_text_is_not_scored(finished,
     with pytest.raises(InputError, match="altered"):
         replace(elsewhere).score_held_out()
     (run / "data.json").write_text(json.dumps(facts | {"held_out": "other"}))
-    with pytest.raises(InputError, match="holds other held-out text than when"):
+    with pytest.raises(InputError, match="has other held-out text than when"):
         load_run(run).score_held_out()
 
 

@@ -1,1 +1,1 @@
-"""What a trained model is worth: loss, loss by position, recall, and their plots."""
+"""Evaluation of trained models: loss, loss by position, recall, and plots."""

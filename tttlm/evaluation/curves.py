@@ -1,4 +1,4 @@
-"""Any number that runs wrote in their metrics, drawn over steps, tokens, operations or seconds, for several runs."""
+"""Plots of any metrics of several runs, over steps, tokens, FLOPs or seconds."""
 
 import fnmatch
 import re
@@ -25,21 +25,21 @@ MOST_NAMED = 12  # lines of a picture that a legend can name
 
 @dataclass(frozen=True)
 class RunMetrics:
-    """What a run wrote: its name in pictures, and its lines of metrics."""
+    """The metrics of a run, and its name in pictures."""
 
     label: str
     records: list[Record]
 
     @property
     def names(self) -> list[str]:
-        """All numbers there are to plot."""
+        """The names of all metrics that can be plotted."""
         found = {name for record in self.records for name, value in record.items() if isinstance(value, (int, float))}
         return sorted(found - {"step", "good", "batch"})
 
     def series(self, name: str, against: str) -> Float[np.ndarray, "N 2"]:
-        """Where and what: what `against` says at the steps that have `name`, and its values; not finite ones left out.
+        """The values of `against` and of `name` at the steps that have `name`, without values that are not finite.
 
-        Lines of evaluations have a step only; their place on another axis is that of the training step.
+        Lines of evaluations have only a step; on another axis they have the value of the training step.
         """
         points = by_step(self.records, name)
         points = points[np.isfinite(points[:, 1])]
@@ -53,7 +53,7 @@ class RunMetrics:
 
 
 def read_runs(folders: Sequence[str]) -> list[RunMetrics]:
-    """The metrics of runs, labelled by what tells their folders apart.
+    """The metrics of runs, labelled by the distinguishing part of their paths.
 
     Raises:
         InputError: a folder has no metrics.
@@ -77,10 +77,10 @@ def _label(folder: str, folders: Sequence[str]) -> str:
 
 
 def pick_names(runs: Sequence[RunMetrics], pattern: str) -> list[str]:
-    """The names of numbers that fit a pattern such as `layer_*/drift_100`.
+    """The names of metrics that match a pattern such as `layer_*/drift_100`.
 
     Raises:
-        InputError: there are none; says which there are.
+        InputError: there are none; lists those that exist.
     """
     names = sorted({name for run in runs for name in run.names})
     found = fnmatch.filter(names, pattern)
@@ -104,17 +104,17 @@ def summary(names: Sequence[str]) -> list[str]:
 def draw_curves(
     runs: Sequence[RunMetrics], patterns: Sequence[str], png: Path, *, against: str = "step", log: bool = False
 ) -> Path:
-    """One panel for every pattern, one line for every run and name in it; returns where the picture is.
+    """Draws one panel for every pattern, with one line for every run and name; returns the path of the picture.
 
     Args:
         runs: see `read_runs`.
         patterns: see `pick_names`.
-        png: where to write.
-        against: one of `AGAINST`.
-        log: draws the numbers on a logarithmic axis.
+        png: the file to write.
+        against: the horizontal axis, one of `AGAINST`.
+        log: whether the vertical axis is logarithmic.
 
     Raises:
-        InputError: a pattern fits nothing, or a run does not have the axis.
+        InputError: a pattern matches nothing, or a run does not have the axis.
     """
     panels = [pick_names(runs, pattern) for pattern in patterns]
     figure = Figure(figsize=(8.5, 3.4 * len(panels) + 0.4), layout="constrained")
@@ -128,7 +128,7 @@ def draw_curves(
 
 
 def _draw_panel(axes: Axes, runs: Sequence[RunMetrics], names: Sequence[str], against: str) -> None:
-    """Runs are distinguished by colour, or by style where the colours are needed for the names."""
+    """Draws one panel. Runs are distinguished by colour, or by line style if the colours are needed for the names."""
     several = len(names) > 1
     count = len(names) if several else len(runs)
     colours = mpl.colormaps["viridis"](np.linspace(0, 0.92, count)) if several else mpl.colormaps["tab10"](range(10))
@@ -150,7 +150,7 @@ def _draw_panel(axes: Axes, runs: Sequence[RunMetrics], names: Sequence[str], ag
 
 
 def _draw_line(axes: Axes, points: Float[np.ndarray, "N 2"], colour: Any, style: str, *, crowded: bool) -> Any:
-    """A series; a long one as its running mean, with what it is the mean of behind it."""
+    """Draws a series; a long one as its running mean, with its values behind it."""
     window = max(len(points) // 50, 1)
     if window > 1:
         if not crowded:

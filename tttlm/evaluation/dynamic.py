@@ -1,4 +1,4 @@
-"""A model scored while it learns from what it reads: dynamic evaluation of documents."""
+"""Dynamic evaluation of documents: a model is scored while it learns from them."""
 
 from collections.abc import Sequence
 
@@ -19,11 +19,11 @@ def score_learning(
     Args:
         model: The model; caches of attention get room for the longest document.
         documents: Tokens of each document, read in order.
-        config: How it learns.
-        description: In front of the progress bar.
+        config: Configuration of dynamic evaluation.
+        description: Label of the progress bar.
 
     Raises:
-        InputError: The settings do not fit the model.
+        InputError: The configuration does not match the model.
     """
     longest = max(len(tokens) for tokens in documents)
     evaluation = DynamicEvaluation(with_room_for(model, longest + config.stretch), config)

@@ -1,4 +1,4 @@
-"""Models on texts, by named tasks: what is measured is kept as it comes, and goes on where it stopped."""
+"""Evaluates models on texts by named tasks; results are stored at once, so that an evaluation can be resumed."""
 
 import hashlib
 import json
@@ -36,9 +36,9 @@ class Subject:
 
     Attributes:
         loaded: The model and its tokenizer.
-        record: What is written about it.
-        num_tokens: How many tokens of each text are predicted.
-        num_bytes: How many bytes they stand for.
+        record: Its record in the results.
+        num_tokens: Number of predicted tokens of each text.
+        num_bytes: Number of bytes of those tokens.
     """
 
     loaded: Loaded
@@ -52,13 +52,13 @@ class Subject:
         return self.loaded.model
 
     def chunk(self, config: EvalConfig) -> int:
-        """Tokens that are read at a time: as many as suit the texts, up to 2,048, unless the configuration says."""
+        """Number of tokens that are read at a time: configured, or chosen by the texts, up to 2,048."""
         longest = max((1, *self.num_tokens)) if self.num_tokens else 2048
         align = self.model.config.alignment
         return -(-(config.chunk or min(2048, max(256, longest // 8))) // align) * align
 
     def with_room(self, config: EvalConfig, tokens: int) -> LanguageModel:
-        """The model with caches for sequences of so many tokens, in whole chunks."""
+        """The model with caches for sequences of so many tokens, in complete chunks."""
         if config.max_length:
             return with_room_for(self.model, config.max_length)
         chunk = self.chunk(config)
@@ -66,14 +66,14 @@ class Subject:
 
 
 def evaluate(config: EvalConfig, mesh: Mesh | None = None) -> Results:
-    """Measures what `config` asks for; what cannot work is refused before anything is computed.
+    """Runs the evaluation of `config`; invalid inputs are refused before anything is computed.
 
     Args:
-        config: What is evaluated.
+        config: The configuration of the evaluation.
         mesh: Devices that each model is sharded over; it must be JAX's context.
 
     Raises:
-        InputError: A model, a text or the output cannot be used, or they do not belong together.
+        InputError: A model, a text or the output cannot be used, or they do not match.
     """
     if not config.models:
         raise InputError("name the folder of a run or of a released model, for example: python eval.py runs/quickstart")
@@ -146,7 +146,7 @@ def _subject(loaded: Loaded, config: EvalConfig, texts: Sequence[Text]) -> Subje
 
 
 def _check(subject: Subject, config: EvalConfig, texts: Sequence[Text]) -> None:
-    """Refuses what would fail later on."""
+    """Refuses inputs that would fail later."""
     room = config.max_length if subject.model.config.cache_length is not None else 0
     wanted: list[tuple[int, str]] = []
     if "recall" in config.task:
@@ -178,7 +178,7 @@ def _notes(subjects: Sequence[Subject]) -> list[str]:
 
 
 def _key(subject: Subject, text: Text, **settings: Any) -> dict[str, Any]:
-    """What a result depends on."""
+    """Everything a result depends on."""
     record = subject.record
     return {"model": record.fingerprint, "tokenizer": record.tokenizer, "text": text.digest, **settings}
 
@@ -200,7 +200,7 @@ def _losses(
 
 
 def _loss_records(model: str, names: Sequence[str], scores: Sequence[Score], words: list[int]) -> Iterator[LossRecord]:
-    """A record for each text, and for all where there are several."""
+    """A record for each text, and one for all if there are several."""
     for name, score, count in zip(names, scores, words, strict=True):
         yield _loss_record(model, name, score, count)
     if len(scores) > 1:
@@ -224,7 +224,7 @@ def _by_text(
     journal: Journal,
     num_tokens: Sequence[int],
 ) -> Iterator[tuple[int, dict[str, list[float]]]]:
-    """Losses of every text in bins, those that were kept first."""
+    """Losses of every text in bins, stored ones first."""
     keys = [
         _key(subject, t, protocol=protocol.name, bins=bins, tokens=n) for t, n in zip(texts, num_tokens, strict=True)
     ]
@@ -236,7 +236,7 @@ def _by_text(
             left.append(number)
     if not left:
         return
-    # The longest first, so that the rows end at about the same time.
+    # The longest first, so that parallel streams end at about the same time.
     left.sort(key=lambda number: -num_tokens[number])
     counts = [num_tokens[number] for number in left]
     model = subject.with_room(config, max(protocol.length(count) for count in counts))
@@ -268,7 +268,7 @@ def _protocols(config: EvalConfig) -> list[Protocol]:
 
 
 def _limited(subject: Subject, config: EvalConfig) -> list[int]:
-    """How many tokens of each text are read by position."""
+    """The number of tokens of each text that are read by position."""
     most = config.positions.length
     return [min(n, most) if most else n for n in subject.num_tokens]
 
@@ -321,7 +321,7 @@ def _recall(subject: Subject, config: EvalConfig, texts: Sequence[Text], journal
     if texts:
         haystack = np.concatenate([tokens for text in texts for tokens, _ in text.chunks(subject.loaded.tokenizer)])
     digest = hashlib.sha256("".join(text.digest for text in texts).encode()).hexdigest()
-    # All sequences are made before the first is read, so that what cannot be made is refused at once.
+    # All sequences are made before the first is read, so that errors are raised early.
     made = [[*_instances(subject, config, haystack, task, length, depth)] for task, length, depth in cells]
     with progress_bar(len(cells), f"{subject.record.name}, recall", unit="cell") as bar:
         for (task, length, depth), instances in zip(cells, made, strict=True):

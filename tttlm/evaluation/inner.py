@@ -1,4 +1,4 @@
-"""A model with another inner model than it was trained with: other mini-batches, another inner learning rate."""
+"""Changes the inner mini-batch size or inner learning rate of a trained model."""
 
 from flax import nnx
 
@@ -10,15 +10,15 @@ from tttlm.model import LanguageModel
 def with_inner(
     model: LanguageModel, *, mini_batch_size: int | None = None, learning_rate_multiplier: float = 1.0
 ) -> LanguageModel:
-    """The model with the same parameters, whose inner models learn another way.
+    """The model with the same parameters and other settings of its inner models.
 
     Args:
         model: The model, bound to its parameters.
-        mini_batch_size: Tokens of an inner step; None as it was trained.
-        learning_rate_multiplier: What the inner learning rate is multiplied by.
+        mini_batch_size: Inner mini-batch size in tokens; None as in training.
+        learning_rate_multiplier: Multiplier of the inner learning rate.
 
     Raises:
-        InputError: No mixer of the model can be changed so.
+        InputError: No mixer of the model has these settings.
     """
     if mini_batch_size is None and learning_rate_multiplier == 1:
         return model

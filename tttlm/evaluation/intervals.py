@@ -1,4 +1,4 @@
-"""Confidence intervals by bootstrap over documents: what would other documents have given?"""
+"""Confidence intervals by bootstrap over documents."""
 
 from dataclasses import dataclass
 
@@ -29,8 +29,8 @@ def bootstrap(
 
     Args:
         nats: Summed losses of each document.
-        tokens: How many tokens they are of.
-        resamples: How often documents are drawn.
+        tokens: Numbers of tokens of each document.
+        resamples: Number of resamples.
         seed: Seed of the draws.
         against: Losses of another model at the same tokens; the interval is of the difference, document by document.
     """

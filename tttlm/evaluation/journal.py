@@ -1,4 +1,4 @@
-"""Results that are kept as they come, a line of JSON each, so that an evaluation that was stopped goes on."""
+"""A journal of results, one line of JSON each, from which a stopped evaluation resumes."""
 
 import hashlib
 import json
@@ -11,13 +11,13 @@ NAME = "documents.jsonl"
 
 
 class Journal:
-    """What was measured so far, by what it depends on.
+    """The results so far, by the key of everything they depend on.
 
     Args:
-        folder: Where it is kept; None keeps it in memory only.
+        folder: The folder of the journal; None keeps it only in memory.
 
     Raises:
-        InputError: The folder cannot be written, or its journal is no journal.
+        InputError: The folder cannot be written, or its journal was altered.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -30,17 +30,17 @@ class Journal:
             lines = self._path.read_bytes().split(b"\n") if self._path.exists() else [b""]
             for number, line in enumerate(lines[:-1], start=1):
                 self._found.update([self._parsed(line, number)])
-            # What was being written when the evaluation was stopped has no end of line.
+            # A line that was incomplete when the evaluation was stopped has no newline.
             self._path.write_bytes(b"".join(line + b"\n" for line in lines[:-1]))
         except OSError as error:
             raise InputError(f"{self._path} cannot be written: {error.strerror}: choose another --output") from None
 
     def get(self, key: dict[str, Any]) -> Any:
-        """What was kept for a key; None where there is nothing."""
+        """The stored value of a key; None if there is none."""
         return self._found.get(_named(key))
 
     def put(self, key: dict[str, Any], value: Any) -> None:
-        """Keeps a value; it is in the file when this returns."""
+        """Stores a value; it is in the file when this returns."""
         self._found[_named(key)] = value
         if self._path is not None:
             with open(self._path, "a", encoding="utf-8") as stream:

@@ -1,4 +1,4 @@
-"""A model by the name of its folder: a run, or a released one with a tokenizer; on one device or on a mesh."""
+"""Loads a model from its folder, a run or a released model with a tokenizer, on one device or on a mesh."""
 
 import math
 from collections.abc import Iterator
@@ -25,10 +25,10 @@ class Loaded:
     """A model and its tokenizer.
 
     Attributes:
-        path: The folder, as it was named.
+        path: The folder, as given.
         model: The model, bound to its parameters.
-        tokenizer: The tokenizer whose tokens it reads.
-        trained_length: Tokens of the sequences it was trained on; None where the folder does not say.
+        tokenizer: The tokenizer of the model.
+        trained_length: Sequence length in tokens of its training; None if the folder does not have it.
         run: The run; None for a released folder.
     """
 
@@ -49,13 +49,13 @@ def load_model(path: str, *, tokenizer: str = "", step: int | None = None, mesh:
 
     Args:
         path: The folder.
-        tokenizer: A tokenizer file, a folder with one, or "bytes", for a released folder that has none; that of a run
-            is in its own folder.
-        step: The checkpoint of a run; None is the newest.
-        mesh: Devices that the model is sharded over; None puts it on one.
+        tokenizer: A tokenizer file, a folder with one, or "bytes", for a released folder without one; a run has its
+            own.
+        step: The step of the checkpoint of a run; None is the newest.
+        mesh: Devices that the model is sharded over; None uses one device.
 
     Raises:
-        InputError: It is neither, cannot be read, or does not belong to the tokenizer.
+        InputError: The folder is neither, cannot be read, or does not match the tokenizer.
     """
     folder, run, length = Path(path), None, None
     if RunFolder(folder).config.exists():
@@ -82,10 +82,10 @@ def load_model(path: str, *, tokenizer: str = "", step: int | None = None, mesh:
 
 
 def sharded(model: LanguageModel, mesh: Mesh) -> LanguageModel:
-    """The model, its parameters stored on the mesh as in training.
+    """The model, with its parameters sharded over the mesh as in training.
 
     Raises:
-        InputError: Its heads or channels do not divide.
+        InputError: Its heads or channels are not divisible by the number of shards.
     """
     check_model_mesh(mesh, model.config)
     graph, state = nnx.split(model)
@@ -96,10 +96,10 @@ def sharded(model: LanguageModel, mesh: Mesh) -> LanguageModel:
 
 @contextmanager
 def on_mesh(config: MeshConfig) -> Iterator[Mesh | None]:
-    """The mesh of so many devices, as JAX's context; None, and nothing else, for one device.
+    """Sets the mesh of `config` as JAX's context; yields None for one device.
 
     Raises:
-        InputError: There are not so many devices.
+        InputError: There are fewer devices.
     """
     sizes = [getattr(config, field.name) for field in fields(config)]
     if math.prod(sizes) == 1:

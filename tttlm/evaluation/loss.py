@@ -1,4 +1,4 @@
-"""Loss, perplexity and bits per byte of text of any length, by streaming it."""
+"""Loss, perplexity and bits per byte of text of any length, computed in a stream."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -10,17 +10,17 @@ import numpy as np
 from tttlm.inference import stream_losses
 from tttlm.model import LanguageModel
 
-Chunk = tuple[np.ndarray, int]  # tokens of a document, and the bytes of text they stand for
+Chunk = tuple[np.ndarray, int]  # tokens of a document, and the number of bytes of their text
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a model makes of a text.
+    """The score of a model on a text.
 
     Attributes:
         nats: the summed -log p of every token given all before it in its document.
-        tokens: how many tokens were predicted.
-        bytes: how many bytes of UTF-8 they stand for.
+        tokens: number of predicted tokens.
+        bytes: number of bytes of UTF-8 of those tokens.
     """
 
     nats: float
@@ -52,15 +52,15 @@ def stream_score(
     """Scores documents in constant memory, however long they are; see `tttlm.inference.stream_losses`.
 
     Args:
-        model: bound to its parameters.
-        documents: each an iterable of (tokens, bytes they stand for), read as needed. The first token of a document
-            is what it is entered from and is not predicted.
-        rows: documents read side by side.
-        chunk: tokens of a document in one call.
+        model: the model, bound to its parameters.
+        documents: each an iterable of (tokens, number of their bytes), read as needed. The first token of a document
+            (its BOS, for instance) is not predicted.
+        rows: number of documents that are read in parallel.
+        chunk: number of tokens of a document in one call.
         on_progress: called with the number of bytes read since the last call.
 
     Raises:
-        InputError: a document is longer than an attention cache has room for.
+        InputError: a document is longer than an attention cache.
     """
     read = 0
 

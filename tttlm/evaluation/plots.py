@@ -9,7 +9,7 @@ from tttlm.training.metrics import by_step, read_metrics
 
 
 def loss_curve(metrics: Path, png: Path) -> Path:
-    """Draws training and held-out loss by step from a `metrics.jsonl` and returns where the picture is."""
+    """Draws training and held-out loss by step from a `metrics.jsonl` and returns the path of the picture."""
     records = read_metrics(metrics)
     trained = by_step(records, "loss")
     held_out = by_step(records, "validation_loss")

@@ -1,4 +1,4 @@
-"""Held-out loss by position: how much better a model predicts the more of a document it has read."""
+"""Held-out loss by position: how much a model gains from more context."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ from tttlm.ranges import Count, CountOrZero
 
 @dataclass(frozen=True)
 class PositionsConfig:
-    """What of the held-out documents is read: stretches of one length, each from a fresh state."""
+    """Configuration of the stretches of held-out documents that are scored, each from the initial state."""
 
     length: CountOrZero = 0
-    """Tokens of a stretch; 0 is four times the length of a training row."""
+    """Number of tokens of a stretch; 0 is four times the training sequence length."""
     stretches: Count = 8
-    """Stretches of a document, spread evenly over it; a shorter one is read whole."""
+    """Number of stretches of a document, evenly spaced; a shorter document is read completely."""
     documents: Count = 64
-    """Documents that are read, spread evenly over those there are."""
+    """Number of documents that are read, evenly spaced among all."""
     rows: Count = 16
-    """Stretches that are read side by side."""
+    """Number of stretches that are read in parallel."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Stretch:
 
 
 def edges(length: int, trained: int) -> list[int]:
-    """Where bins of positions begin, and the end: powers of two, and the length of the rows trained on.
+    """Starts of the bins of positions, and the end of the last: powers of two, and the training sequence length.
 
     >>> edges(20, 6)
     [0, 1, 2, 4, 6, 8, 16, 20]
@@ -51,7 +51,7 @@ def some(documents: Sequence[Document], count: int) -> list[Document]:
 
 
 def stretches(documents: Iterable[Document], length: int, count: int) -> list[Stretch]:
-    """At most `count` stretches of every document, without overlap, spread evenly; the first one is its beginning."""
+    """At most `count` stretches of every document, without overlap, evenly spaced; the first is its beginning."""
     result = []
     for number, document in enumerate(documents):
         predicted = len(document.tokens) - 1
@@ -67,15 +67,15 @@ def losses_by_position(
     """Scores stretches, in memory that does not depend on their length.
 
     Args:
-        model: bound to its parameters; an attention cache needs room for the longest stretch.
-        parts: of documents numbered from 0.
-        bins: where bins of positions begin, and the end; position 0 sees one token.
-        rows: stretches read side by side.
-        chunk: tokens of a row in one call.
-        description: in front of the progress bar.
+        model: the model, bound to its parameters; an attention cache must be as long as the longest stretch.
+        parts: stretches of documents numbered from 0.
+        bins: starts of the bins of positions, and the end of the last; position 0 has one token of context.
+        rows: number of stretches that are read in parallel.
+        chunk: number of tokens of a stretch in one call.
+        description: label of the progress bar.
 
     Returns:
-        summed losses in nats and numbers of tokens, both float64 `[documents, bins]`.
+        Summed losses in nats and numbers of tokens, both float64 `[documents, bins]`.
     """
     parts = sorted(parts, key=lambda part: -len(part.tokens))
     of = np.asarray([part.document for part in parts])

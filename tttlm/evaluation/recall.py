@@ -1,4 +1,4 @@
-"""How much of what it is asked for a model recalls: exact match and likelihood of the answers."""
+"""Recall of a model: exact match and likelihood of the answers."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ Scorer = Callable[[Iterable[Iterable[np.ndarray]]], Iterator[Losses]]
 
 @dataclass(frozen=True)
 class Recalled:
-    """What a model recalled of some sequences.
+    """The recall of a model on some sequences.
 
     Attributes:
-        answers: How many answers were asked for.
-        exact: How many were right in every token, each the likeliest one after those before it: those that greedy
-            decoding gives.
-        tokens: How many tokens the answers have.
-        hits: How many of those were the likeliest.
+        answers: Number of answers.
+        exact: Number of answers that greedy decoding gives: each of their tokens is the most likely one after those
+            before it.
+        tokens: Number of tokens of the answers.
+        hits: Number of those tokens that are the most likely ones.
         nats: Summed -log p of the answers' tokens.
     """
 
@@ -33,12 +33,12 @@ class Recalled:
 
     @property
     def exact_match(self) -> float:
-        """Answers that were right, in percent."""
+        """Correct answers in percent."""
         return 100 * self.exact / self.answers
 
     @property
     def token_accuracy(self) -> float:
-        """Tokens of answers that were right, in percent."""
+        """Correct tokens of answers in percent."""
         return 100 * self.hits / self.tokens
 
     @property
@@ -48,14 +48,14 @@ class Recalled:
 
 
 def recalled(instances: Sequence[Instance], score: Scorer) -> Recalled:
-    """Reads sequences with their answers, and looks at what was expected at every token of an answer.
+    """Reads sequences with their answers, and scores every token of an answer.
 
     Args:
         instances: The sequences.
         score: Scores token sequences, see `tttlm.inference.stream_losses`.
 
     Raises:
-        InputError: A sequence has no context, no answer, or was not read to its end.
+        InputError: A sequence has no context or no answer, or was truncated.
     """
     for instance in instances:
         if not instance.answers or min(start for start, _ in instance.answers) < 2:

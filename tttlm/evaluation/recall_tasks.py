@@ -1,4 +1,4 @@
-"""Recall tasks: what was said once is asked for later, in any text as haystack or in sequences that are made for it."""
+"""Recall tasks: retrieval from a haystack of text, or from synthetic sequences."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,8 +36,8 @@ class Instance:
     """One sequence with answers in it.
 
     Attributes:
-        tokens: The whole sequence, answers included; the first token is what it is entered from.
-        answers: Where each answer stands: `tokens[start:stop]`.
+        tokens: The sequence, including answers; the first token is not predicted.
+        answers: (start, stop) of each answer: `tokens[start:stop]`.
     """
 
     tokens: Int[np.ndarray, "T"]
@@ -53,21 +53,21 @@ def in_haystack(
     depth: float,
     rng: np.random.Generator,
 ) -> Instance:
-    """A text with something to find in it, and the question for it at the end.
+    """A text with a needle in it, and the question for it at the end.
 
     `passkey`: a number, as in arXiv 2305.16300. `needle`: the number of a key. `needles`: four of them, all asked for
-    in turn; the first is at `depth`, the others anywhere. `distractors`: one, among four that nobody asks for.
+    in turn; the first is at `depth`, the others anywhere. `distractors`: one, among four that are not asked for.
 
     Args:
         task: One of `HAYSTACK`.
-        haystack: Tokens of text; a stretch of it is taken at random.
-        tokenizer: Of the model.
-        length: Tokens of the whole sequence, the question and the answers included.
-        depth: Where in the haystack the first needle is put, from 0 to 1.
-        rng: Draws the stretch, the keys and the numbers.
+        haystack: Tokens of text, of which a random segment is used.
+        tokenizer: The tokenizer of the model.
+        length: Number of tokens of the sequence, including the question and the answers.
+        depth: Relative position of the first needle in the haystack, from 0 to 1.
+        rng: Random generator of the segment, the keys and the numbers.
 
     Raises:
-        InputError: Needles and questions do not fit the length, or the haystack is too short for it.
+        InputError: Needles and questions are longer than `length`, or the haystack is too short.
     """
     keys = rng.permutation(len(_KEYS))[: 1 + (SEVERAL if task == "distractors" else SEVERAL - 1)]
     numbers = [f"{rng.integers(10_000, 100_000)}" for _ in keys]
@@ -85,7 +85,7 @@ def in_haystack(
     answers: list[tuple[int, int]] = []
     for question, number in zip(asked, numbers, strict=True):
         before, whole = tokenizer.encode(question), tokenizer.encode(f"{question} {number}")
-        if whole[: len(before)] != before:  # the tokenizer joins across the end of the question
+        if whole[: len(before)] != before:  # the tokenizer merges across the end of the question
             before = whole[: next(i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b)]
         answers.append((len(tail) + len(before), len(tail) + len(whole)))
         tail += [*whole, *tokenizer.encode(".")]
@@ -115,13 +115,13 @@ def mqar(num_pairs: int, vocab_size: int, rng: np.random.Generator, *, length: i
     """Multi-query associative recall (arXiv 2312.04927): pairs of a key and a value, then every key again, in turn.
 
     Args:
-        num_pairs: How many pairs; keys are of the first half of the vocabulary, values of the second.
-        vocab_size: Tokens to draw from; token 0 is what the sequence is entered from and what fills it.
-        rng: Draws keys, values and order.
-        length: Tokens of the whole sequence, filled up between pairs and questions; 0 fills nothing.
+        num_pairs: Number of pairs; keys are from the first half of the vocabulary, values from the second.
+        vocab_size: Number of tokens to draw from; token 0 is the first token and the filler.
+        rng: Random generator of keys, values and order.
+        length: Number of tokens of the sequence, filled between pairs and questions; 0 adds no filler.
 
     Raises:
-        InputError: There are not so many keys, or the length does not hold them.
+        InputError: There are fewer keys, or the pairs do not fit in the length.
     """
     half = vocab_size // 2
     if num_pairs >= half:
@@ -146,9 +146,9 @@ def copy(num_tokens: int, vocab_size: int, rng: np.random.Generator) -> Instance
     """Random tokens, token 0, and the same tokens again: all but the first of them are the answer.
 
     Args:
-        num_tokens: How many tokens there are to copy.
-        vocab_size: Tokens to draw from.
-        rng: Draws them, each once while there are enough.
+        num_tokens: Number of tokens to copy.
+        vocab_size: Number of tokens to draw from.
+        rng: Random generator of the tokens, which are distinct if there are enough.
     """
     if num_tokens < vocab_size:
         said = rng.choice(np.arange(1, vocab_size), num_tokens, replace=False)
@@ -159,7 +159,7 @@ def copy(num_tokens: int, vocab_size: int, rng: np.random.Generator) -> Instance
 
 
 def check_depths(depths: Sequence[float]) -> None:
-    """Refuses depths that are none.
+    """Refuses invalid depths.
 
     Raises:
         InputError: One is not between 0 and 1.

@@ -1,4 +1,4 @@
-"""The results of an evaluation as they are written: `results.json` (docs/evaluation.md has its schema) and CSV."""
+"""The results of an evaluation: `results.json` (its schema is in docs/evaluation.md) and CSV."""
 
 import csv
 import io
@@ -13,15 +13,15 @@ class ModelRecord:
     """A model that was evaluated.
 
     Attributes:
-        name: What it is called in the results: the end of its path that tells models apart.
+        name: Its name in the results: the distinguishing end of its path.
         path: Its folder.
         step: The step of its checkpoint; None for a released model.
         fingerprint: Changes with its configuration and parameters.
         tokenizer: The fingerprint of its tokenizer.
-        parameters: How many it has, embeddings included.
+        parameters: Number of parameters, including embeddings.
         mixers: The pattern of its sequence layers.
-        trained_length: Tokens of the sequences it was trained on; None where that is not known.
-        changed: What is another way than it was trained, in words; empty where nothing is.
+        trained_length: Sequence length in tokens of its training; None if unknown.
+        changed: Differences from training, in words.
     """
 
     name: str
@@ -42,7 +42,7 @@ class LossRecord:
     Attributes:
         model: Its name.
         text: The name of the text; "all" for the sum over several.
-        bytes, words, tokens: Of the text; tokens are those that were predicted.
+        bytes, words, tokens: Numbers of bytes, words and predicted tokens of the text.
         nats: Summed -log p.
         loss: Nats per token.
         perplexity: exp of that.
@@ -67,16 +67,16 @@ class CurveRecord:
     """Numbers by position, of one protocol.
 
     Attributes:
-        kind: "loss" (nats per token), "difference" (of `model` minus `against`, a model) or "gain" (of resetting, minus
-            reading on; `against` is the protocol that resets).
+        kind: "loss" (nats per token), "difference" (`model` minus `against`, a model) or "gain" (loss with resets minus
+            loss without; `against` is the protocol with resets).
         model: The model.
         against: See `kind`; "" for a loss.
         protocol: "windows n", "stream" or "reset every n".
-        bins: Where bins of positions begin, and the end; position 0 sees one token.
-        documents: How many documents.
-        tokens: How many tokens each bin has.
-        mean: Of each bin; None where there are no tokens.
-        low, high: Of the 95% interval; None for a single document.
+        bins: Starts of the bins of positions, and the end of the last; position 0 has one token of context.
+        documents: Number of documents.
+        tokens: Number of tokens of each bin.
+        mean: Mean of each bin; None if it has no tokens.
+        low, high: Ends of the 95% interval; None for a single document.
     """
 
     kind: str
@@ -93,18 +93,18 @@ class CurveRecord:
 
 @dataclass(frozen=True)
 class RecallRecord:
-    """What a model recalled of one task, at one length and depth.
+    """The recall of a model in one task, at one length and depth.
 
     Attributes:
         model: The model.
         task: The task.
-        length: Tokens of a sequence.
-        depth: Where the needle was; None for tasks without one.
-        pairs: Of mqar the pairs, of copy the tokens to copy; None for the others.
-        samples: Sequences.
-        answers: Answers that were asked for.
-        exact_match: Answers that were right, in percent.
-        token_accuracy: Tokens of answers that were right, in percent.
+        length: Number of tokens of a sequence.
+        depth: Relative position of the needle; None for tasks without one.
+        pairs: Number of pairs of mqar, of tokens of copy; None for the others.
+        samples: Number of sequences.
+        answers: Number of answers.
+        exact_match: Correct answers in percent.
+        token_accuracy: Correct tokens of answers in percent.
         nats_per_answer: Mean -log p of an answer.
     """
 
@@ -122,15 +122,15 @@ class RecallRecord:
 
 @dataclass(frozen=True)
 class Results:
-    """All of an evaluation.
+    """All results of an evaluation.
 
     Attributes:
-        models: What was evaluated.
+        models: The models.
         texts: Name, bytes, words and digest of each text.
         settings: The configuration.
-        notes: What a reader has to know.
-        loss, positions, recall: The numbers.
-        format: Of this file.
+        notes: Remarks on the results.
+        loss, positions, recall: The results of each task.
+        format: Version of the file format.
     """
 
     models: list[ModelRecord]
@@ -143,11 +143,11 @@ class Results:
     format: int = FORMAT
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as they are in `results.json`."""
+        """The results as plain values, as in `results.json`."""
         return {"format": self.format, **{k: v for k, v in asdict(self).items() if k != "format"}}
 
     def as_csv(self) -> str:
-        """One number a line: model, task, what of it, metric, value, and the interval where there is one."""
+        """The results as CSV, one number per line with its model, task, part, metric and interval."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(

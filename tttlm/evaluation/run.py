@@ -1,4 +1,4 @@
-"""A trained run, read back from its folder: the model, its tokenizer, and its score on text."""
+"""A trained run, read from its folder: the model, its tokenizer, and its score on text."""
 
 import gzip
 from collections.abc import Iterable, Iterator
@@ -22,11 +22,11 @@ from tttlm.training.step import Model
 
 @dataclass(frozen=True)
 class Run:
-    """What a run has come to.
+    """A trained run.
 
     Attributes:
-        folder: its path.
-        config: what it was trained with.
+        folder: the run directory.
+        config: the configuration of the training.
         step: the step of the checkpoint that was read.
         model: the language model with the parameters of that step.
     """
@@ -38,12 +38,12 @@ class Run:
 
     @cached_property
     def checked_data(self) -> Path:
-        """The prepared folder that the run's held-out documents are in, as it was when the run started.
+        """The prepared folder of the run's held-out documents, which must be unchanged since the run started.
 
-        A relative path is looked for from here, and then where the run found it.
+        A relative path is tried from the current folder, and then from where the run was started.
 
         Raises:
-            InputError: it is not there, was altered, or holds other text.
+            InputError: the folder does not exist, was altered, or has other text.
         """
         data, facts = self.config.data, self.folder.read_facts()
         named = Path(data.validation_path or data.path or next(iter(data.mixture)))
@@ -55,17 +55,17 @@ class Run:
             )
         if verify(folder).fingerprint != facts.held_out:
             raise InputError(
-                f"{folder} holds other held-out text than when {self.folder.path} was started: put back what was "
-                "there, or score text files with --text"
+                f"{folder} has other held-out text than when {self.folder.path} was started: restore it, "
+                "or score text files with --text"
             )
         return folder
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the run, from the run's own folder."""
+        """The tokenizer of the run, from the run directory."""
         return self.folder.read_tokenizer()
 
     def held_out(self, limit: int = 0) -> Iterator[Document]:
-        """The held-out documents, until `limit` bytes of text are reached; 0 gives all."""
+        """The held-out documents, up to `limit` bytes of text; 0 yields all."""
         total = 0
         for document in held_out_documents(self.checked_data):
             yield document
@@ -82,7 +82,7 @@ class Run:
         total: int | None = None,
         longest: int | None = None,
     ) -> Score:
-        """See `stream_score`; shows a progress bar of `total` bytes. Caches get room for the `longest` document."""
+        """See `stream_score`; shows a progress bar of `total` bytes. Caches are as long as the `longest` document."""
         chunk = -(-chunk // self.config.align) * self.config.align
         model = self.model if longest is None else self.with_room_for(-(-longest // chunk) * chunk)
         with progress_bar(total, "scoring", unit="B") as bar:
@@ -93,7 +93,7 @@ class Run:
         sizes = [document.bytes for document in self.held_out(limit)]
         if not any(sizes):
             raise InputError(f"{self.checked_data} has no held-out text to score")
-        rows = min(rows, max(1, sum(sizes) // max(sizes)))  # more would stand idle while the longest is read
+        rows = min(rows, max(1, sum(sizes) // max(sizes)))  # more would be idle while the longest is read
         chunks = ([(document.tokens, document.bytes)] for document in _long_first(self.held_out(limit)))
         longest = max(len(document.tokens) for document in self.held_out(limit))
         return self.score(chunks, rows=rows, chunk=chunk, total=sum(sizes), longest=longest)
@@ -101,7 +101,7 @@ class Run:
     def score_file(self, path: Path, *, chunk: int = 2048) -> Score:
         """The score of a text file as one document, of any length in constant memory.
 
-        The cache of attention over the whole past is no constant: it gets room for all of the text.
+        The exception is the cache of full attention, which is as long as the text.
         """
         size = path.stat().st_size if path.suffix not in (".gz", ".zst", ".xz") else None
         longest = None
@@ -110,7 +110,7 @@ class Run:
         return self.score([encode_file(path, self.tokenizer())], rows=1, chunk=chunk, total=size, longest=longest)
 
     def sample(self, length: int = 200, *, prompt_tokens: int = 32) -> tuple[str, str]:
-        """(prompt, what the model writes after it): the prompt is the beginning of the first held-out document.
+        """(prompt, continuation by the model); the prompt is the beginning of the first held-out document.
 
         Raises:
             InputError: there is no held-out text.
@@ -124,7 +124,7 @@ class Run:
         return tokenizer.decode(prompt[1:] if tokenizer.entry_id == prompt[0] else prompt), written[0].text
 
     def with_room_for(self, tokens: int) -> LanguageModel:
-        """The model, its states with room for so many tokens."""
+        """The model, with caches for so many tokens."""
         return with_room_for(self.model, tokens)
 
     def held_out_gzip(self, limit: int = 0) -> float:
@@ -138,10 +138,10 @@ def load_run(path: str | Path, step: int | None = None, *, max_length: int | Non
     """Reads the parameters of a run's newest checkpoint, or that of `step`.
 
     Args:
-        max_length: tokens that attention is to have room for; None as in the run.
+        max_length: length in tokens of the caches of attention; None as in the run.
 
     Raises:
-        InputError: it is no run, or has no such checkpoint.
+        InputError: the path is not a run, or it has no such checkpoint.
     """
     folder, config = RunFolder(path), run_config(path)
     model = Model(config.model if max_length is None else config.model.with_cache_length(max_length))
@@ -150,15 +150,15 @@ def load_run(path: str | Path, step: int | None = None, *, max_length: int | Non
 
 
 def run_config(path: str | Path) -> TrainConfig:
-    """What the run in a folder was started with.
+    """The configuration that the run in a folder was started with.
 
     Raises:
-        InputError: it is no run, or its configuration cannot be used.
+        InputError: the path is not a run, or its configuration cannot be used.
     """
     return RunFolder(path).read_config()
 
 
 def _long_first(documents: Iterator[Document], among: int = 256) -> Iterator[Document]:
-    """Every so many documents the longest first, so that the rows of a score end at about the same time."""
+    """Sorts groups of documents by length, longest first, so that parallel streams end at about the same time."""
     while batch := list(islice(documents, among)):
         yield from sorted(batch, key=lambda document: -len(document.tokens))

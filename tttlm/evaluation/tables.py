@@ -5,11 +5,11 @@ from itertools import pairwise
 
 from tttlm.evaluation.results import CurveRecord, RecallRecord, Results
 
-MOST_TEXTS = 20  # that are shown one by one
+MOST_TEXTS = 20  # number of texts up to which each is shown
 
 
 def tables(results: Results) -> Iterator[str]:
-    """Everything that was measured, line by line."""
+    """Yields the lines of the tables of all results."""
     for model in results.models:
         step = "" if model.step is None else f", step {model.step:,}"
         yield f"{model.name}: {model.path}{step}, {model.parameters:,} parameters, {'/'.join(model.mixers)}"
@@ -27,7 +27,7 @@ def tables(results: Results) -> Iterator[str]:
             yield from _curves(same)
     for task in dict.fromkeys(cell.task for cell in results.recall):
         yield ""
-        yield f"{task}: answers that were right, in percent (nats per answer)"
+        yield f"{task}: correct answers in percent (nats per answer)"
         yield from _recall([cell for cell in results.recall if cell.task == task])
 
 

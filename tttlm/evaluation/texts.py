@@ -21,21 +21,21 @@ class Text(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """The name of the text."""
         ...
 
     @property
     def digest(self) -> str:
-        """Identifies its content."""
+        """A digest of its content."""
         ...
 
     def chunks(self, tokenizer: Tokenizer) -> Iterator[Chunk]:
-        """Gives its tokens, after the one it is entered from, with the bytes they stand for, piece by piece."""
+        """Yields its tokens in pieces, after the BOS or EOS in front of it, with the number of their bytes."""
         ...
 
     @property
     def words(self) -> int:
-        """How many words it has, between white space."""
+        """Number of words, separated by white space."""
         ...
 
 
@@ -44,8 +44,8 @@ class TextFile:
     """A text file as one document.
 
     Attributes:
-        name: Its path below what was named.
-        path: Where it is.
+        name: Its path relative to the given folder.
+        path: The path of the file.
     """
 
     name: str
@@ -53,7 +53,7 @@ class TextFile:
 
     @cached_property
     def digest(self) -> str:
-        """The SHA-256 of its text, unpacked."""
+        """The SHA-256 of its decompressed text."""
         digest = hashlib.sha256()
         for block in read_text(self.path):
             digest.update(block)
@@ -61,18 +61,18 @@ class TextFile:
 
     @cached_property
     def words(self) -> int:
-        """How many words it has, between white space."""
+        """Number of words, separated by white space."""
         count, rest = 0, b""
         for block in read_text(self.path):
             whole = rest + block
             parts = whole.split()
-            # The last word may go on in the next block.
+            # The last word may continue in the next block.
             rest = b"" if whole[-1:].isspace() or not parts else parts.pop()
             count += len(parts)
         return count + bool(rest)
 
     def chunks(self, tokenizer: Tokenizer) -> Iterator[Chunk]:
-        """Gives its tokens piece by piece, in memory that does not grow with the file."""
+        """Yields its tokens in pieces, in memory that does not grow with the file."""
         return encode_file(self.path, tokenizer)
 
 
@@ -81,9 +81,9 @@ class StoredText:
     """A held-out document of a prepared folder.
 
     Attributes:
-        name: Its name there.
+        name: Its name in the folder.
         document: Its tokens.
-        tokenizer: What they were made with.
+        tokenizer: The tokenizer of the folder.
     """
 
     name: str
@@ -97,14 +97,14 @@ class StoredText:
 
     @cached_property
     def words(self) -> int:
-        """How many words its text has."""
+        """Number of words of its text."""
         return len(self.tokenizer.decode(self.document.tokens.tolist()).split())
 
     def chunks(self, tokenizer: Tokenizer) -> Iterator[Chunk]:
-        """Gives its tokens as they are stored, for the tokenizer they were made with.
+        """Yields its tokens as they are stored, for the tokenizer of the folder.
 
         Raises:
-            InputError: It is another one.
+            InputError: The tokenizer is another one.
         """
         if tokenizer.fingerprint != self.tokenizer.fingerprint:
             raise InputError(
@@ -114,15 +114,15 @@ class StoredText:
 
 
 def find_texts(names: Sequence[str]) -> list[TextFile]:
-    """The text files that names of files, folders and globs mean.
+    """The text files that are named by files, folders and globs.
 
     Raises:
-        InputError: There is none, one holds no text, or is no plain text file.
+        InputError: There is none, or one is empty or not a plain text file.
     """
     files, _ = find_files(PrepareConfig(source=tuple(names), tokenizer="bytes"))
     texts = [TextFile(file.name, file.path) for file in files if file.format == "text" and file.size]
     if other := [file.name for file in files if file.format != "text"]:
-        raise InputError(f"{other[0]} is no plain text: name text files, one document each, with --text")
+        raise InputError(f"{other[0]} is not plain text: name text files, one document each, with --text")
     if not texts:
         raise InputError(f"there is no text in {', '.join(map(str, names))}: name text files or a folder of them")
     for text in texts:
@@ -132,7 +132,7 @@ def find_texts(names: Sequence[str]) -> list[TextFile]:
 
 
 def measure(text: Text, tokenizer: Tokenizer) -> tuple[int, int]:
-    """How many tokens of a document are predicted, all but the one it is entered from, and how many bytes they are."""
+    """The numbers of predicted tokens (all but the first) and of bytes of a document."""
     tokens = bytes_ = 0
     for part, size in text.chunks(tokenizer):
         tokens, bytes_ = tokens + len(part), bytes_ + size
