@@ -1,4 +1,4 @@
-"""`eval.py`: loss, loss by position and recall of runs and released models, on held-out text or on text files."""
+"""`eval.py`: measures loss, loss by position and recall of runs and released models."""
 
 import json
 import logging
@@ -10,14 +10,14 @@ from tttlm.errors import InputError
 from tttlm.evaluation.config import EvalConfig
 from tttlm.records import write_file
 
-DESCRIPTION = """Scores models, one or several, on the held-out text of the first run, or on text files.
+DESCRIPTION = """Scores one or several models on the held-out text of the first run, or on text files.
 
 For example:  python eval.py runs/quickstart --text book.txt
 By position:  python eval.py runs/a runs/b --task positions --text novels/ --output runs/evaluation
 Recall:       python eval.py runs/a --task recall --recall.lengths 1024 4096 --text novels/ --output runs/recall
-Learning as it reads:  python eval.py runs/quickstart --adapt.learning_rate 0.05
+Dynamic evaluation:  python eval.py runs/quickstart --adapt.learning_rate 0.05
 
-With --output it goes on where it was stopped, and writes results.json, results.csv and pictures there."""
+With --output it writes results.json, results.csv and pictures there, and resumes after an interruption."""
 
 
 def main(arguments: list[str]) -> int:
@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
     if not config.models:
         raise InputError("name the folder of a run or of a released model, for example: python eval.py runs/quickstart")
     if not config.task:
-        raise InputError("name what is measured: --task loss, positions or recall")
+        raise InputError("name at least one task: --task loss, positions or recall")
     if missing := [path for path in config.models if not Path(path).is_dir()]:
         raise InputError(f"{missing[0]} is no folder: name the folder of a run or of a released model")
     logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -50,4 +50,4 @@ def main(arguments: list[str]) -> int:
 
 
 def run() -> None:
-    run_command(lambda: main(sys.argv[1:]), kept="what was scored is kept in --output: the same command goes on")
+    run_command(lambda: main(sys.argv[1:]), kept="finished results are kept in --output: the same command resumes")

@@ -1,4 +1,4 @@
-"""A trained model at work: prompts read in chunks, tokens drawn and streamed as text, states kept, documents scored."""
+"""Inference with a trained model: reading prompts in chunks, sampling, streaming, saved states, and scoring."""
 
 from tttlm.inference.generation import Generation, Piece, generate, stream
 from tttlm.inference.reading import Reading, begin, read, with_room_for

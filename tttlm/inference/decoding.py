@@ -1,4 +1,4 @@
-"""Decoding: one compiled step draws a token for each sequence and reads it, whatever lengths and settings are."""
+"""Decoding: one compiled step samples a token for each sequence and reads it, for any lengths and settings."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -15,16 +15,16 @@ from tttlm.inference.sampling import Sampling, draw
 from tttlm.model import LanguageModel
 from tttlm.model.language_model import State
 
-MOST_ENDS = 8  # tokens that may end a sequence
+MOST_ENDS = 8  # largest number of tokens that may end a sequence
 
 
 class Drawn(NamedTuple):
-    """One token of each sequence.
+    """One sampled token of each sequence.
 
     Attributes:
         tokens: Token ids.
         log_probs: Log p of each under the model, in nats.
-        active: False where the sequence had ended before.
+        active: False if the sequence had ended before.
     """
 
     tokens: Int[np.ndarray, "B"]
@@ -51,17 +51,17 @@ def decode(
     vocab_size: int,
     stopped: Bool[np.ndarray, "B"],
 ) -> Iterator[Drawn]:
-    """Draws tokens until every sequence has `max_tokens` of them, an end, or was stopped.
+    """Samples tokens until every sequence has `max_tokens` of them, an end token, or was stopped.
 
     Args:
         model: The model, bound to its parameters.
-        reading: What was read; it is used up.
-        sampling: How tokens are drawn.
-        max_tokens: The most tokens of a sequence.
+        reading: The state after the prompts; its buffers are donated.
+        sampling: The sampling settings.
+        max_tokens: The largest number of tokens of a sequence.
         ends: Tokens that end a sequence.
-        samples: The number of each sequence among the samples of its prompt: samples are drawn apart.
-        vocab_size: No token from here on is drawn.
-        stopped: Sequences that are to end, which the caller sets as it reads; a step that was under way is passed over.
+        samples: The index of each sequence among the samples of its prompt, for independent random numbers.
+        vocab_size: Tokens from this id on are not sampled.
+        stopped: Sequences to stop, which the caller sets while it reads; a step in flight is discarded.
     """
     graph, params = nnx.split(model)
     batch = len(reading)
@@ -77,7 +77,7 @@ def decode(
     pending = None
     for _ in range(max_tokens):
         drawn, carry = _step(graph, params, carry, fixed, np.array(stopped))
-        if pending is not None:  # one step behind, so that reading and computing overlap
+        if pending is not None:  # results are read one step later, so that reading and computing overlap
             found = Drawn(*map(np.asarray, pending))
             if not found.active.any():
                 return
@@ -102,7 +102,7 @@ def _step(
     count = carry.num_drawn + active
     ended = jnp.any(tokens[:, None] == fixed["ends"], axis=1)
     on = active & ~ended & (count < fixed["most"])
-    # A sequence that has ended reads nothing more; where there is one only, nothing comes after its end.
+    # A finished sequence reads no more tokens; with a single sequence, decoding ends.
     lengths = None if len(tokens) == 1 else on.astype(jnp.int32)
     h, state = model.extend_features(tokens[:, None], carry.state, lengths=lengths)
     seen = carry.seen.at[jnp.arange(len(tokens)), tokens].set(True)

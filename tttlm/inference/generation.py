@@ -1,4 +1,4 @@
-"""Text from a model: prompts are read together, each is gone on from as often as wanted, text comes as it is made."""
+"""Text generation: prompts are read as a batch, each is continued by any number of samples, text is streamed."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,15 +19,15 @@ Reason = Literal["length", "end", "stop"]
 
 @dataclass(frozen=True)
 class Generation:
-    """What was written after a prompt.
+    """A generated sample.
 
     Attributes:
-        prompt: The number of the prompt.
-        sample: The number of the sample of that prompt.
-        text: What was written, without the token that ended it or the stop string; "" without a tokenizer.
-        tokens: The tokens that were drawn, an end-of-document token included.
+        prompt: The index of the prompt.
+        sample: The index of the sample of that prompt.
+        text: The text, without the end token or the stop string; "" without a tokenizer.
+        tokens: The sampled tokens, including an EOS.
         log_probs: Log p of each token under the model, in nats: without temperature, penalty or filters.
-        finish_reason: Whether it has all its tokens ("length"), a token ended it ("end") or a stop string ("stop").
+        finish_reason: Why it ended: "length" (`max_tokens`), "end" (an end token) or "stop" (a stop string).
     """
 
     prompt: int
@@ -40,13 +40,13 @@ class Generation:
 
 @dataclass(frozen=True)
 class Piece:
-    """Text that has just become certain.
+    """A piece of streamed text.
 
     Attributes:
-        prompt: The number of the prompt.
-        sample: The number of the sample of that prompt.
-        text: The next characters; may be none.
-        finished: All of the sample, with its last piece.
+        prompt: The index of the prompt.
+        sample: The index of the sample of that prompt.
+        text: The next characters; may be empty.
+        finished: The complete sample, with its last piece.
     """
 
     prompt: int
@@ -73,34 +73,34 @@ def generate(
     reading: Reading | None = None,
     chunk: int = 512,
 ) -> list[Generation]:
-    """Goes on from prompts; each gives what it gives alone.
+    """Generates text after prompts; each prompt gives the result that it gives alone.
 
     >>> generate(model, "Call me", tokenizer, temperature=0.0)[0].text
 
     Args:
         model: The model, bound to its parameters.
-        prompts: Text, or token ids, of one prompt or several. Text is read after the token that documents are entered
-            from, or directly after `reading`.
-        tokenizer: Of the model; None takes and gives token ids only.
-        max_tokens: The most tokens of a sample.
+        prompts: Text, or token ids, of one or several prompts. Text is read after the tokenizer's `entry_id` (its BOS
+            or EOS), or directly after `reading`.
+        tokenizer: The tokenizer of the model; None takes and returns only token ids.
+        max_tokens: The largest number of tokens of a sample.
         temperature: See `Sampling`, also for the settings up to `seed`.
-        top_k: Draw among so many of the likeliest tokens; 0 among all.
-        top_p: Draw among the fewest likeliest tokens with this probability together.
-        min_p: Draw among tokens with this fraction of the probability of the likeliest.
-        repetition_penalty: Makes tokens that were there before less likely where it is above 1.
-        seed: Seed of the draws.
-        num_samples: Samples of each prompt.
+        top_k: Number of most likely tokens to sample from; 0 takes all.
+        top_p: Sample from the fewest most likely tokens with this total probability.
+        min_p: Sample from tokens with at least this fraction of the probability of the most likely one.
+        repetition_penalty: A value above 1 makes tokens that occurred before less likely.
+        seed: Seed of the sampling.
+        num_samples: Number of samples of each prompt.
         stop: Strings that end a sample.
-        end_ids: Tokens that end a sample; None is the tokenizer's end-of-document token, and () is none.
-        reading: What was read before the prompts: of one sequence, or of as many as there are prompts.
-        chunk: Tokens of a prompt that are read at a time.
+        end_ids: Tokens that end a sample; None is the tokenizer's EOS, and () is none.
+        reading: The state before the prompts: of one sequence, or of as many as there are prompts.
+        chunk: Number of tokens of a prompt that are read at a time.
 
     Returns:
-        the samples of the first prompt, then those of the second, and so on.
+        The samples of the first prompt, then those of the second, and so on.
 
     Raises:
-        InputError: A prompt is empty and there is nothing to begin from, a token is unknown, or an attention cache has
-            no room.
+        InputError: A prompt is empty and nothing was read before, a token is unknown, or an attention cache is too
+            short.
     """
     pieces = stream(
         model,
@@ -141,7 +141,7 @@ def stream(
     reading: Reading | None = None,
     chunk: int = 512,
 ) -> Iterator[Piece]:
-    """The same as `generate`, piece by piece as it is made; what cannot work is refused before anything is computed.
+    """The same as `generate`, as a stream of pieces; invalid arguments are refused before anything is computed.
 
     Arguments and errors are as for `generate`.
     """
@@ -192,15 +192,15 @@ def stream(
 def prompt_ids(
     model: LanguageModel, prompts: Prompt | Sequence[Prompt], tokenizer: TextTokenizer | None, *, continues: bool
 ) -> list[np.ndarray]:
-    """Token ids of each prompt, those of text after the entry token unless it `continues`.
+    """Token ids of each prompt; those of text begin with the tokenizer's `entry_id` unless it `continues`.
 
     Raises:
-        InputError: There is no prompt, or one that is no text of this model.
+        InputError: There is no prompt, or a prompt is empty or has unknown tokens.
     """
     one = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int | np.integer))
     several: Sequence[Prompt] = [prompts] if one else list(prompts)  # type: ignore[list-item,arg-type]
     if not several:
-        raise InputError("there is no prompt to go on from")
+        raise InputError("there is no prompt: give at least one")
     found = []
     for number, prompt in enumerate(several, start=1):
         if isinstance(prompt, str):
@@ -216,7 +216,7 @@ def prompt_ids(
 
 
 class _Sample:
-    """One sample while it is made."""
+    """A sample in progress."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What a model has read, and reading on in chunks through the path that it was trained on."""
+"""Reading of prompts in chunks, by the same code as in training, and the state after them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ SMALLEST = 16  # tokens of the shortest chunk that is compiled
 
 @dataclass(frozen=True)
 class Reading:
-    """What a model has read, for each sequence of a batch: all that is needed to go on.
+    """The state after the tokens that a model has read, for each sequence of a batch.
 
     Attributes:
         state: The state of the model; leaves are `[repeats, B, ...]`.
         logits: Logits of the next token; zeros before the first one.
-        seen: Which tokens of the vocabulary were read, for the repetition penalty.
-        num_tokens: How many tokens were read.
+        seen: Mask of the tokens of the vocabulary that were read, for the repetition penalty.
+        num_tokens: Number of tokens that were read.
     """
 
     state: State
@@ -38,14 +38,14 @@ class Reading:
         return len(self.num_tokens)
 
     def take(self, index: Sequence[int]) -> "Reading":
-        """The sequences at these positions of the batch, each as often as it is named: how a reading is forked."""
+        """The sequences at these indices of the batch, which may repeat: this forks a reading."""
         at = np.asarray(index, np.int32)
         state, logits, seen = _take((self.state, self.logits, self.seen), at)
         return Reading(state, logits, seen, self.num_tokens[at])
 
 
 def begin(model: LanguageModel, batch: int) -> Reading:
-    """A reading of nothing, for `batch` sequences."""
+    """The state before the first token, for `batch` sequences."""
     graph, params = nnx.split(model)
     state, logits, seen = _begin(graph, params, batch)
     return Reading(state, logits, seen, np.zeros(batch, np.int64))
@@ -59,20 +59,20 @@ def read(
     chunk: int = 512,
     on_tokens: Callable[[int], Any] = lambda count: None,
 ) -> Reading:
-    """Reads on, `chunk` tokens of each sequence at a time; sequences may have any numbers of tokens.
+    """Reads tokens, `chunk` of each sequence at a time; sequences may have different numbers of tokens.
 
-    While every sequence has a whole chunk left they are read as in training. What is left is read in chunks of powers
-    of two, of which a sequence takes what it has, so that few programs are compiled whatever the lengths are.
+    While every sequence has a complete chunk left they are read as in training. The rest is read in chunks of powers
+    of two, with padding where a sequence has fewer tokens, so that few programs are compiled for any lengths.
 
     Args:
         model: The model, bound to its parameters.
-        reading: What was read before; it stays as it is.
+        reading: The state before; it is not changed.
         tokens: Token ids for each sequence.
-        chunk: Tokens of a chunk, rounded up to a multiple of the model's mini-batches.
+        chunk: Number of tokens of a chunk, rounded up to a multiple of the model's mini-batch size.
         on_tokens: Called with the number of tokens that were read since the last call.
 
     Raises:
-        InputError: A token is not in the vocabulary, or an attention cache has no room.
+        InputError: A token is not in the vocabulary, or an attention cache is too short.
     """
     parts = [np.asarray(part, np.int64).reshape(-1) for part in tokens]
     check_tokens(model, parts)
@@ -88,7 +88,7 @@ def read(
         whole = left.min() >= chunk and not within.any()
         if whole:
             size, lengths = chunk, np.full(len(parts), chunk)
-        elif within.any():  # up to the next boundary first, from where chunks cost less
+        elif within.any():  # first up to the next boundary, after which chunks cost less
             lengths = np.minimum(left, -within % align)
             size = _size(int(lengths.max()), chunk)
         else:
@@ -105,7 +105,7 @@ def read(
 
 
 def with_room_for(model: LanguageModel, tokens: int) -> LanguageModel:
-    """The model, its attention caches with room for so many tokens; the same model where the state has one size."""
+    """The model with attention caches for so many tokens; the same model if its state has a fixed size."""
     if model.config.cache_length is None:
         return model
     config = model.config.with_cache_length(tokens)
@@ -117,7 +117,7 @@ def check_room(model: LanguageModel, num_tokens: Int[np.ndarray, "B"]) -> None:
     """Refuses sequences that are longer than an attention cache.
 
     Raises:
-        InputError: One is.
+        InputError: A sequence is longer.
     """
     room, most = model.config.cache_length, int(max(num_tokens, default=0))
     if room is not None and most > room:
@@ -128,10 +128,10 @@ def check_room(model: LanguageModel, num_tokens: Int[np.ndarray, "B"]) -> None:
 
 
 def check_tokens(model: LanguageModel, parts: Sequence[Int[np.ndarray, "T"]]) -> None:
-    """Refuses tokens that the model does not know.
+    """Refuses tokens that are not in the vocabulary of the model.
 
     Raises:
-        InputError: There is one.
+        InputError: There is such a token.
     """
     size = model.config.vocab_size
     for part in parts:
@@ -143,7 +143,7 @@ def check_tokens(model: LanguageModel, parts: Sequence[Int[np.ndarray, "T"]]) ->
 
 
 def _size(tokens: int, chunk: int) -> int:
-    """The power of two, of at least `SMALLEST`, that holds so many tokens; or `chunk`."""
+    """The smallest power of two, of at least `SMALLEST`, for so many tokens; at most `chunk`."""
     return min(chunk, max(SMALLEST, 1 << (tokens - 1).bit_length()))
 
 
@@ -176,7 +176,7 @@ def _read(
     tokens: Int[Array, "B T"],
     lengths: Int[Array, "B"] | None,
 ) -> tuple[State, Array, Array]:
-    """Reads a chunk; without `lengths` it is whole for every sequence and starts on a boundary."""
+    """Reads a chunk; without `lengths` it is complete for every sequence and starts on a boundary."""
     model: LanguageModel = nnx.merge(graph, params)
     rows, time = jnp.arange(tokens.shape[0])[:, None], tokens.shape[1]
     if lengths is None:

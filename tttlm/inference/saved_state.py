@@ -1,4 +1,4 @@
-"""What was read, in a file: a safetensors file that is checked against model, tokenizer and its own content."""
+"""Saved readings: safetensors files that are checked against model, tokenizer and their own content."""
 
 import hashlib
 import json
@@ -24,10 +24,10 @@ def save_reading(path: str | Path, reading: Reading, model: LanguageModel, token
     """Writes a reading to a safetensors file.
 
     Args:
-        path: The file; one that is there is replaced.
-        reading: What was read.
+        path: The file; an existing one is replaced.
+        reading: The reading.
         model: The model that read it.
-        tokenizer: The fingerprint of the tokenizer whose tokens were read; "" where there is none.
+        tokenizer: The fingerprint of the tokenizer of the tokens; "" if there is none.
 
     Raises:
         InputError: The file cannot be written.
@@ -50,7 +50,7 @@ def save_reading(path: str | Path, reading: Reading, model: LanguageModel, token
 
 
 def load_reading(path: str | Path, model: LanguageModel, tokenizer: str = "") -> Reading:
-    """Reads what `save_reading` wrote, for the model that wrote it; attention caches may have more room than then.
+    """Loads a reading of `save_reading` for the same model, whose attention caches may be longer than then.
 
     Arguments are as for `save_reading`.
 
@@ -65,7 +65,7 @@ def load_reading(path: str | Path, model: LanguageModel, tokenizer: str = "") ->
     except (OSError, SafetensorError, ValueError, TypeError) as error:
         raise InputError(f"{path}: the state cannot be read ({error}): name a file of --save_state") from None
     if metadata.get("format") != FORMAT:
-        raise InputError(f"{path} is no saved state of this version of tttlm: name a file of --save_state")
+        raise InputError(f"{path} is not a saved state of this version of tttlm: name a file of --save_state")
     if metadata.get("model") != fingerprint(model):
         raise InputError(f"{path} is the state of another model: read the text again with this one")
     if metadata.get("tokenizer") != tokenizer:
@@ -83,7 +83,7 @@ def load_reading(path: str | Path, model: LanguageModel, tokenizer: str = "") ->
 
 
 def fingerprint(model: LanguageModel) -> str:
-    """A digest of a model: its configuration but for the room of attention caches, and its parameters."""
+    """A digest of a model: its configuration, except the length of attention caches, and its parameters."""
     config = model.config if model.config.cache_length is None else model.config.with_cache_length(1)
     digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True, default=str).encode())
     for name, leaf in _named(nnx.to_pure_dict(nnx.state(model, nnx.Param))):
@@ -102,13 +102,13 @@ def _named(tree: Any) -> list[tuple[str, Any]]:
 
 
 def _stored(leaf: Any) -> np.ndarray:
-    """The array as one that safetensors knows in every version: bfloat16 as its bits."""
+    """The array in a dtype that every version of safetensors supports: bfloat16 as its bits."""
     array = np.ascontiguousarray(np.asarray(leaf))
     return array.view(np.uint16) if array.dtype == jnp.bfloat16 else array
 
 
 def _fitted(path: Path, name: str, array: np.ndarray, like: Any) -> jax.Array:
-    """The array in the dtype and the shape of `like`, whose cache may have more room."""
+    """The array in the dtype and the shape of `like`, whose cache may be longer."""
     if like.dtype == jnp.bfloat16 and array.dtype == np.uint16:
         array = array.view(jnp.bfloat16)
     more = [(0, there - here) for here, there in zip(array.shape, like.shape, strict=False)]

@@ -1,4 +1,4 @@
-"""The loss of every token of documents of any length, streamed side by side in constant memory."""
+"""The loss of every token of documents of any length, streamed in parallel in constant memory."""
 
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -16,17 +16,17 @@ from tttlm.inference.reading import check_tokens
 from tttlm.model import LanguageModel
 from tttlm.model.language_model import State
 
-LOGITS = 1 << 24  # how many are held at a time
+LOGITS = 1 << 24  # largest number of logits in memory at a time
 
 
 class Losses(NamedTuple):
     """Tokens that were scored together, of one document or several.
 
     Attributes:
-        document: The number of each token's document, in the order they were given.
-        position: How many tokens of its document, besides the first, come before it.
+        document: The index of each token's document, in the given order.
+        position: The number of tokens of its document before it, without the first.
         nats: -log p of each token given all before it in its document.
-        hit: Whether the token is the likeliest one.
+        hit: Whether the token is the most likely one.
     """
 
     document: Int[np.ndarray, "N"]
@@ -42,21 +42,21 @@ def stream_losses(
     rows: int = 8,
     chunk: int = 512,
 ) -> Iterator[Losses]:
-    """Scores documents, however long they are; each is read as if it were alone.
+    """Scores documents of any length; each is read as if it were alone.
 
-    `rows` documents are read side by side, one after another in each row of the batch. A document starts on a
-    mini-batch boundary, so that every chunk takes the path of training. Attention over all of the past has its cache
-    emptied where a chunk starts; it needs room for the longest document.
+    `rows` streams are read in parallel, each with one document after another. A document starts on a mini-batch
+    boundary, so that every chunk takes the same path as in training. The cache of full attention is emptied at the
+    start of a chunk; it must be as long as the longest document.
 
     Args:
         model: The model, bound to its parameters.
-        documents: Each an iterable of token arrays, read as needed. The first token of a document is what it is entered
-            from and is not predicted.
-        rows: Documents that are read side by side.
-        chunk: Tokens of a document in one call, rounded up to a multiple of the model's mini-batches.
+        documents: Each an iterable of token arrays, read as needed. The first token of a document (its BOS, for
+            instance) is not predicted.
+        rows: Number of documents that are read in parallel.
+        chunk: Number of tokens of a document in one call, rounded up to a multiple of the model's mini-batch size.
 
     Raises:
-        InputError: A document is longer than an attention cache, or has a token that the model does not know.
+        InputError: A document is longer than an attention cache, or has a token that is not in the vocabulary.
     """
     align, room = model.config.alignment, model.config.cache_length
     chunk = -(-chunk // align) * align
@@ -64,7 +64,7 @@ def stream_losses(
     waiting = zip(count(), documents)
     feeds = [_Row(model, waiting, align if room is None else chunk) for _ in range(rows)]
     state = _init_state(graph, params, rows)
-    ids = np.zeros(rows, np.int32)  # the document in progress, as the state has it
+    ids = np.zeros(rows, np.int32)  # the id of the document in progress in the state
     pending: tuple[tuple[Array, Array], np.ndarray] | None = None
     while True:
         filled = np.stack([feed.take(chunk) for feed in feeds])
@@ -87,7 +87,7 @@ def stream_losses(
             ids = np.where(real.any(axis=1), segments.max(axis=1), ids)
         arrays = begins, inputs.astype(np.int32), targets.astype(np.int32), segments
         found, state = _score(graph, params, state, *arrays)
-        if pending is not None:  # one call behind, so that reading text and computing overlap
+        if pending is not None:  # results are read one call later, so that reading text and computing overlap
             yield _found(*pending)
         pending = found, np.stack([document, position])
     if pending is not None:
@@ -102,14 +102,14 @@ def _found(found: tuple[Array, Array], of: np.ndarray) -> Losses:
 
 
 def _segments(document: np.ndarray, position: np.ndarray, ids: np.ndarray) -> Int[np.ndarray, "B T"]:
-    """Ids that go on from those in progress, and count up where a document starts; 0 at padding."""
+    """Ids that continue from those in progress and are incremented at the start of a document; 0 at padding."""
     real = document >= 0
     started = np.cumsum((position == 0) & real, axis=1)
     return np.where(real, np.maximum(ids, 1)[:, None] + started, 0).astype(np.int32)
 
 
 class _Row:
-    """One row of the stream: (input, target, document, position) for token after token of document after document."""
+    """One stream: (input, target, document, position) of the tokens of one document after another."""
 
     def __init__(self, model: LanguageModel, documents: Iterator[tuple[int, Iterable[np.ndarray]]], align: int) -> None:
         self._model, self._documents, self._align = model, documents, align
@@ -117,7 +117,7 @@ class _Row:
         self._left = np.zeros((4, 0), np.int64)
 
     def take(self, length: int) -> Int[np.ndarray, "4 T"]:
-        """The next tokens; document -1 where there is nothing to read."""
+        """The next tokens; document -1 for padding."""
         parts, have = [self._left], self._left.shape[1]
         while have < length and (piece := next(self._pairs, None)) is not None:
             parts.append(piece)
@@ -161,7 +161,7 @@ def _score(
     targets: Int[Array, "B T"],
     segments: Int[Array, "B T"] | None,
 ) -> tuple[tuple[Array, Array], State]:
-    """-log p of every target and whether it is the likeliest token, `[B, T]`; and the next state."""
+    """-log p of every target and whether it is the most likely token, `[B, T]`; and the next state."""
     model: LanguageModel = nnx.merge(graph, params)
     rows = len(begins)
     first = model.init_state(rows)

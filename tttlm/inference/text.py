@@ -1,20 +1,20 @@
-"""From tokens to text as they come: whole characters only, and nothing that a stop string may still take back."""
+"""Incremental decoding of tokens to text: complete characters only, without the beginning of a stop string."""
 
 from collections.abc import Sequence
 from typing import Protocol
 
-WINDOW = 64  # tokens that are decoded together before the first ones are let go
+WINDOW = 64  # number of tokens that are decoded together
 KEPT = 16
-REPLACEMENT = "\ufffd"  # what decoders write for a piece of a character
+REPLACEMENT = "\ufffd"  # decoders write it for an incomplete character
 
 
 class TextTokenizer(Protocol):
-    """What generation asks of a tokenizer; those of `tttlm.data` are ones.
+    """The interface of a tokenizer for generation; those of `tttlm.data` have it.
 
     Attributes:
-        vocab_size: Ids are below this.
-        eos_id: The token at the end of a document; None where there is none.
-        entry_id: The token in front of a document; None where there is none.
+        vocab_size: Upper bound (exclusive) of the ids.
+        eos_id: The token at the end of a document; None if there is none.
+        entry_id: The token in front of a document; None if there is none.
         fingerprint: Changes with anything that changes tokens.
     """
 
@@ -28,21 +28,21 @@ class TextTokenizer(Protocol):
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Gives the tokens of a text."""
+        """Encodes a text."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Gives the text of tokens."""
+        """Decodes tokens."""
         ...
 
 
 class TextStream:
-    """The text of tokens that come one by one.
+    """Decodes a stream of tokens to text.
 
     Args:
-        tokenizer: Decodes them.
-        before: Tokens that come before the first one; they decide about spaces, and are not part of the text.
-        stop: Strings that end the text, and are not part of it.
+        tokenizer: The tokenizer of the tokens.
+        before: Tokens before the first one, which affect spaces; they are not part of the text.
+        stop: Strings that end the text; they are not part of it.
     """
 
     def __init__(self, tokenizer: TextTokenizer, before: Sequence[int] = (), stop: Sequence[str] = ()) -> None:
@@ -50,10 +50,10 @@ class TextStream:
         self._tokenizer, self._stop = tokenizer, tuple(stop)
         self._ids = list(before)[-KEPT:]
         self._decoded = len(self._tokenizer.decode(self._ids))
-        self._held = ""  # may be the beginning of a stop string
+        self._held = ""  # text that may be the beginning of a stop string
 
     def push(self, token: int) -> str:
-        """The text that is certain now that `token` has come; often none."""
+        """Adds a token; returns the text that is final now, which may be empty."""
         self._ids.append(token)
         text = self._tokenizer.decode(self._ids)
         certain = len(text)
@@ -66,7 +66,7 @@ class TextStream:
         return self._checked(new)
 
     def finish(self) -> str:
-        """What was held back, when no token comes any more."""
+        """Returns the remaining text after the last token."""
         rest = self._checked(self._tokenizer.decode(self._ids)[self._decoded :])
         held, self._held = self._held, ""
         return rest if self.stopped else rest + held

@@ -1,6 +1,6 @@
-"""Layers of published learners, and the general one for a learner of the reader's own.
+"""Layers of published learners, and the general layer for any learner.
 
-What a paper has of its own stands in one file: configuration, learner, what is around it, and the mixer's name.
+Each paper has one file with its configuration, its learner, the other parts of its layer, and the mixer's name.
 """
 
 from tttlm.mixers.learners.atlas import ATLAS, ATLASConfig

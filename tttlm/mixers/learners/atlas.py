@@ -20,21 +20,21 @@ class ATLASConfig(ChunkedConfig):
     """Configuration of the mixer `atlas`; see `ATLAS`."""
 
     window: Count = 4
-    """Tokens whose losses are learned from at every token, itself included."""
+    """Number of tokens whose losses are learned from at every token, including itself."""
     inner_size: SizeOrZero = 0
-    """Hidden units of the memory `x + MLP(x)`; 0 for a linear memory, which starts from zero."""
+    """Hidden size of the memory `x + MLP(x)`; 0 for a linear memory, which starts from zero."""
     momentum: bool = True
-    """Carry momentum from token to token; without it and without `muon` the layer is OmegaNet."""
+    """Whether momentum is carried from token to token; without it and without `muon` the layer is OmegaNet."""
     muon: bool = True
-    """Make the step of every matrix orthogonal by Newton-Schulz iterations; needs `momentum`."""
+    """Whether the step of every matrix is orthogonalised by Newton-Schulz iterations; needs `momentum`."""
     inner_learning_rate: PositiveFloat = 0.05
-    """Largest size of a token's step."""
+    """Largest step size of a token."""
 
 
 class ATLAS(PublishedLayer):
     """Steps of the losses of the last tokens, weighted, with momentum and Newton-Schulz at every token.
 
-    The paper leaves the ranges of step sizes open; here they are `inner_learning_rate σ(x W + b)`.
+    The paper does not specify the ranges of step sizes; here they are `inner_learning_rate σ(x W + b)`.
     """
 
     Config: ClassVar[type[ChunkedConfig]] = ATLASConfig

@@ -22,7 +22,7 @@ class CombaConfig(LearnerConfig):
     """Configuration of the mixer `comba`; see `Comba`."""
 
     correction: NonNegativeFloat = 1.0
-    """What the correction of queries starts with; small models may do better with 0.02."""
+    """Initial value of the correction of queries; small models may do better with 0.02."""
 
 
 class Comba(PublishedLayer):

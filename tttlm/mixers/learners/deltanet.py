@@ -18,9 +18,9 @@ class DeltaNetConfig(LearnerConfig):
     """Configuration of the mixer `deltanet`; see `DeltaNet`."""
 
     gate: bool = False
-    """Gate the output by `silu(g_proj(x))`."""
+    """Whether the output is gated by `silu(g_proj(x))`."""
     allow_neg_eigval: bool = False
-    """Rates between 0 and 2 instead of 0 and 1, so that a key can be written over with its opposite."""
+    """Whether rates are between 0 and 2 instead of 0 and 1, so that a key can be written over with its opposite."""
 
 
 class DeltaNet(PublishedLayer):

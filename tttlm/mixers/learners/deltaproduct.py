@@ -19,11 +19,11 @@ class DeltaProductConfig(LearnerConfig):
     """Configuration of the mixer `deltaproduct`; see `DeltaProduct`."""
 
     writes_per_token: Count = 2
-    """Keys, values and rates of a token, each a step."""
+    """Number of keys, values and rates of a token, each of which makes a step."""
     decay: bool = True
-    """Decay the weights before a token's first step, as Gated DeltaNet does."""
+    """Whether the weights decay before a token's first step, as in Gated DeltaNet."""
     allow_neg_eigval: bool = True
-    """Rates between 0 and 2 instead of 0 and 1, with which two steps can make a rotation."""
+    """Whether rates are between 0 and 2 instead of 0 and 1, with which two steps can make a rotation."""
 
 
 class DeltaProduct(PublishedLayer):

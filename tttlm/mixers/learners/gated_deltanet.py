@@ -18,9 +18,9 @@ class GatedDeltaNetConfig(LearnerConfig):
     """Configuration of the mixer `gated_deltanet`; see `GatedDeltaNet`."""
 
     gate: bool = True
-    """Gate the output by `silu(g_proj(x))`."""
+    """Whether the output is gated by `silu(g_proj(x))`."""
     allow_neg_eigval: bool = False
-    """Rates between 0 and 2 instead of 0 and 1, so that a key can be written over with its opposite."""
+    """Whether rates are between 0 and 2 instead of 0 and 1, so that a key can be written over with its opposite."""
 
 
 class GatedDeltaNet(PublishedLayer):

@@ -1,4 +1,4 @@
-"""What every token brings to a learner beside queries, keys and values: rates and gates, made from the token."""
+"""Rates and gates of a learner, computed from the tokens."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from tttlm.parts.partition import to_heads
 
 @dataclass(frozen=True)
 class TokenGate:
-    """How numbers of a token and head are made: `activation(x W + b)`, computed in float32 at least.
+    """The description of a gate of every token and head: `activation(x W + b)`, computed in float32 at least.
 
     Attributes:
         activation: the elementwise function of the logits; of the logits and `exp(A)` where there is a scale.
@@ -37,14 +37,14 @@ class Gate(nnx.Module):
     """A `TokenGate` with its weights: `[B, T, D]` to `[B, T, H, N]`.
 
     Args:
-        gate: how the numbers are made.
+        gate: the description of the gate.
         hidden_size: size `D` of a token.
         num_heads: number of heads `H`.
-        size: numbers `N` of every head.
+        size: number `N` of values of every head.
         dtype: dtype of the projections; None promotes input and parameters.
         param_dtype: dtype of all parameters.
         kernel_init: initialiser of the projections.
-        rngs: random keys for the parameters.
+        rngs: random number generators of the parameters.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ def mamba_decay(*, rank: int | None = None, smallest: float = 0.0, largest: floa
 
 
 def default_gate(activation: Callable) -> TokenGate:
-    """A gate that keeps most of what there is at the start, for what a learner makes of the number that comes in."""
+    """A gate that is initialised close to no decay, for the activation of the learner."""
     keep, forget = nnx.initializers.constant(4.0), nnx.initializers.constant(-4.0)
     if activation is factor:
         return TokenGate(jax.nn.sigmoid, bias_init=keep)
@@ -147,7 +147,7 @@ class LogSigmoidOver:
 
 
 def twice_sigmoid(logits: Float[Array, "*S"]) -> Float[Array, "*S"]:
-    """`2 sigmoid(logits)`: rates that can turn what is written along a key into its opposite (arXiv 2411.12537)."""
+    """`2 sigmoid(logits)`: rates that can reverse the value stored at a key (arXiv 2411.12537)."""
     return 2 * jax.nn.sigmoid(logits)
 
 

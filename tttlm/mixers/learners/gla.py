@@ -20,11 +20,11 @@ class GLAConfig(LearnerConfig):
     """Configuration of the mixer `gla`; see `GLA`."""
 
     conv_kernel: SizeOrZero = 0
-    """Taps of the convolutions of queries, keys and values, each followed by SiLU; 0 for neither."""
+    """Number of taps of the convolutions of queries, keys and values, each followed by SiLU; 0 for neither."""
     gate_rank: Size = 16
-    """Features between the two projections of the gates."""
+    """Rank of the two projections of the gates."""
     gate_normalizer: PositiveFloat = 16.0
-    """The logarithm of a gate is `log sigmoid(logit)` over this."""
+    """Divisor of the logarithm of a gate, `log sigmoid(logit) / normalizer`."""
 
 
 class GLA(PublishedLayer):

@@ -36,22 +36,22 @@ from tttlm.ranges import Count, PositiveFloat, Size
 
 
 class InPlaceTTTState(NamedTuple):
-    """The state: what the down projection has learned, and the last tokens, to whose targets those to come will add."""
+    """The state: that of the down projection, and the last tokens, to whose targets the next ones contribute."""
 
     inner: LearnerState
     tail: Neighbors
 
     @property
     def document(self) -> Int[Array, "*R B"]:
-        """The id of the document in progress; in a stack of layers that of each."""
+        """The id of the document in progress; in a stack of layers, of each layer."""
         return self.inner.document
 
 
 class InPlaceTTT(LearningLayer[InPlaceTTTState]):
     """`h = silu(x G) ∘ (x U)`, `y = h W`; every chunk adds `lr Σ h_sᵀ target_s` to the `W` that the next one reads.
 
-    A target is a convolution of the tokens around, two of them ahead, within the chunk, times a matrix. The convolution
-    starts at zero, so that a layer starts as the feed-forward layer whose weights it can take over.
+    A target is a convolution of the neighbouring tokens, two of them ahead, within the chunk, times a matrix. The
+    convolution is initialised with zero, so that a layer starts as a feed-forward layer, whose weights it can use.
 
     >>> layer = InPlaceTTT(64, 128, rngs=nnx.Rngs(0))
     >>> layer(jnp.ones((2, 50, 64))).shape
@@ -66,9 +66,9 @@ class InPlaceTTT(LearningLayer[InPlaceTTTState]):
             least.
         param_dtype: dtype of all parameters.
         kernel_init: initialiser of the three kernels.
-        remat_chunks: chunks that the backward pass computes again at a time (see `tttlm.ops.ttt.learn`).
+        remat_chunks: number of chunks that the backward pass recomputes at a time (see `tttlm.ops.ttt.learn`).
         implementation: name of an implementation of `tttlm.ops.ttt.learn`; None picks.
-        rngs: random keys for the parameters.
+        rngs: random number generators of the parameters.
 
     Raises:
         InputError: a size is below 1, or the implementation is unknown.
@@ -125,7 +125,7 @@ class InPlaceTTT(LearningLayer[InPlaceTTTState]):
         *,
         inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
     ) -> InnerStatistics:
-        """How well the down projection learns from `x`, and how far it moves; arguments as for a call."""
+        """Statistics of learning and drift of the down projection on `x`; arguments as for a call."""
         inputs, _ = self._inputs(x, None, documents(segment_ids), inner_learning_rate_multiplier)
         return learner_statistics(self.learner, inputs, self._weights(), segment_ids=segment_ids)
 
@@ -133,7 +133,7 @@ class InPlaceTTT(LearningLayer[InPlaceTTTState]):
         return (InnerLayer(self.down_proj[...][None], None),)
 
     def _inputs(self, x, state, docs, multiplier):
-        """What the tokens bring to the learner, whose one head is the whole layer; and the next tail."""
+        """The inputs of the learner, which has one head; and the next tail."""
         keys = jax.nn.silu(self.gate_proj(x)) * self.up_proj(x)
         tail, offset = (None, None) if state is None else (state.tail, state.inner.offset)
         conv = self.target_conv[...].astype(keys.dtype)
@@ -178,14 +178,14 @@ class InPlaceTTTConfig:
     intermediate_size: Size | None = None
     """Hidden size of the layer; None: 8/3 of hidden_size."""
     chunk_size: Count = 64
-    """Tokens of a chunk, whose writes the next one reads."""
+    """Number of tokens of a chunk, whose writes the next one reads."""
     inner_learning_rate: PositiveFloat = 1.0
     """Rate of every token."""
     remat_chunks: Count = 1
-    """The backward pass keeps the weights before every so many chunks and computes those in between again: more saves
-    memory and takes time. It changes no result."""
+    """The backward pass stores the weights before every so many chunks and recomputes those between: a larger number
+    saves memory and takes time. It changes no result."""
     implementation: str | None = None
-    """Of `tttlm.ops.ttt.learn`; None: the fastest that is exact here."""
+    """Implementation of `tttlm.ops.ttt.learn`; None: the fastest exact one."""
 
 
 @register("inplace_ttt")

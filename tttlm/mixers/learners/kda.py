@@ -18,9 +18,9 @@ class KDAConfig(LearnerConfig):
     """Configuration of the mixer `kda`; see `KDA`."""
 
     allow_neg_eigval: bool = False
-    """Rates between 0 and 2 instead of 0 and 1, so that a key can be written over with its opposite."""
+    """Whether rates are between 0 and 2 instead of 0 and 1, so that a key can be written over with its opposite."""
     lower_bound: float | None = None
-    """Smallest logarithm of a gate, below 0; None for none."""
+    """Lower bound of the logarithm of a gate, below 0; None for no bound."""
 
 
 class KDA(PublishedLayer):

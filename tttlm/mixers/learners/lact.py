@@ -14,7 +14,7 @@ from tttlm.mixers.registry import register
 from tttlm.ops.ttt import Learner, published
 from tttlm.ranges import Count, PositiveFloat, Size, SizeOrZero
 
-SMALL_RATE = -6.907255  # what softplus makes 0.001 of
+SMALL_RATE = -6.907255  # its softplus is 0.001
 
 
 @dataclass(frozen=True)
@@ -22,26 +22,26 @@ class LaCTConfig(ChunkedConfig):
     """Configuration of the mixer `lact`; see `LaCT`."""
 
     conv_kernel: SizeOrZero = 0
-    """Taps of the convolutions of queries, keys and values; 0 for none, as published."""
+    """Number of taps of the convolutions of queries, keys and values; 0 for none, as published."""
     chunk_size: Count = 64
-    """Tokens of a chunk, whose gradients make one step; published models have 1024 and more."""
+    """Number of tokens of a chunk, whose gradients make one step; published models have 1024 and more."""
     inner_size: Size | None = None
-    """Columns of the inner SwiGLU; None for `head_dim`."""
+    """Intermediate size of the inner SwiGLU; None for `head_dim`."""
     momentum: bool = True
-    """Carry momentum from chunk to chunk."""
+    """Whether momentum is carried from chunk to chunk."""
     muon: bool = True
-    """Make the step of every matrix orthogonal by Newton-Schulz iterations."""
+    """Whether the step of every matrix is orthogonalised by Newton-Schulz iterations."""
     prenorm: bool = False
-    """Accumulate unnormalised weights, and normalise what is read alone."""
+    """Whether unnormalised weights are accumulated, and only those that are read are normalised."""
     rope_theta: PositiveFloat = 10_000.0
-    """Base of the rotary embedding, which turns by the position within the document."""
+    """Base of the rotary embedding, which rotates by the position within the document."""
 
 
 class LaCT(PublishedLayer):
     """A SwiGLU for every head that makes one step a chunk, which the next chunk reads.
 
-    A pattern of `lact` and `sliding_attention` gives tokens what their own chunk does not: published models add window
-    attention to every layer, and share its projections.
+    Within its own chunk a token reads nothing, so `lact` is combined with `sliding_attention`; published models add
+    window attention to every layer, with the same projections.
     """
 
     Config: ClassVar[type[ChunkedConfig]] = LaCTConfig

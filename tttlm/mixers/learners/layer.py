@@ -1,4 +1,4 @@
-"""The general layer: any learner between projections, with what papers put around theirs."""
+"""The general layer: any learner between projections, with the other parts of published layers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -39,13 +39,13 @@ def unit_by_norm(x: Float[Array, "*S K"]) -> Float[Array, "*S K"]:
 
 @dataclass(frozen=True)
 class OutputGate:
-    """What outputs are multiplied by, `activation(x W + b)`.
+    """The gate of the outputs, `activation(x W + b)`.
 
     Attributes:
         activation: the elementwise function.
         rank: features between two projections; None for one projection.
         use_bias: whether there is a bias.
-        per_head: whether all channels of a head share one number.
+        per_head: whether all channels of a head have the same gate.
     """
 
     activation: Callable = jax.nn.silu
@@ -56,20 +56,20 @@ class OutputGate:
 
 @dataclass(frozen=True)
 class Conventions:
-    """What a layer has around its learner.
+    """The parts of a layer other than its learner.
 
     Attributes:
         conv_kernel: number of taps of causal convolutions of queries, keys and values; 0 for none.
-        conv_values: whether values have one too.
+        conv_values: whether values have a convolution too.
         activation: the elementwise function of queries and keys; None for none.
-        value_activation: that of values.
+        value_activation: the elementwise function of values; None for none.
         feature_map: function of every query and key `[..., K]`, which may change their size; None for none.
         rope_theta: base of rotary embeddings by the position within the document; None for none.
-        gates: how rates and gates are made.
-        learned_start: whether the initial inner weights are parameters, or zero.
-        skip: whether values are added to the outputs, times a number for each channel.
-        output_norm: whether every head's output has an RMS norm, whose scale all heads share.
-        output_gate: what the outputs are multiplied by; None for nothing.
+        gates: descriptions of rates and gates.
+        learned_start: whether the initial inner weights are parameters; otherwise they are zero.
+        skip: whether values are added to the outputs, times a learned factor for each channel.
+        output_norm: whether every head's output has an RMS norm, with one scale for all heads.
+        output_gate: the gate of the outputs; None for none.
     """
 
     conv_kernel: int = 4
@@ -91,7 +91,7 @@ class TTTState(NamedTuple):
     Attributes:
         inner: the state of every learner (see `tttlm.ops.ttt.LearnerState`).
         tails: the last inputs of the convolutions of queries, keys and values, `[B, W - 1, C]`; None without them.
-        position: tokens of the document in progress; None without rotary embeddings.
+        position: number of tokens of the document in progress; None without rotary embeddings.
     """
 
     inner: tuple[LearnerState, ...]
@@ -100,12 +100,12 @@ class TTTState(NamedTuple):
 
     @property
     def document(self) -> Int[Array, "*R B"]:
-        """The id of the document in progress; in a stack of layers that of each."""
+        """The id of the document in progress; in a stack of layers, of each layer."""
         return self.inner[0].document
 
 
 class TTT(LearningLayer[TTTState]):
-    """A sequence layer whose hidden state learns: any description of a learner, and what is around it.
+    """A sequence layer whose hidden state learns, for any description of a learner.
 
     >>> layer = TTT(64, 4, learner=Learner(clocks=Clocks(anchor=16)), rngs=nnx.Rngs(0))
     >>> y, state = layer.extend(jnp.ones((2, 50, 64)), layer.init_state(2))
@@ -113,22 +113,22 @@ class TTT(LearningLayer[TTTState]):
     Args:
         hidden_size: size `D` of inputs and outputs.
         num_heads: number of heads `H`, each with a learner of its own.
-        learner: what learns (see `tttlm.ops.ttt.Learner`); of several the outputs are summed.
-        conventions: what is around it.
+        learner: the learner (see `tttlm.ops.ttt.Learner`); the outputs of several are summed.
+        conventions: the other parts of the layer.
         head_dim: size `K` of a query and key; None for `D / H`.
         value_dim: size `V` of a value and output; None for `head_dim`.
-        norm_eps: number inside the root of the norm of the outputs.
-        aligned: promise that every document starts where all clocks of the learner stand at zero.
+        norm_eps: epsilon of the norm of the outputs.
+        aligned: asserts that every document starts when all clocks of the learner are at zero.
         dtype: dtype of projections, convolutions and norms; None promotes input and parameters. Learners compute in
             float32 at least.
         param_dtype: dtype of all parameters.
         kernel_init: initialiser of all projections.
-        remat_chunks: chunks that the backward pass computes again at a time (see `tttlm.ops.ttt.learn`).
+        remat_chunks: number of chunks that the backward pass recomputes at a time (see `tttlm.ops.ttt.learn`).
         implementation: name of an implementation of `tttlm.ops.ttt.learn`; None picks.
-        rngs: random keys for the parameters.
+        rngs: random number generators of the parameters.
 
     Raises:
-        InputError: the heads do not divide the width, or the inner model cannot start.
+        InputError: the heads do not divide the hidden size, or the inner model cannot start.
     """
 
     def __init__(
@@ -159,7 +159,9 @@ class TTT(LearningLayer[TTTState]):
             )
         learners = (learner,) if isinstance(learner, Learner) else tuple(learner)
         if len({one.clocks.writes_per_token for one in learners}) > 1 or len({one.error_keys for one in learners}) > 1:
-            raise InputError("learners of one layer must bring the same writes a token, and all or none error keys")
+            raise InputError(
+                "learners of one layer must have the same number of writes per token, and all or none error keys"
+            )
         conventions = Conventions() if conventions is None else conventions
         head_dim = hidden_size // num_heads if head_dim is None else head_dim
         value_dim = head_dim if value_dim is None else value_dim
@@ -218,7 +220,7 @@ class TTT(LearningLayer[TTTState]):
         *,
         inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
     ) -> InnerStatistics:
-        """How well the inner model learns from `x`, and how far it moves; of several learners the mean."""
+        """Statistics of learning and drift of the inner model on `x`; of several learners the mean."""
         _, _, tokens, _ = self._tokens(x, None, documents(segment_ids))
         found = [
             learner_statistics(

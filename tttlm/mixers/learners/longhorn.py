@@ -21,15 +21,15 @@ class LonghornConfig(LearnerConfig):
     head_dim: Size | None = 16
     """Size of a query and key, the states of a value channel; None: hidden_size / num_heads."""
     rate_rank: Size = 48
-    """Features between the two projections of the rates."""
+    """Rank of the two projections of the rates."""
     diagonal: bool = True
-    """Keep the diagonal of `kᵀk`, as released, or step with all of it."""
+    """Whether only the diagonal of `kᵀk` is used, as in the released code."""
 
 
 class Longhorn(PublishedLayer):
     """The implicit step with a rate for every value channel; `out = (q W + D v) silu(z)`.
 
-    Released models have one head, whose queries and keys all channels share.
+    Released models have one head, whose queries and keys are common to all channels.
     """
 
     Config: ClassVar[type[LearnerConfig]] = LonghornConfig

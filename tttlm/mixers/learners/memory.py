@@ -1,4 +1,4 @@
-"""One learner of a layer with all that is its own: gates, initial weights, slow parameters."""
+"""One learner of a layer with its gates, initial weights and slow parameters."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -24,12 +24,12 @@ SMALLEST_RIDGE = 0.25  # of `λ = softplus(.) + 0.25`, which starts at 1 (arXiv 
 
 @dataclass(frozen=True)
 class Gates:
-    """How a token's rates and gates are made, where the learner has them; None for what suits the learner.
+    """Descriptions of the rates and gates of a learner; None for the default of the learner.
 
     Attributes:
-        rate: rates of the gradients.
-        momentum: what the momentum is made from.
-        decay: what the decay is made from.
+        rate: learning rates of the gradients.
+        momentum: input of the momentum gate.
+        decay: input of the decay gate.
         step_size: factor of the transformed step.
     """
 
@@ -40,7 +40,7 @@ class Gates:
 
 
 class Tokens(NamedTuple):
-    """What all learners of a layer read: queries, and of every write its key, its value and perhaps its error key."""
+    """The inputs of all learners of a layer: queries, and the key, value and optional error key of every write."""
 
     queries: Float[Array, "B T H K"]
     keys: Float[Array, "B Tn H K"]
@@ -57,12 +57,12 @@ class Memory(nnx.Module):
         num_heads: number of heads `H`.
         key_dim: size `K` of a key.
         value_dim: size `V` of a value.
-        gates: how rates and gates are made.
-        learned_start: whether the initial weights are parameters, or zero.
+        gates: descriptions of rates and gates.
+        learned_start: whether the initial weights are parameters; otherwise they are zero.
         dtype: dtype of the projections of gates; None promotes input and parameters.
         param_dtype: dtype of all parameters.
         kernel_init: initialiser of the projections of gates.
-        rngs: random keys for the parameters.
+        rngs: random number generators of the parameters.
 
     Raises:
         InputError: a model with hidden layers would start from zeros, or has no `init`.
@@ -87,7 +87,7 @@ class Memory(nnx.Module):
         self.param_dtype = param_dtype
         steps = None if isinstance(learner.optimizer, Ridge) else learner.optimizer
         if not hasattr(learner.model, "init"):
-            raise InputError("the inner model must have init(key, num_heads, inputs, outputs) to stand in a layer")
+            raise InputError("the inner model must have init(key, num_heads, inputs, outputs) to be used in a layer")
         if not (learned_start or steps is None or learner.linear or isinstance(learner.model, DiagonalLinear)):
             raise InputError("an inner model with hidden layers cannot learn from zeros: it needs learned_start")
 
@@ -155,11 +155,11 @@ class Memory(nnx.Module):
         return jnp.maximum(0, scale + 1 / jnp.arange(1, scale.size + 1, dtype=scale.dtype))
 
     def init_state(self, batch: int) -> LearnerState:
-        """The state before the first token, for `batch` rows."""
+        """The state before the first token, for `batch` sequences."""
         return init_learner_state(self.learner, self.weights(), batch, self.key_dim, self.value_dim)
 
     def inputs(self, x: Float[Array, "B T D"], tokens: Tokens, multiplier: float | Float[Array, ""]) -> LearnerInputs:
-        """What the tokens bring to the learner; `multiplier` is of the rates."""
+        """The inputs of the learner; `multiplier` multiplies the rates."""
         optimizer = self.learner.optimizer
 
         def one(gate: Gate | None, coefficient: Any) -> Array | None:  # [B, T, H], or [B, T, H, K] of channels
@@ -200,7 +200,7 @@ class Memory(nnx.Module):
         remat_chunks: int,
         implementation: str | None,
     ) -> tuple[Float[Array, "B T H V"], LearnerState]:
-        """Every device learns in its own heads; see `tttlm.ops.ttt.learn`."""
+        """Runs the learner, each device on its own heads; see `tttlm.ops.ttt.learn`."""
         weights, slow = self.weights(), self.slow_parameters()
 
         def run(inputs, weights, slow, scale, state, docs):

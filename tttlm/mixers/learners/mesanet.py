@@ -19,7 +19,7 @@ class MesaNetConfig(LearnerConfig):
     """Configuration of the mixer `mesanet`; see `MesaNet`."""
 
     gate: bool = False
-    """Gate the output by `silu(g_proj(x))`."""
+    """Whether the output is gated by `silu(g_proj(x))`."""
 
 
 class MesaNet(PublishedLayer):

@@ -1,4 +1,4 @@
-"""What all layers of published learners share, and what a language model knows of them."""
+"""The common base of layers of published learners, and of their mixers."""
 
 import math
 from dataclasses import dataclass
@@ -21,55 +21,55 @@ from tttlm.ranges import Count, Size, SizeOrZero
 
 @dataclass(frozen=True)
 class LearnerConfig:
-    """What layers of all published learners can be configured in; each adds its own."""
+    """The configuration fields common to layers of published learners."""
 
     head_dim: Size | None = None
-    """Size of a query and key; None: hidden_size / num_heads, times what the layer's paper has."""
+    """Size of a query and key; None: hidden_size / num_heads, times the factor of the layer's paper."""
     value_dim: Size | None = None
-    """Size of a value; None: hidden_size / num_heads, times what the layer's paper has."""
+    """Size of a value; None: hidden_size / num_heads, times the factor of the layer's paper."""
     conv_kernel: SizeOrZero = 4
-    """Taps of the convolutions of queries, keys and values; 0 for none."""
+    """Number of taps of the convolutions of queries, keys and values; 0 for none."""
     remat_chunks: Count = 1
-    """The backward pass keeps the state before every so many chunks and computes those in between again: more saves
-    memory and takes time. It changes no result."""
+    """The backward pass stores the state before every so many chunks and recomputes those between: a larger number
+    saves memory and takes time. It changes no result."""
     implementation: str | None = None
-    """Of `tttlm.ops.ttt.learn`; None: the fastest that is exact here."""
+    """Implementation of `tttlm.ops.ttt.learn`; None: the fastest exact one."""
 
 
 @dataclass(frozen=True)
 class ChunkedConfig(LearnerConfig):
-    """Configuration of layers whose learner steps, or whose gradients are taken, once a chunk."""
+    """Configuration of layers whose learner makes steps, or takes gradients, once per chunk."""
 
     chunk_size: Count = 16
-    """Tokens of a chunk."""
+    """Number of tokens of a chunk."""
 
 
 C = TypeVar("C", bound=LearnerConfig)
 
 
 class PublishedLayer(TTT):
-    """A layer with the learner and the conventions of a paper; `recipe` is what a paper's class has of its own.
+    """A layer with the learner and the conventions of a paper, which a subclass defines in `recipe`.
 
     Args:
         hidden_size: size `D` of inputs and outputs.
         num_heads: number of heads `H`, each with a learner of its own.
         config: the layer's configuration, of its class `Config`; None for its defaults.
-        norm_eps: number inside the root of the norm of the outputs.
-        aligned: promise that every document starts where all clocks of the learner stand at zero.
+        norm_eps: epsilon of the norm of the outputs.
+        aligned: asserts that every document starts when all clocks of the learner are at zero.
         dtype: dtype of projections, convolutions and norms; None promotes input and parameters. Learners compute in
             float32 at least.
         param_dtype: dtype of all parameters.
         kernel_init: initialiser of all projections.
-        rngs: random keys for the parameters.
+        rngs: random number generators of the parameters.
 
     Raises:
-        InputError: the heads do not divide the width.
+        InputError: the heads do not divide the hidden size.
     """
 
     Config: ClassVar[type[LearnerConfig]] = LearnerConfig
     """The class of the configuration."""
     expand: ClassVar[tuple[float, float]] = (1.0, 1.0)
-    """Sizes of a key and of a value where the configuration leaves them open, in parts of hidden_size / num_heads."""
+    """Default sizes of a key and of a value, as multiples of hidden_size / num_heads."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class PublishedLayer(TTT):
         self._add_parameters(config)
 
     def _add_parameters(self, config: Any) -> None:
-        """Parameters that only this layer has."""
+        """Creates the parameters that only this layer has."""
 
     @classmethod
     def head_sizes(cls, hidden_size: int, num_heads: int, config: LearnerConfig) -> tuple[int, int]:
@@ -125,7 +125,7 @@ class PublishedLayer(TTT):
 
     @classmethod
     def recipe(cls, config: Any, head_dim: int, value_dim: int) -> tuple[Learner | tuple[Learner, ...], Conventions]:
-        """The learner, and what is around it."""
+        """The learner, and the other parts of the layer."""
         raise NotImplementedError
 
 
@@ -161,7 +161,7 @@ class LearnerMixer(Mixer[C]):
 
     @property
     def learners(self) -> tuple[Learner, ...]:
-        """What learns in a layer."""
+        """The learners of the layer."""
         learner, _ = self.layer.recipe(self.settings, *self._sizes)
         return (learner,) if isinstance(learner, Learner) else learner
 
@@ -205,6 +205,6 @@ def _features(mixer: LearnerMixer) -> int:
 
 
 def _outer_flops(mixer: LearnerMixer) -> float:
-    """What a token costs around the learners: a multiply-add for every number of a projection or convolution."""
+    """The cost of a token without the learners: a multiply-add for every weight of a projection or convolution."""
     parameters = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(_layer(mixer), nnx.Param)))
     return sum(2.0 * a.size for path, a in parameters if jax.tree_util.keystr(path[-1:], simple=True) == "kernel")

@@ -22,7 +22,7 @@ class TitansConfig(ChunkedConfig):
     """Configuration of the mixer `titans`; see `Titans`."""
 
     inner_size: SizeOrZero = 0
-    """Hidden units of the memory; 0 for a linear memory, which starts from zero."""
+    """Hidden size of the memory; 0 for a linear memory, which starts from zero."""
     inner_learning_rate: PositiveFloat = 0.05
     """Largest rate of a token."""
 
@@ -30,7 +30,7 @@ class TitansConfig(ChunkedConfig):
 class Titans(PublishedLayer):
     """Steps of the square loss with momentum and forgetting, from gradients taken at the start of a chunk.
 
-    The paper leaves the ranges of rates open; here they are `inner_learning_rate σ(x W + b)`.
+    The paper does not specify the ranges of rates; here they are `inner_learning_rate σ(x W + b)`.
     """
 
     Config: ClassVar[type[ChunkedConfig]] = TitansConfig

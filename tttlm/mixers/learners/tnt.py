@@ -19,13 +19,13 @@ class TNTConfig(ChunkedConfig):
     """Configuration of the mixer `tnt`; see `TNT`."""
 
     chunk_size: Count = 64
-    """Tokens of a chunk of the global memory."""
+    """Number of tokens of a chunk of the global memory."""
     local_chunk_size: Count = 16
-    """Tokens of a chunk of the local memory."""
+    """Number of tokens of a chunk of the local memory."""
     local_shard_size: Count = 64
-    """Tokens after which the local memory starts again; a multiple of `local_chunk_size`."""
+    """Interval in tokens at which the local memory is reset; a multiple of `local_chunk_size`."""
     inner_size: SizeOrZero = 0
-    """Hidden units of the memories; 0 for linear memories, which start from zero."""
+    """Hidden size of the memories; 0 for linear memories, which start from zero."""
     inner_learning_rate: PositiveFloat = 0.02
     """Largest rate of a token."""
     projection: Literal["anchor", "reset"] = "anchor"
@@ -33,7 +33,7 @@ class TNTConfig(ChunkedConfig):
 
 
 class TNT(PublishedLayer):
-    """A global memory that steps once a chunk, and a local one that starts again every shard; outputs are summed.
+    """A global memory that makes one step per chunk, and a local one that is reset every shard; outputs are summed.
 
     Rates are `inner_learning_rate σ(x W + b)`, a projection for each memory.
     """
