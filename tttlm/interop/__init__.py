@@ -1,4 +1,4 @@
-"""Released checkpoints in and out: folders, streams and repositories of the hub. Nothing is ever unpickled."""
+"""Reading and writing of released checkpoints: folders, streams and repositories of the hub, without unpickling."""
 
 from tttlm.interop.checkpoint import is_pretrained
 from tttlm.interop.pretrained import from_pretrained, save_pretrained

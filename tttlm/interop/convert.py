@@ -1,4 +1,4 @@
-"""From one layout to another, tensor by tensor; and the logits of a model that is never in memory as a whole."""
+"""Conversion between layouts, tensor by tensor; and logits of a model that is read block by block."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,30 +15,30 @@ from tttlm.interop.origin import Origin, check_there, copy_files, kept_values, o
 from tttlm.model import ModelConfig
 from tttlm.model.language_model import Pattern
 
-_ROWS = 4096  # of the head that are in memory in float32 at a time
+_ROWS = 4096  # rows of the head in memory in float32 at a time
 
 
 class Parameters(Protocol):
-    """A model whose parameters are read one by one.
+    """A model whose parameters are read one at a time.
 
     Attributes:
-        config: Its configuration; `param_dtype` is the dtype that most of its parameters are stored in.
+        config: Its configuration; `param_dtype` is the dtype in which most of its parameters are stored.
     """
 
     config: ModelConfig
 
     def read(self, path: Place, repeat: int | None) -> np.ndarray:
-        """The values of a parameter in our layout, or what one repeat of the pattern has of a stacked one."""
+        """The values of a parameter in our layout, or one repeat of a stacked one."""
 
     def dtype(self, path: Place, repeat: int | None) -> np.dtype:
         """The dtype of these values."""
 
     def name(self, path: Place, repeat: int | None) -> str:
-        """What they are called where they are stored."""
+        """The name of these values in the source."""
 
 
 class FolderParameters:
-    """The parameters in a released folder, which is checked for all of them."""
+    """The parameters in a released folder, after checking that it has all of them."""
 
     def __init__(self, folder: Path) -> None:
         self.checkpoint = Checkpoint(folder)
@@ -65,7 +65,7 @@ class Converted:
 
     Attributes:
         name: Its name.
-        source: The name of what it was made from.
+        source: The name of its source.
         shape: Its shape.
         dtype: The name of its dtype.
     """
@@ -89,14 +89,14 @@ def convert(
 
     Args:
         source: the model.
-        folder: made when missing; it must not hold a checkpoint yet.
+        folder: the output folder; created if it does not exist, and must not have a checkpoint yet.
         layout: see `tttlm.save_pretrained`, like the arguments below.
-        origin: where the token ids and the tokenizer's files are.
-        shard_bytes: how large one file of safetensors may be.
-        train_state: whether the layout `official_jax` is a train state.
+        origin: the source of token ids and of the tokenizer's files.
+        shard_bytes: largest size in bytes of one file of safetensors.
+        train_state: whether to write a train state in the layout `official_jax`.
 
     Returns:
-        what was written, in the order of the files.
+        The written tensors, in the order of the files.
 
     Raises:
         InputError: the layout has no such model, or the folder cannot be written.
@@ -127,7 +127,7 @@ def convert(
 
 
 def streamed_logits(source: Parameters, tokens: np.ndarray) -> Float[np.ndarray, "B T V"]:
-    """Logits of a model of which one repeat of the pattern is in memory at a time, computed in float32.
+    """Logits of a model in float32, with one repeat of the pattern in memory at a time.
 
     Args:
         source: the model.

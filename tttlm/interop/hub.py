@@ -19,7 +19,7 @@ WEIGHTS = (
 
 
 def is_repository(name: str) -> bool:
-    """Whether a name that is no folder can be that of a repository, `owner/name`."""
+    """Whether a name that is not a folder has the form of a repository, `owner/name`."""
     return bool(_REPOSITORY.fullmatch(name)) and "--" not in name and ".." not in name
 
 
@@ -31,14 +31,14 @@ def fetch(
     token: str | bool | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """The folder of a repository in the hub's cache, into which what is not there is fetched first.
+    """The folder of a repository in the hub's cache, after fetching missing files.
 
-    Configuration, safetensors or streams, and the tokenizer's files are fetched, and nothing that is pickled.
+    Configuration, safetensors or streams, and the tokenizer's files are fetched, but no pickled files.
 
     Args:
         repository: `owner/name`.
         revision: a branch, tag or commit; None: the main branch.
-        cache_dir: the cache; None: where `HF_HOME` or `HF_HUB_CACHE` say.
+        cache_dir: the cache; None: that of `HF_HOME` or `HF_HUB_CACHE`.
         token: for private and gated repositories; None: the one that was saved by logging in, or `HF_TOKEN`.
         local_files_only: use what is in the cache and no network, as `HF_HUB_OFFLINE=1` does for a whole process.
 
@@ -63,7 +63,7 @@ def fetch(
 
 @contextlib.contextmanager
 def in_one_line(repository: str, revision: str | None) -> Iterator[None]:
-    """Turns what the hub's library raises into one line."""
+    """Turns exceptions of the hub's library into one line."""
     if absent := missing("huggingface_hub"):
         raise InputError(absent)
     from huggingface_hub import errors

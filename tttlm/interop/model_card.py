@@ -1,4 +1,4 @@
-"""The model card of a model: README.md with what the hub reads at its top, the model's sizes, and a run's numbers."""
+"""The model card of a model: README.md with the hub's metadata, the model's sizes, and results of a run."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ def model_card(config: ModelConfig, *, name: str, numbers: Mapping[str, float | 
     Args:
         config: the model.
         name: its title.
-        numbers: names and values of what is known of its training and scores, such as a run's.
+        numbers: names and values of training and evaluation results.
     """
     mixers = ", ".join(dict.fromkeys(config.mixers))
     facts: dict[str, float | int | str] = {

@@ -1,4 +1,4 @@
-"""What a model came with beside its parameters: token ids, positions, the tokenizer's files; and how that is kept."""
+"""The origin of a model that was read: token ids, positions and tokenizer files, which are written again with it."""
 
 import json
 import shutil
@@ -16,16 +16,16 @@ FILES = (
     *("vocab.json", "merges.txt", "vocab.txt", "spiece.model", "sentencepiece.bpe.model"),
     *("chat_template.json", "chat_template.jinja", "generation_config.json"),
 )
-"""Files that go with a model from folder to folder."""
+"""Files that are copied with a model."""
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "decoder_start_token_id")
 _POSITIONS = ("max_position_embeddings", "max_sequence_length")
-# What one family writes in several ways, or leaves out where it is the default: ours is taken, with what it implies.
+# Fields that a family writes in several ways, or omits if they are the default: ours are written.
 _IN_OTHER_WORDS = ("rope_parameters", "rope_scaling", "rope_theta", "time_step_limit", "torch_dtype", "dtype")
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a model was read from.
+    """The folder that a model was read from.
 
     Attributes:
         folder: The folder.
@@ -39,20 +39,20 @@ class Origin:
 
     @property
     def values(self) -> dict[str, Any]:
-        """What its configuration file says."""
+        """The values of its configuration file."""
         return json.loads(self.text)
 
 
 def origin_of(checkpoint: Checkpoint) -> Origin:
-    """Where a model is read from."""
+    """The origin of a model that is read from a checkpoint."""
     return Origin(str(checkpoint.folder), checkpoint.architecture.name, json.dumps(checkpoint.values))
 
 
 def kept_values(origin: Origin | None, architecture: Architecture, config: ModelConfig) -> dict[str, Any]:
-    """What the configuration file of a model is to say: what it said, and our configuration.
+    """The values of a model's configuration file: those of its origin, updated by our configuration.
 
-    Where the model is still what the file describes, it goes out as it came. Where it is another, or is written in
-    another layout, token ids and positions are kept.
+    If the model is unchanged, all values of the origin are kept. If it was changed, or is written in another layout,
+    token ids and positions are kept.
 
     Raises:
         InputError: the family has no such model.
@@ -78,13 +78,13 @@ def kept_values(origin: Origin | None, architecture: Architecture, config: Model
 
 
 def copy_files(origin: Origin | None, folder: Path) -> list[str]:
-    """Copies the files that go with the model; those that are there already are left alone.
+    """Copies the files of the origin; existing files are not replaced.
 
     Returns:
-        their names.
+        The names of the files.
 
     Raises:
-        InputError: the folder they were in is gone.
+        InputError: the folder of the origin no longer exists.
     """
     if origin is None:
         return []
@@ -97,10 +97,10 @@ def copy_files(origin: Origin | None, folder: Path) -> list[str]:
 
 
 def check_there(origin: Origin | None) -> None:
-    """Refuses to write a model whose other files are gone.
+    """Refuses to write a model if the folder of its origin no longer exists.
 
     Raises:
-        InputError: the folder it was read from is not there.
+        InputError: the folder does not exist.
     """
     if origin is not None and not Path(origin.folder).is_dir():
         raise InputError(

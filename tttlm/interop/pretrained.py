@@ -1,4 +1,4 @@
-"""`from_pretrained` and `save_pretrained`: a folder in a released layout is our model, and back."""
+"""`from_pretrained` and `save_pretrained`: models from and to folders in a released layout."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -39,18 +39,19 @@ def from_pretrained(
     a stream of the official JAX trainer of TTT models, `streaming_params` or `streaming_train_state`.
 
     Args:
-        folder: as Hugging Face's `save_pretrained` writes it, as Mamba's authors do, or as the official JAX trainer;
-            where there is no such folder, `owner/name` is the repository of the hub, which is fetched into its cache.
-        dtype: what the model computes in; None: as `param_dtype`.
-        param_dtype: what the parameters are kept in, whatever the file has.
+        folder: a folder in the layout of Hugging Face's `save_pretrained`, of Mamba's authors, or of the official JAX
+            trainer; if there is no such folder, `owner/name` is a repository of the hub, which is fetched into its
+            cache.
+        dtype: dtype of the computation; None: as `param_dtype`.
+        param_dtype: dtype of the parameters, whatever the file has.
         revision: a branch, tag or commit of the repository; None: its main branch.
-        cache_dir: the hub's cache; None: where `HF_HOME` or `HF_HUB_CACHE` say.
+        cache_dir: the hub's cache; None: that of `HF_HOME` or `HF_HUB_CACHE`.
         token: for private and gated repositories; None: the one that was saved by logging in, or `HF_TOKEN`.
         local_files_only: use what is in the cache and no network, as `HF_HUB_OFFLINE=1` does for a whole process.
 
     Raises:
-        InputError: in one line, for an unknown architecture, and for a tensor that is missing, of another shape, in a
-            damaged file, or of no use; then nothing was loaded.
+        InputError: the architecture is unknown, or a tensor is missing, unexpected, damaged or has another shape;
+            nothing is loaded then.
     """
     repository = not Path(folder).exists() and isinstance(folder, str) and is_repository(folder)
     if not repository and (revision is not None or local_files_only):
@@ -87,22 +88,24 @@ def save_pretrained(
     shard_bytes: int = 5 * 10**9,
     train_state: bool = False,
 ) -> None:
-    """Writes a folder that `from_pretrained`, and the code the checkpoints come from, can read.
+    """Writes a folder that `from_pretrained`, and the original code of the layout, can read.
 
-    What the model came with goes with it: token ids, positions and the rest of its configuration file, and the files of
-    its tokenizer.
+    Token ids, positions and other fields of the configuration file that the model was read from, and the files of its
+    tokenizer, are written too.
 
     Args:
-        model: of one kind of mixer; a hybrid has no released layout.
-        folder: made when missing; it must not hold a checkpoint yet.
+        model: a model with one kind of mixer; a hybrid has no released layout.
+        folder: the output folder; created if it does not exist, and must not have a checkpoint yet.
         layout: `huggingface`; for both Mambas that of their authors' code, `mamba_ssm`; for TTT models and
-            Transformers that of the official JAX trainer, `official_jax`. None: the one that the model came in, or
-            Hugging Face's.
-        shard_bytes: how large one file may be; a larger model is cut into `model-*.safetensors` with an index.
-        train_state: in the layout `official_jax`, write `streaming_train_state` at step 0 and not `streaming_params`.
+            Transformers that of the official JAX trainer, `official_jax`. None: the layout that the model was read
+            from, or Hugging Face's.
+        shard_bytes: largest size in bytes of one file; a larger model is split into `model-*.safetensors` with an
+            index.
+        train_state: in the layout `official_jax`, write `streaming_train_state` at step 0 instead of
+            `streaming_params`.
 
     Raises:
-        InputError: when no released layout has such a model, or the folder holds one already.
+        InputError: no released layout has such a model, or the folder already has a checkpoint.
     """
     config, origin, folder = model.config, model.origin, Path(folder)
     architecture = architecture_for(config, like=origin.architecture if origin else "", layout=layout)
@@ -124,7 +127,7 @@ def save_pretrained(
 
 
 def model_reader(model: LanguageModel) -> Callable[[Place, int | None], np.ndarray]:
-    """A function that gives the values of a parameter by its path, or what one repeat of the pattern has of a stack."""
+    """A function from the path of a parameter to its values, or to one repeat of a stacked one."""
     parameters = model_parameters(model)
 
     def read(path: Place, repeat: int | None) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Models pushed to the Hugging Face hub, with a model card."""
+"""Pushing models to the Hugging Face hub, with a model card."""
 
 import contextlib
 import tempfile
@@ -25,20 +25,20 @@ def push_to_hub(
     token: str | bool | None = None,
     commit_message: str = "Upload model",
 ) -> str:
-    """Writes a model to a repository of the hub, which is made if need be, with a model card.
+    """Pushes a model to a repository of the hub, which is created if it does not exist, with a model card.
 
     Args:
         model: a model, or a released folder, for instance one that `tttlm-convert` made of a run.
         repository: `owner/name`.
         layout: as for `save_pretrained`, for a model.
-        numbers: what the model card is to say of its training and scores, by name; a folder's own README.md is kept.
-        private: whether a new repository is private; None: as the owner has it.
+        numbers: training and evaluation results for the model card, by name; an existing README.md of a folder is kept.
+        private: whether a new repository is private; None: the owner's default.
         revision: the branch; None: the main branch.
-        token: one that may write; None: the one that was saved by logging in, or `HF_TOKEN`.
-        commit_message: of the commit.
+        token: a token with write permission; None: the one that was saved by logging in, or `HF_TOKEN`.
+        commit_message: message of the commit.
 
     Returns:
-        the address of the commit.
+        The address of the commit.
 
     Raises:
         InputError: the model has no released layout, the hub refuses it, or `huggingface_hub` is not installed.

@@ -1,9 +1,9 @@
 """Streams of the official JAX trainer: MessagePack records of a key and an array, read and written without unpickling.
 
-A stream is a row of arrays `[key, bytes]`: the key an array of strings, the bytes what `flax.serialization.to_bytes`
-makes of one array. That is an extension of type 1 that holds `[shape, dtype, values]`, or for an array of more than
-2**30 bytes a map with the key `__msgpack_chunked_array__`, the shape, and such extensions of the flattened values one
-after another. Only the few bytes around the values are parsed: values are skipped, and read when they are asked for.
+A stream is a sequence of arrays `[key, bytes]`: the key is an array of strings, the bytes are one array in the format
+of `flax.serialization.to_bytes`. That is an extension of type 1 with `[shape, dtype, values]`, or for an array of more
+than 2**30 bytes a map with the key `__msgpack_chunked_array__`, the shape, and such extensions of the flattened values
+one after another. Only the few bytes around the values are parsed: values are skipped, and read on demand.
 """
 
 import math
@@ -41,11 +41,11 @@ class Extension(NamedTuple):
 
 
 class _Malformed(ValueError):
-    """Raised for bytes that are no such stream; its text goes on after the name of the file."""
+    """Raised for bytes that are not such a stream; the message continues after the name of the file."""
 
 
 class _Cut(_Malformed):
-    """Raised where the file ends before what it announces."""
+    """Raised if the file is truncated."""
 
 
 class _Reader:
@@ -140,10 +140,10 @@ class _Reader:
 
 
 def read_stream(path: Path) -> dict[tuple[str, ...], Tensor]:
-    """Where the arrays of a stream are, by key; no values are read.
+    """The locations of the arrays of a stream, by key; no values are read.
 
     Raises:
-        InputError: the file cannot be read, is cut off, or is no such stream.
+        InputError: the file cannot be read, is truncated, or is not such a stream.
     """
     found: dict[tuple[str, ...], Tensor] = {}
     number, start, size = 0, 0, 0
@@ -181,7 +181,7 @@ def read_stream(path: Path) -> dict[tuple[str, ...], Tensor]:
 
 
 def _array(path: Path, file: BinaryIO, span: Span, name: str) -> Tensor:
-    """What the bytes of one record say of its array."""
+    """The array in the bytes of one record."""
     try:
         reader = _Reader(file, span)
         value = reader.value()
@@ -239,12 +239,12 @@ class Record(NamedTuple):
 
 
 def write_stream(path: Path, records: Iterable[Record], *, chunk_bytes: int = CHUNK_BYTES) -> None:
-    """Writes a stream array by array; it appears under its name when it is whole.
+    """Writes a stream array by array; it appears under its name when it is complete.
 
     Args:
         path: the file.
-        records: keys and arrays; the values of each are asked for when it is its turn.
-        chunk_bytes: larger arrays are written in chunks, as flax does it.
+        records: keys and arrays; the values of each are computed when it is written.
+        chunk_bytes: larger arrays are written in chunks, as in flax.
 
     Raises:
         InputError: an array is too large for the format.
@@ -274,7 +274,7 @@ def write_stream(path: Path, records: Iterable[Record], *, chunk_bytes: int = CH
 
 
 def _array_head(shape: tuple[int, ...], dtype: np.dtype, nbytes: int) -> bytes:
-    """All that flax writes of an array before its values."""
+    """The bytes that flax writes of an array before its values."""
     inside = b"\x93" + msgpack.packb(shape) + msgpack.packb(dtype.name) + _binary_head(nbytes)
     size = len(inside) + nbytes
     fixed = {1: b"\xd4", 2: b"\xd5", 4: b"\xd6", 8: b"\xd7", 16: b"\xd8"}

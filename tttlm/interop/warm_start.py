@@ -1,9 +1,9 @@
-"""Warm start: a model of other sequence layers that begins with the weights of a pretrained Transformer.
+"""Warm start: a model with other sequence layers that is initialised from a pretrained Transformer.
 
-A Llama-like folder gives its embeddings, norms, projections and feed-forward weights to a TTT or hybrid model of the
-same width. Two ways of laying its blocks out are told apart by their number. Where both models have as many, block `i`
-takes from block `i`, and other layers stand in place of attention. Where the model has one attention block for each of
-the Transformer's, those are the Transformer's blocks, and the others are inserted between them.
+A TTT or hybrid model gets the embeddings, norms, projections and feed-forward weights of a Llama-like folder of the
+same hidden size. There are two layouts of its blocks. If both models have equally many, block `i` is initialised from
+block `i`, and other layers replace attention. If the model has one attention block for each of the Transformer's, these
+are the Transformer's blocks, and the others are inserted between them.
 """
 
 from dataclasses import dataclass, replace
@@ -20,22 +20,22 @@ from tttlm.interop.origin import origin_of
 from tttlm.mixers.ttt import TTTMixer
 from tttlm.model import LanguageModel, ModelConfig
 
-_READOUTS = ("o_proj", "out_proj", "down_proj")  # what a mixer or feed-forward layer adds goes through one of these
+_READOUTS = ("o_proj", "out_proj", "down_proj")  # the last projections of mixers and feed-forward layers
 _MATTERS = ("num_kv_heads", "head_dim", "qk_norm", "use_bias", "out_bias", "rope_scaling")
 
 
 @dataclass(frozen=True)
 class WarmStart:
-    """A model that begins with pretrained weights, and where each of its parameters comes from.
+    """A model that is initialised from pretrained weights, with the source of each of its parameters.
 
     Parameters of stacked blocks are named once for each block, as `block 3: mixer/q_proj/kernel`.
 
     Attributes:
         model: The model.
-        taken: Names of parameters that were taken, each with the name of the tensor it was taken from.
-        fresh: Names of parameters that are as a new model has them.
-        zeroed: Names of parameters that are zero, so that their blocks add nothing to the stream yet.
-        left: Names of the folder's tensors that nothing was taken from.
+        taken: Names of pretrained parameters, each with the name of its tensor.
+        fresh: Names of parameters that are initialised as in a new model.
+        zeroed: Names of parameters that are zero, so that their blocks add nothing initially.
+        left: Names of the folder's tensors that are not used.
     """
 
     model: LanguageModel
@@ -45,7 +45,7 @@ class WarmStart:
     left: tuple[str, ...]
 
     def report(self) -> str:
-        """A line for every parameter: what it was taken from, or that it is fresh or zero; then what was left."""
+        """A line for every parameter: its source tensor, "fresh" or "zero"; then the unused tensors."""
         lines = [f"{name}  <-  {source}" for name, source in self.taken.items()]
         lines += [f"{name}  zero" for name in self.zeroed]
         lines += [f"{name}  fresh" for name in self.fresh]
@@ -58,7 +58,7 @@ def pretrained_config(folder: str | Path, **changes: Any) -> ModelConfig:
     >>> config = pretrained_config("llama", mixers=("attention", "ttt_linear"), num_layers=32)
 
     Raises:
-        InputError: the folder cannot be read, or the fields do not go together.
+        InputError: the folder cannot be read, or the combination of fields is invalid.
     """
     return replace(Checkpoint(Path(folder)).config, **changes)
 
@@ -68,20 +68,20 @@ def warm_start(
 ) -> WarmStart:
     """A model whose embeddings, norms, projections and feed-forward weights are those of a pretrained Transformer.
 
-    Keys and values that several heads share there are repeated for every head of a layer that shares none, and queries
-    and keys of TTT layers are permuted, as their rotary embedding turns neighbours where that of Llama turns halves. An
-    inserted block takes what it can from the Transformer's block before it.
+    Keys and values of grouped-query attention are repeated for every head of a layer without groups, and queries and
+    keys of TTT layers are permuted, because their rotary embedding rotates interleaved pairs and that of Llama rotates
+    halves. An inserted block is initialised as far as possible from the Transformer's block before it.
 
     Args:
         folder: a released folder of attention and feed-forward blocks: Llama, SmolLM, Qwen, official Transformers.
-        config: the model, for instance of `pretrained_config`. Its attention blocks must compute what those in the
-            folder do.
-        zero_readout: start the last projections of inserted blocks, and convolutions before blocks, at zero: the first
-            logits are those of the pretrained model. This needs all of its attention blocks.
-        rngs: for what is fresh; None: seed 0.
+        config: the model, for instance from `pretrained_config`. Its attention blocks must be computed as those of the
+            folder.
+        zero_readout: whether the last projections of inserted blocks, and convolutions before blocks, are initialised
+            with zero: the initial logits are those of the pretrained model. This needs all of its attention blocks.
+        rngs: random number generators of fresh parameters; None: seed 0.
 
     Raises:
-        InputError: the models do not fit together, or the folder cannot be read.
+        InputError: the models do not match, or the folder cannot be read.
     """
     checkpoint = Checkpoint(Path(folder))
     checkpoint.check()
@@ -139,7 +139,7 @@ def warm_start(
 
 
 def _sources(base: ModelConfig, config: ModelConfig) -> list[int]:
-    """For every block the pretrained block that it takes from."""
+    """For every block, the index of the pretrained block that it is initialised from."""
     if set(base.mixers) != {"attention"} or not base.intermediate_size:
         raise InputError(f"a warm start begins with attention and feed-forward blocks, got {', '.join(base.mixers)}")
     if config.num_layers == base.num_layers:
@@ -155,7 +155,7 @@ def _sources(base: ModelConfig, config: ModelConfig) -> list[int]:
 
 
 def _check_fit(base: ModelConfig, config: ModelConfig) -> None:
-    """Refuses a model that would compute something else with the weights."""
+    """Refuses a model that would compute different outputs from the pretrained weights."""
     pairs = {name: (getattr(base, name), getattr(config, name)) for name in ("hidden_size", "vocab_size", "norm_eps")}
     pairs["intermediate_size"] = (base.intermediate_size, config.intermediate_size)
     if config.tie_embeddings and not base.tie_embeddings:
@@ -172,13 +172,13 @@ def _check_fit(base: ModelConfig, config: ModelConfig) -> None:
 def _fitted(
     value: np.ndarray, where: Place, shape: tuple[int, ...], base: ModelConfig, config: ModelConfig, mixer: str
 ) -> np.ndarray | None:
-    """A pretrained value as a parameter of that shape in another layer, or None where it does not fit."""
+    """A pretrained value as a parameter of that shape in another layer, or None if it cannot be used."""
     if "mixer" not in where or mixer == "attention":
         return value if value.shape == shape else None
     name, heads = where[where.index("mixer") + 1], base.num_heads
     groups = base.attention.num_kv_heads or heads
     if where[-1] != "kernel":
-        return None  # biases and norms of attention have no place in other layers
+        return None  # other layers do not have the biases and norms of attention
     if name in ("k_proj", "v_proj") and groups != heads:
         split = value.reshape(value.shape[0], groups, -1)
         value = np.repeat(split, heads // groups, axis=1).reshape(value.shape[0], -1)
@@ -192,7 +192,7 @@ def _fitted(
 
 
 def _check_readouts(config: ModelConfig, zeroed: list[str], inserted: bool) -> None:
-    """Refuses a mixer of which nothing was found to start at zero."""
+    """Refuses a mixer without a known last projection."""
     for position, mixer in enumerate(config.mixers):
         if inserted and mixer != "attention":
             begin = f"block {position}: mixer/"
