@@ -9,7 +9,7 @@ QUICK := tests/test_house.py tests/test_package.py tests/test_fields.py tests/te
 	tests/training/test_config.py tests/cli/test_hostile_values.py tests/cli/test_plot.py \
 	tests/ops/test_rope.py tests/ops/test_projection.py tests/ops/test_documents.py tests/model/test_language_model.py
 
-.PHONY: train test quick test-slow test-reference lint format wheel clean
+.PHONY: train test quick test-slow test-reference lint format docs wheel clean
 
 train: $(VENV)/ready
 	$(PY) train.py --config configs/quickstart.yaml
@@ -35,6 +35,10 @@ lint: $(VENV)/ready
 format: $(VENV)/ready
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+
+# The pages need no network to be read: open build/docs/index.html.
+docs: $(VENV)/ready
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --site-dir build/docs
 
 wheel: $(VENV)/ready
 	$(PY) -m build
