@@ -70,10 +70,10 @@ def stream_score(
             read += size
             yield tokens
 
-    nats, tokens, told = 0.0, 0, 0
+    nats, tokens, reported = 0.0, 0, 0
     for losses in stream_losses(model, (tokens_of(document) for document in documents), rows=rows, chunk=chunk):
         nats += float(losses.nats.sum(dtype=np.float64))
         tokens += len(losses.nats)
-        on_progress(read - told)
-        told = read
+        on_progress(read - reported)
+        reported = read
     return Score(nats, tokens, read)

@@ -1,4 +1,4 @@
-"""What an architecture is to the reader and writer of checkpoints: its configuration, and its table of names."""
+"""Architectures of checkpoints: their configuration, and their table of parameter names."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Transform = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Entry:
-    """One parameter: its name in the checkpoint, its path in our model, and how the one's layout becomes the other's.
+    """One parameter: its name in the checkpoint, its path in our model, and the conversions between both layouts.
 
     `{i}` in `name` stands for the block; such a parameter is stacked over the blocks. `path` is a path of attributes,
     relative to a block for those.
@@ -42,11 +42,11 @@ class Architecture:
 
     Attributes:
         name: Its name in `ARCHITECTURES`; in the Hugging Face layout the `model_type`.
-        config: From what the configuration file says to our configuration.
-        values: What the file says of our configuration; raises InputError where this family has no such model.
+        config: A function from the values of the configuration file to our configuration.
+        values: The inverse function; raises InputError if this family has no such model.
         table: All parameters.
         holds: Whether models of this configuration are of this family.
-        layout: How such a checkpoint is stored; a key of `LAYOUTS`.
+        layout: The storage layout of such a checkpoint; a key of `LAYOUTS`.
     """
 
     name: str
@@ -101,14 +101,14 @@ def flag(values: dict[str, Any], name: str, default: bool) -> bool:
 
 
 def expect(values: dict[str, Any], **only: Any) -> None:
-    """Refuses a value that config.json gives and that no model here has; null stands for the one that is had."""
+    """Refuses unsupported values of config.json; null means the supported value."""
     for name, value in only.items():
         if values.get(name) is not None and values[name] != value:
             raise InputError(f"config.json: {name} must be {value!r}, got {values[name]!r}")
 
 
 def refuse(values: dict[str, Any], *names: str) -> None:
-    """Refuses what config.json says of things that no model here does."""
+    """Refuses fields of config.json for features that are not supported."""
     for name in names:
         if values.get(name):
             raise InputError(f"config.json: {name} is not known here, got {values[name]!r}")

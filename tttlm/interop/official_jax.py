@@ -216,7 +216,7 @@ def read_parameters(folder: Path) -> Tensors:
 
 
 def write_parameters(folder: Path, tensors: list[Written], *, train_state: bool = False) -> None:
-    """Writes `streaming_params`, or `streaming_train_state` at step 0 with an optimiser that has not begun."""
+    """Writes `streaming_params`, or `streaming_train_state` at step 0 with a new optimiser state."""
     keys = {tensor.name: tuple(tensor.name.split(".")) for tensor in tensors}
     if not train_state:
         write_stream(folder / "streaming_params", (Record(keys[tensor.name], tensor) for tensor in tensors))

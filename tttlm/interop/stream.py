@@ -114,29 +114,29 @@ class _Reader:
             return self._array(self._unsigned(2 if code == 0xDC else 4), depth)
         if code in (0xDE, 0xDF):
             return self._map(self._unsigned(2 if code == 0xDE else 4), depth)
-        raise _Malformed("a byte stands there that begins no object of MessagePack")
+        raise _Malformed("found a byte that begins no object of MessagePack")
 
     def _text(self, size: int) -> str:
         if size > _LONGEST_TEXT:
-            raise _Malformed("a string of absurd length stands there")
+            raise _Malformed("found a string of absurd length")
         try:
             return self._take(size).decode()
         except UnicodeDecodeError:
-            raise _Malformed("a string that is not UTF-8 stands there") from None
+            raise _Malformed("found a string that is not UTF-8") from None
 
     def _array(self, count: int, depth: int) -> list[Any]:
         if count > _MOST_ITEMS:
-            raise _Malformed("an array of absurd length stands there")
+            raise _Malformed("found an array of absurd length")
         return [self.value(depth + 1) for _ in range(count)]
 
     def _map(self, count: int, depth: int) -> dict[Any, Any]:
         if count > _MOST_ITEMS:
-            raise _Malformed("a map of absurd length stands there")
+            raise _Malformed("found a map of absurd length")
         keys_and_values = [(self.value(depth + 1), self.value(depth + 1)) for _ in range(count)]
         try:
             return dict(keys_and_values)
         except TypeError:
-            raise _Malformed("a map whose keys are no strings stands there") from None
+            raise _Malformed("found a map whose keys are not strings") from None
 
 
 def read_stream(path: Path) -> dict[tuple[str, ...], Tensor]:
@@ -157,7 +157,7 @@ def read_stream(path: Path) -> dict[tuple[str, ...], Tensor]:
                 start, end = start, reader.offset
                 key, data = record if isinstance(record, list) and len(record) == 2 else (None, None)
                 if not isinstance(key, list) or not all(isinstance(part, str) for part in key) or not key:
-                    raise _Malformed("no record of a key and an array stands there")
+                    raise _Malformed("expected a record of a key and an array")
                 if not isinstance(data, Span):
                     raise _Malformed(f"the record {'/'.join(key)!r} holds no bytes")
                 if tuple(key) in found:
@@ -227,7 +227,7 @@ def _is_shape(shape: Any) -> bool:
 def _in_order(items: Any) -> list[Any]:
     """The values of a map with the keys "0", "1", ..., which is how flax writes a tuple."""
     if not isinstance(items, dict) or any(str(i) not in items for i in range(len(items))):
-        raise _Malformed("a map that is no tuple of flax stands there")
+        raise _Malformed("found a map that is not a tuple of flax")
     return [items[str(i)] for i in range(len(items))]
 
 

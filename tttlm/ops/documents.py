@@ -96,7 +96,7 @@ def positions_in_document(
     if docs is None:
         return positions, carried + time
     starts = jax.lax.cummax(jnp.where(docs.start, positions, 0), axis=1)
-    begun = docs.index > 0
+    started = docs.index > 0
     after = carried + num_positions(docs, time)
-    after = after - jnp.where(begun[:, -1], starts[:, -1], 0)
-    return jnp.where(begun, positions - starts, positions), after
+    after = after - jnp.where(started[:, -1], starts[:, -1], 0)
+    return jnp.where(started, positions - starts, positions), after

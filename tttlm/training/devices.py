@@ -41,7 +41,7 @@ DEVICES = (
 
 
 def memory_of(device: Any, on_this_host: int) -> int | None:
-    """Bytes of memory that a `jax.Device` of this process has; None where nobody says.
+    """Bytes of memory of a `jax.Device` of this process; None if unknown.
 
     Args:
         device: the device.

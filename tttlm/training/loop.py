@@ -317,7 +317,7 @@ class _Experiment:
 
     @contextmanager
     def written(self) -> Iterator[None]:
-        """Writes inside fail the run, or are reported and passed over where `checkpoint.on_failure` is "continue"."""
+        """Failed writes inside stop the run, or are reported and ignored if `checkpoint.on_failure` is "continue"."""
         try:
             yield
         except CannotWrite as failure:

@@ -268,7 +268,7 @@ class RunFolder:
 
 
 def with_head(text: str) -> str:
-    """The text of a run's configuration behind the line that tells its version and digest."""
+    """The text of a run's configuration after the line with its version and digest."""
     digest = hashlib.sha256(text.encode()).hexdigest()
     return f"# tttlm {tttlm.__version__}, sha256 of what follows: {digest}\n{text}"
 

@@ -1,4 +1,4 @@
-"""The dual form of an inner MLP whose updates are affine in gradients taken at an anchor: no token's weights are made.
+"""The dual form of an inner MLP whose updates are affine in gradients at an anchor, without weights of single tokens.
 
 With `x_l`, `z_l` the inputs and pre-activations of layer `l` for the keys at the anchor, `G_l = dloss/dz_l` times the
 rates, and bars for the queries, the weights of token `t` are `kept_t U + carried_t S - Σ_s mix_ts g_s` (see
@@ -54,7 +54,7 @@ class Dual:
 
 
 class _Parts(NamedTuple):
-    """An MLP and what is around it."""
+    """An MLP with its norm and residual."""
 
     mlp: MLP
     norm: Normed | None
@@ -156,7 +156,7 @@ def _steps(
 
 
 class _Affine(NamedTuple):
-    """`U_t = kept_t U + carried_t momentum - Σ_s mix_ts g_s`; None stands for one, and for none of it."""
+    """`U_t = kept_t U + carried_t momentum - Σ_s mix_ts g_s`; None means 1 for `kept` and 0 for `carried`."""
 
     kept: Float[Array, "m"] | None
     carried: Float[Array, "m"] | None
@@ -212,7 +212,7 @@ def _affine(
 
 
 def _read_out(parts: _Parts, slow: Any, x: Float[Array, "K"], z: Float[Array, "V"]) -> Float[Array, "V"]:
-    """The prediction of the model from what the MLP inside gives."""
+    """The prediction of the model from the output of its MLP."""
     if parts.norm is not None:
         z = z - jnp.mean(z)
         z = z * jax.lax.rsqrt(jnp.mean(z * z) + parts.norm.eps)

@@ -18,9 +18,9 @@ FREE_CHUNK = 64  # tokens of a chunk that no clock bounds
 
 
 class Pairs(NamedTuple):
-    """What gradients are taken of: `P` writes, and how much of each every token learns, `[m, P]`.
+    """The pairs whose gradients are taken: `P` writes, and their coefficients for every token, `[m, P]`.
 
-    `parts` are zero or one but for a window, whose rates they are.
+    `parts` are zero or one, except with a window, where they are its rates.
     """
 
     keys: Float[Array, "P K"]
@@ -31,13 +31,13 @@ class Pairs(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """What a chunk of one head learns from and is read with.
+    """The tokens of a chunk of one head.
 
     Attributes:
-        inputs: what came in, `[m, ...]`.
-        queries: as the model reads them.
-        pairs: what gradients are taken of.
-        in_last: which tokens are of the document that goes on.
+        inputs: the inputs, `[m, ...]`.
+        queries: the queries, as the model reads them.
+        pairs: the pairs whose gradients are taken.
+        in_last: which tokens are of the last document.
         same: which tokens `s <= t` are of the document of `t`.
     """
 
@@ -48,14 +48,14 @@ class Tokens(NamedTuple):
     same: Bool[Array, "m m"]
 
 
-# Computes a chunk of one head from a state: that after it, of the last document, and outputs.
+# Computes a chunk of one head from a state: the state after it, of the last document, and outputs.
 Steps = Callable[[Learner, Constants, LearnerState, Tokens, Chunk], tuple[LearnerState, Float[Array, "m V"]]]
 # Axes of a `Chunk` by sequence; `starts_mid_chunk` is one value for all sequences, so that a branch is not a select.
 ROWS: Any = Chunk(0, 0, 0, 0, 0, 0, None)  # type: ignore[arg-type]
 
 
 def anchored(problem: Problem, steps: Steps) -> tuple[Float[Array, "B T H V"], LearnerState]:
-    """Outputs and the next state, chunk after chunk of what `steps` computes."""
+    """Outputs and the next state, chunk by chunk as `steps` computes them."""
     clocks = problem.learner.clocks
     constants = Constants(of_heads(problem.blank), problem.slow, problem.position_scale)
     over_heads = jax.vmap(partial(_chunk, problem.learner, steps), (Constants(0, 0, None), 0, 0, None))  # type: ignore[arg-type]
@@ -100,7 +100,7 @@ def _chunk(
 
 
 def by(coefficient: Array, like: Array) -> Array:
-    """`coefficient` with axes of size one behind its own, to multiply `like`."""
+    """`coefficient` with trailing axes of size one, to multiply `like`."""
     return coefficient.reshape(coefficient.shape + (1,) * (like.ndim - coefficient.ndim))
 
 
@@ -110,7 +110,7 @@ def mix(coefficient: Array, tree: Any) -> Any:
 
 
 def move_anchor(learner: Learner, state: LearnerState, read: Any, chunk: Chunk, size: int) -> LearnerState:
-    """The state whose anchor has moved to the weights that are read, where the chunk's end is a time for it."""
+    """The state after moving the anchor to the weights that are read, if the chunk ends at such a time."""
     if not carries_anchor(learner):
         return state
     assert learner.clocks.anchor is not None

@@ -1,10 +1,10 @@
-"""Momentum and decay over a chunk, without steps: the weights of token `t` are affine in those at its start.
+"""Momentum and decay over a chunk in closed form: the weights of token `t` are affine in those at its start.
 
     S_t = momentum_t S_{t-1} + g_t            S_t = carried_t S + Σ_s gathered_ts g_s
     U_t = decay_t U_{t-1} - size_t P_t        U_t = kept_t U - Σ_s lasting_ts size_s P_s
 
-with `P = S`, or what a transform makes of it. All four are products of gates over ranges of tokens, made without
-quotients, so that a gate of zero is as good as any.
+with `P = S`, or its transform. All four are products of gates over ranges of tokens, computed without quotients, so
+that gates may be zero.
 """
 
 from typing import NamedTuple
@@ -27,13 +27,13 @@ def from_start(gate: Float[Array, "*B m"], same: Bool[Array, "m m"]) -> Float[Ar
 
 
 class Coefficients(NamedTuple):
-    """Over a chunk, as above; None stands for momentum or decay that a learner has not.
+    """The coefficients of a chunk, as above; None if a learner has no momentum or no decay.
 
     Attributes:
-        carried: `[m]`, of the momentum at the start.
-        gathered: `[m, m]`, of the gradients in the momentum.
-        kept: `[m]`, of the weights at the start.
-        lasting: `[m, m]`, of the steps in the weights, times their sizes.
+        carried: coefficients `[m]` of the momentum at the start.
+        gathered: coefficients `[m, m]` of the gradients in the momentum.
+        kept: coefficients `[m]` of the weights at the start.
+        lasting: coefficients `[m, m]` of the steps in the weights, times their sizes.
     """
 
     carried: Float[Array, "*B m"] | None

@@ -1,14 +1,14 @@
 """Linear models whose anchor moves with every token: the WY form, over chunks of any length.
 
-With `Λ_ts` the product of the gates after `s` up to `t`, the weights are what is left of those at the start of the
-chunk and of the writes since, `W_t = Λ_t W + Σ_{s<=t} (Λ_ts k_s)ᵀ u_s`. A write is `u_t = rate_t (v_t - p_t W̃)` with
-`p` the error key (the key but in Comba) and `W̃` the weights that it meets, after their decay or before it, so that all
-writes of a chunk solve one triangular system
+With `Λ_ts` the product of the gates after `s` up to `t`, the weights are the decayed weights from the start of the
+chunk plus the decayed writes since, `W_t = Λ_t W + Σ_{s<=t} (Λ_ts k_s)ᵀ u_s`. A write is `u_t = rate_t (v_t - p_t W̃)`
+with `p` the error key (the key, except in Comba) and `W̃` the weights before the write, after or before their decay, so
+that all writes of a chunk solve one triangular system
 
     (I + rate o tril(p̃ k̃ᵀ, -1)) u = rate (v - p̃ W)
 
-which is diagonal where the loss is linear in the prediction (linear attention and its gated kinds). Rates of a value
-channel make a system for each channel (Longhorn). A token of several writes reads after the last.
+which is diagonal if the loss is linear in the prediction (linear attention and its gated variants). Rates per value
+channel give one system for each channel (Longhorn). A token with several writes reads after the last.
 """
 
 from functools import partial
@@ -130,7 +130,7 @@ def _chunk(
 
 
 class _Products:
-    """Products of vectors across what decays between them: `gates` are None, `[m]` for all channels, or `[m, K]`."""
+    """Products of vectors with the decay between them: `gates` are None, `[m]` for all channels, or `[m, K]`."""
 
     def __init__(self, gates: Float[Array, "m *K"] | None, same: Bool[Array, "m m"]):
         self.gates, self.same = gates, same
@@ -150,7 +150,7 @@ class _Products:
         return jnp.where(mask[rows], jnp.einsum("tk,kts,sk->ts", left, ranges[:, rows], right), 0)
 
     def since_start(self, left, *, decayed: bool, rows: Any = slice(None)) -> Float[Array, "r K"]:
-        """`left_t` times what is left of the weights at the start, of those before the gate of `t` if not `decayed`."""
+        """`left_t` times the decay of the initial weights, up to before the gate of `t` if not `decayed`."""
         if self.starts is None:
             return left
         starts = self.starts if decayed else self._before(self.starts[..., None])[..., 0]

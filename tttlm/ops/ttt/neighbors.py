@@ -14,7 +14,7 @@ from tttlm.ops.documents import Documents, num_positions
 
 
 class Neighbors(NamedTuple):
-    """The last keys `[B, A, F]` and inputs `[B, A, D]` before a stretch, of the document in progress; else zeros."""
+    """The last keys `[B, A, F]` and inputs `[B, A, D]` of the document in progress; zeros where it has fewer."""
 
     keys: Float[Array, "B A F"]
     inputs: Float[Array, "B A D"]
@@ -33,16 +33,16 @@ def neighbor_writes(
     """The `1 + A` writes of every token, in the order of `Clocks.writes_per_token`.
 
     Args:
-        keys: what a token is written along.
-        inputs: what the targets are made of.
-        conv: `J = 2 A + 1` taps for each channel, the first of the token `A` before.
-        chunk_size: tokens beyond whose chunk nothing is seen.
-        tail: what came before; None at the start of a row.
-        offset: where in a chunk each row stands; None at its start.
-        docs: documents of the rows; nothing of one is seen by another.
+        keys: keys of the tokens.
+        inputs: inputs of the convolution that makes the targets.
+        conv: `J = 2 A + 1` taps for each channel, the first for the token `A` positions before.
+        chunk_size: tokens of a chunk, beyond which the convolution does not reach.
+        tail: the previous keys and inputs; None at the start of a sequence.
+        offset: offset of each sequence in its chunk; None at its start.
+        docs: documents of the sequences, which are independent.
 
     Returns:
-        keys and targets of the writes, and the tail to go on with.
+        Keys and targets of the writes, and the next tail.
     """
     (batch, time, _), ahead = keys.shape, conv.shape[1] // 2
     if tail is None:

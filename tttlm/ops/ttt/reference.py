@@ -18,7 +18,7 @@ from tttlm.ops.ttt.problem import Problem, Shapes, select
 
 
 class Constants(NamedTuple):
-    """What does not change from token to token: what a document starts from, and slow parameters."""
+    """Values that are equal for all tokens: the state that a document starts from, and slow parameters."""
 
     blank: LearnerState
     slow: Any
@@ -26,8 +26,8 @@ class Constants(NamedTuple):
 
 
 class Flags(NamedTuple):
-    """Of a token: where it stands in the period of the clocks, whether it is no padding, whether a document starts with
-    it, and whether it takes a position at all."""
+    """Flags of a token: its offset in the period of the clocks, whether it is not padding, whether a document starts
+    with it, and whether it counts as a position."""
 
     offset: Int[Array, "*T"]
     real: Bool[Array, "*T"]
@@ -73,7 +73,7 @@ def flags_of(problem: Problem) -> Flags:
 
 
 def of_heads(state: LearnerState) -> LearnerState:
-    """The parts of a state that belong to a head; offset and document belong to a row."""
+    """The parts of a state that belong to a head; offset and document belong to a sequence."""
     return state._replace(offset=None, document=None)  # type: ignore[arg-type]
 
 
@@ -154,7 +154,7 @@ def _token(
 
 
 class Gates(NamedTuple):
-    """What a token brings for the step: `[]` or `[K]`, or None."""
+    """The inputs of a token for the step: `[]` or `[K]`, or None."""
 
     momentum: Array | None
     decay: Array | None
