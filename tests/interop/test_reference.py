@@ -19,7 +19,7 @@ def logits_of(folder: Path, tokens) -> np.ndarray:
     return np.asarray(tttlm.from_pretrained(folder, param_dtype="float64")(jnp.asarray(tokens, jnp.int32)))
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", [name for name in FOLDERS if name not in ("mamba", "mamba2")])  # see *_ssm
 @pytest.mark.usefixtures("x64")
 def test_logits_agree_with_transformers_and_the_folder_goes_out_as_it_came(tmp_path, name):
     folder = FIXTURES / name

@@ -22,7 +22,7 @@ SMOLLM, QWEN2 = FIXTURES / "smollm", FIXTURES / "qwen2"
     ("folder", "mixers", "num_layers", "backbone"),
     [
         (SMOLLM, ("attention", "ttt_linear"), 4, "mamba"),  # with convolutions before blocks of TTT
-        (QWEN2, ("ttt_mlp", "attention", "mamba"), 6, "transformer"),
+        pytest.param(QWEN2, ("ttt_mlp", "attention", "mamba"), 6, "transformer", marks=pytest.mark.slow),
     ],
 )
 def test_with_a_zero_readout_the_first_logits_are_those_of_the_base(folder, mixers, num_layers, backbone):
