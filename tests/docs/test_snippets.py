@@ -2,6 +2,7 @@
 
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import create_autospec
 
@@ -73,6 +74,13 @@ def hub(folder, monkeypatch):
     return {}
 
 
+def llama(folder, monkeypatch):
+    """A Llama of 32 blocks, as the text says."""
+    config = replace(SMALL, mixers=("attention",), num_layers=32)
+    tttlm.save_pretrained(nnx.jit(lambda: LanguageModel(config, rngs=nnx.Rngs(0)))(), "llama")
+    return {}
+
+
 def samples(folder, monkeypatch):
     a, b = np.random.default_rng(0).normal(size=(2, 24, 3)).astype(np.float32)
     return {"a": a, "b": b, "images_a": a, "images_b": b, "extract": lambda batch: batch}
@@ -86,11 +94,12 @@ GIVEN = {
     ("docs/adaptation.md", 1): texts,
     ("docs/adding-a-mixer.md", 0): average,
     ("docs/checkpoints.md", 1): hub,
+    ("docs/checkpoints.md", 2): llama,
     ("docs/generation.md", 0): lambda folder, monkeypatch: {"folder": folder},
     ("docs/shift.md", 0): samples,
 }
-# They compile many programs: several layers with gradients, an adapter, dynamic evaluation.
-SLOW = {"README.md", "docs/adaptation.md", "docs/layers.md", "docs/shift.md"}
+# They compile many programs: several layers with gradients, an adapter, dynamic evaluation, a warm start.
+SLOW = {"README.md", "docs/adaptation.md", "docs/checkpoints.md", "docs/layers.md", "docs/shift.md"}
 ELSEWHERE = {"docs/inner-learner.md"}  # tests/mixers/test_own_learner.py, which also trains it
 
 
@@ -120,12 +129,12 @@ def test_the_snippets_of_a_page_run_in_order(page, folder, monkeypatch):
 
 
 def the_mixer_works(names):
-    config = ModelConfig(**{**vars(SMALL), "mixers": ("average",), "mixer_options": {"average": {"decay": 0.9}}})
+    config = replace(SMALL, mixers=("average",), mixer_options={"average": {"decay": 0.9}})
     model = LanguageModel(config, rngs=nnx.Rngs(0))
     assert model(jnp.ones((1, 4), jnp.int32)).shape == (1, 4, 258)
 
 
-def the_model_is_back(names):
+def the_images_are_classified(names):
     assert names["logits"].shape == (2, 10)
 
 
@@ -136,6 +145,6 @@ def the_layer_goes_on(names):
 
 RESULTS = {
     "README.md": the_layer_goes_on,
-    "docs/adaptation.md": the_model_is_back,
+    "docs/adaptation.md": the_images_are_classified,
     "docs/adding-a-mixer.md": the_mixer_works,
 }
