@@ -9,7 +9,7 @@ QUICK := tests/test_house.py tests/test_package.py tests/test_fields.py tests/te
 	tests/training/test_config.py tests/cli/test_hostile_values.py tests/cli/test_plot.py \
 	tests/ops/test_rope.py tests/ops/test_projection.py tests/ops/test_documents.py tests/model/test_language_model.py
 
-.PHONY: train test quick test-slow test-reference lint format docs wheel clean
+.PHONY: train test quick test-slow test-lm-eval test-reference lint format docs wheel clean
 
 train: $(VENV)/ready
 	$(PY) train.py --config configs/quickstart.yaml
@@ -26,6 +26,12 @@ test-slow: $(VENV)/ready
 test-reference: $(VENV)/ready
 	$(PY) -m pip install --quiet -c constraints.txt -e '.[reference]'
 	$(PY) -m pytest -m reference
+
+# In an environment of its own: the package brings much that nothing else needs.
+test-lm-eval:
+	$(PYTHON) -m venv $(VENV)-lm-eval
+	$(VENV)-lm-eval/bin/python -m pip install --quiet -c constraints.txt -e '.[test,lm-eval]'
+	$(VENV)-lm-eval/bin/python -m pytest tests/evaluation/lm_eval_harness.py
 
 lint: $(VENV)/ready
 	$(PY) -m ruff check .

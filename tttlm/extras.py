@@ -13,6 +13,7 @@ EXTRAS = {
     "mlxtend": "vision",
     "corrupt_tta": "vision",
     "ott": "shift",
+    "lm_eval": "lm-eval",
     "huggingface_hub": "hub",
 }
 
