@@ -15,6 +15,7 @@ ROOMS = [
     "parts",
     "mixers",
     "layers",
+    "linen",
     "model",
     "inference",
     "interop",

@@ -1,4 +1,4 @@
-"""The projection's written-out gradient is the one that JAX derives from the product."""
+"""The projection is the product of matrices, and so are its gradients, whatever axes are merged."""
 
 import jax
 import jax.numpy as jnp

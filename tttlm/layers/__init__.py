@@ -27,6 +27,7 @@ from tttlm.mixers import (
     Titans,
     TTTLinear,
 )
+from tttlm.parts.bidirectional import Bidirectional, scan_image
 
 __all__ = [
     "ATLAS",
@@ -36,6 +37,7 @@ __all__ = [
     "TTT",
     "TTTMLP",
     "Attention",
+    "Bidirectional",
     "Comba",
     "DeltaNet",
     "DeltaProduct",
@@ -49,4 +51,5 @@ __all__ = [
     "MiniBatchTTT",
     "TTTLinear",
     "Titans",
+    "scan_image",
 ]

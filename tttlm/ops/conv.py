@@ -3,7 +3,6 @@
 It is written as a few shifted multiply-adds, which XLA fuses; a grouped convolution is many times slower on CPU.
 """
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
@@ -60,38 +59,12 @@ def _at(a: Shaped[Array, "B P *S"], positions: slice | Int[Array, "B Q"]) -> Sha
     return jnp.take_along_axis(a, positions.reshape(positions.shape + (1,) * (a.ndim - 2)), axis=1)
 
 
-@jax.custom_vjp
 def _shifted_sum(
     padded: Float[Array, "B TP C"], kernel: Float[Array, "W C"], same: Bool[Array, "W B T"] | None
 ) -> Float[Array, "B T C"]:
-    """`sum_w kernel[w] padded[t + w]` over the taps of the same document.
-
-    The gradient is written out: derived from the slices, it is a sum of padded arrays that XLA recomputes for every
-    product that reads it, at about twice the cost.
-    """
+    """`sum_w kernel[w] padded[t + w]` over the taps of the same document."""
     time = padded.shape[1] - kernel.shape[0] + 1
     return sum(tap * _kept(padded[:, w : w + time], same, w) for w, tap in enumerate(kernel))
-
-
-def _forward(padded, kernel, same):
-    return _shifted_sum(padded, kernel, same), (padded, kernel, same)
-
-
-def _backward(saved, dy):
-    padded, kernel, same = saved
-    (width, _), time = kernel.shape, dy.shape[1]
-    for_padded, for_kernel = jnp.zeros_like(padded), []
-    wide = jnp.pad(dy, ((0, 0), (width - 1, width - 1), (0, 0)))
-    for w, tap in enumerate(kernel):
-        if same is not None:
-            wide = jnp.pad(_kept(dy, same, w), ((0, 0), (width - 1, width - 1), (0, 0)))
-        first = width - 1 - w
-        for_padded = for_padded + tap * wide[:, first : first + padded.shape[1]]
-        for_kernel.append(jnp.sum(_kept(dy, same, w) * padded[:, w : w + time], axis=(0, 1)))
-    return for_padded, jnp.stack(for_kernel), None
-
-
-_shifted_sum.defvjp(_forward, _backward)
 
 
 def _kept(a, same, w):

@@ -4,8 +4,9 @@ A layer computes sequences `[B, T, D]` with their tokens in front, their documen
 caller may pass is handled here: leading dimensions, padding, ids, empty sequences, other dtypes, any mesh.
 """
 
+import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
 import jax
@@ -20,6 +21,21 @@ from tttlm.parts.explicit_axes import any_mesh
 from tttlm.parts.padding import read_sequences
 
 S = TypeVar("S")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def own_promotion(method: F) -> F:
+    """Decorates a method that broadcasts and promotes by JAX's own rules.
+
+    `jax_numpy_rank_promotion` and `jax_numpy_dtype_promotion` are there to find mistakes in a caller's own code.
+    """
+
+    @functools.wraps(method)
+    def run(*arguments: Any, **options: Any) -> Any:
+        with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+            return method(*arguments, **options)
+
+    return run  # type: ignore[return-value]
 
 
 class SequenceLayer(nnx.Module, Generic[S]):
@@ -48,8 +64,7 @@ class SequenceLayer(nnx.Module, Generic[S]):
             segment_ids: Ids of the documents in a sequence, 0 for padding that counts as a position (see
                 `tttlm.ops.documents`).
             lengths: Number of tokens of each sequence. Padding after them is neither read nor written and does not
-                count as
-                a position: every sequence has the outputs that it has alone. Outputs at padding are 0.
+                count as a position: every sequence has the outputs that it has alone. Outputs at padding are 0.
             mask: The same for padding anywhere, True at tokens.
 
         Raises:
@@ -75,6 +90,7 @@ class SequenceLayer(nnx.Module, Generic[S]):
         """
         return self._read(x, state, segment_ids, lengths, mask)
 
+    @own_promotion
     def init_state(self, batch: int | tuple[int, ...]) -> S:
         """The state before the first token, for `batch` sequences or for leading dimensions of that shape."""
         if not isinstance(batch, tuple):
@@ -93,6 +109,7 @@ class SequenceLayer(nnx.Module, Generic[S]):
         x, docs = arguments
         return self._extend(x, self._init_state(x.shape[0]), docs, **options)[0]
 
+    @own_promotion
     def _read(
         self, x: Any, state: Any, segment_ids: Any, lengths: Any, mask: Any, per_token: Any = None, **options: Any
     ) -> tuple[Array, Any]:
@@ -164,10 +181,10 @@ class LearningLayer(SequenceLayer[S]):
             segment_ids: Ids of the documents in a sequence, 0 for padding that counts as a position (see
                 `tttlm.ops.documents`). A document that starts with a mini-batch has the outputs that it has alone.
             lengths: Number of tokens of each sequence. Padding after them is neither read nor written and does not
-                count as
-                a position: every sequence has the outputs that it has alone. Outputs at padding are 0.
+                count as a position: every sequence has the outputs that it has alone. Outputs at padding are 0.
             mask: The same for padding anywhere, True at tokens.
-            inner_learning_rate_multiplier: Multiplier of `inner_learning_rate`, for its warm-up in training.
+            inner_learning_rate_multiplier: Multiplier of the inner learning rates, for their warm-up in training;
+                0 reads the inner model out without learning.
 
         Raises:
             InputError: An argument has a wrong shape or dtype.

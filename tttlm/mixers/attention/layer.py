@@ -57,7 +57,9 @@ class Attention(SequenceLayer[AttentionState]):
             `jax.jit`, where offsets are unknown, gives NaN. Not needed to call the layer on complete sequences.
         qk_norm: whether every head's query and key has an RMSNorm before it is rotated (arXiv 2302.05442).
         norm_eps: epsilon of those norms.
-        rope_theta: base of the rotary embedding.
+        causal: whether a query attends only to tokens that are not after it; otherwise to all of its document, and
+            there is no `extend`.
+        rope_theta: base of the rotary embedding; None for no rotation.
         rope_scaling: the RoPE scaling of Llama 3; None for no scaling.
         use_bias: whether the four projections have biases.
         out_bias: whether the projection out has a bias; None for `use_bias`.
@@ -84,8 +86,9 @@ class Attention(SequenceLayer[AttentionState]):
         sliding_window: int | None = None,
         max_length: int | None = None,
         qk_norm: bool = False,
+        causal: bool = True,
         norm_eps: float = 1e-6,
-        rope_theta: float = 10_000.0,
+        rope_theta: float | None = 10_000.0,
         rope_scaling: RopeScaling | None = None,
         use_bias: bool = False,
         out_bias: bool | None = None,
@@ -112,7 +115,11 @@ class Attention(SequenceLayer[AttentionState]):
             head_dim = hidden_size // num_heads
         if head_dim % 2:
             raise InputError(f"head_dim must be even, which rotary embeddings turn in pairs; got {head_dim}")
-        self.hidden_size = hidden_size
+        if not causal and sliding_window is not None:
+            raise InputError(
+                f"sliding_window is that of causal attention: without causal it must be None; got {sliding_window}"
+            )
+        self.hidden_size, self.causal = hidden_size, causal
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         self.sliding_window, self.max_length, self.rope_theta = sliding_window, max_length, rope_theta
         self.rope_scaling = rope_scaling
@@ -147,12 +154,17 @@ class Attention(SequenceLayer[AttentionState]):
         q, k, v = self._project(x, jnp.arange(time, dtype=jnp.int32))
         segments = None if docs is None else _segments(docs, (batch, time))
 
+        # Where all stand at one position, nothing is after anything.
+        here = None if self.causal else jnp.zeros((1, time), jnp.int32)
+
         def attend(q, k, v, segments):
             return attention(
                 q,
                 k,
                 v,
                 sliding_window=self.sliding_window,
+                query_positions=here,
+                key_positions=here,
                 query_segments=segments,
                 key_segments=segments,
                 implementation=self.implementation,
@@ -248,6 +260,8 @@ class Attention(SequenceLayer[AttentionState]):
         return y, after
 
     def _init_state(self, batch: int) -> AttentionState:
+        if not self.causal:
+            raise InputError("attention that is not causal reads whole sequences: it has no state to go on from")
         slots = self.max_length if self.sliding_window is None else self.sliding_window
         if slots is None:
             raise InputError("attention without a window needs max_length, the tokens its cache has room for; got None")
@@ -267,7 +281,8 @@ class Attention(SequenceLayer[AttentionState]):
         )
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = (rotate_halves(a, positions, self.rope_theta, self.rope_scaling).astype(v.dtype) for a in (q, k))
+        if self.rope_theta is not None:
+            q, k = (rotate_halves(a, positions, self.rope_theta, self.rope_scaling).astype(v.dtype) for a in (q, k))
         return q, k, v
 
     def _places(self, offset: Int[Array, "B"], slots: int) -> Int[Array, "B S"]:

@@ -100,11 +100,13 @@ class MiniBatchTTT(LearningLayer[TTTState]):
         gate: whether the output is multiplied by `gelu(g_proj(x))` (Mamba backbone).
         conv_kernel: number of taps of those convolutions.
         conv_init: initialization of those convolutions, see `tttlm.parts.conv.CausalConv`.
-        rope_theta: base of the rotary embedding, which rotates by the position within the mini-batch.
+        rope_theta: base of the rotary embedding, which rotates by the position within the mini-batch; None for
+            no rotation.
         dtype: dtype of projections, convolutions and norms; None promotes input and parameters. The
             inner model is trained in float32 at least.
         param_dtype: dtype of all parameters.
-        kernel_init: initializer of all projections and of the inner model's kernels.
+        kernel_init: initializer of all projections.
+        inner_kernel_init: initializer of the inner model's kernels; None for `kernel_init`.
         remat_mini_batches: number of mini-batches that the backward pass recomputes at a time (see
             `tttlm.ops.ttt.learn`).
         implementation: name of an implementation of `tttlm.ops.ttt.learn`; None picks.
@@ -137,10 +139,11 @@ class MiniBatchTTT(LearningLayer[TTTState]):
         gate: bool = False,
         conv_kernel: int = 4,
         conv_init: ConvInit = "pytorch",
-        rope_theta: float = 10_000.0,
+        rope_theta: float | None = 10_000.0,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
         kernel_init: Initializer = default_kernel_init,
+        inner_kernel_init: Initializer | None = None,
         remat_mini_batches: int = 1,
         implementation: str | None = None,
         rngs: nnx.Rngs,
@@ -192,7 +195,13 @@ class MiniBatchTTT(LearningLayer[TTTState]):
         widths = (head_dim, *inner_hidden, head_dim)
         self.inner = nnx.List(
             InnerLinear(
-                num_heads, i, o, use_bias=inner_bias, param_dtype=param_dtype, kernel_init=kernel_init, rngs=rngs
+                num_heads,
+                i,
+                o,
+                use_bias=inner_bias,
+                param_dtype=param_dtype,
+                kernel_init=inner_kernel_init or kernel_init,
+                rngs=rngs,
             )
             for i, o in (pairwise(widths) if learned_start else ())
         )
@@ -242,7 +251,9 @@ class MiniBatchTTT(LearningLayer[TTTState]):
         def split_heads(a: Float[Array, "B T D"]) -> Float[Array, "B T H K"]:
             return a.reshape(batch, time, self.num_heads, self.head_dim)
 
-        q, k = (rotate_pairs(split_heads(a), positions, self.rope_theta).astype(a.dtype) for a in (q, k))
+        q, k = split_heads(q), split_heads(k)
+        if self.rope_theta is not None:
+            q, k = (rotate_pairs(a, positions, self.rope_theta).astype(a.dtype) for a in (q, k))
         v = split_heads(to_heads(self.v_proj(x)))
         return (q, k, v, *self._rates(x, self.inner_learning_rate * multiplier / self.head_dim)), tail
 
@@ -350,10 +361,11 @@ class TTTLinear(MiniBatchTTT):
         gate: bool = False,
         conv_kernel: int = 4,
         conv_init: ConvInit = "pytorch",
-        rope_theta: float = 10_000.0,
+        rope_theta: float | None = 10_000.0,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
         kernel_init: Initializer = default_kernel_init,
+        inner_kernel_init: Initializer | None = None,
         remat_mini_batches: int = 1,
         implementation: str | None = None,
         rngs: nnx.Rngs,
@@ -375,6 +387,7 @@ class TTTLinear(MiniBatchTTT):
             dtype=dtype,
             param_dtype=param_dtype,
             kernel_init=kernel_init,
+            inner_kernel_init=inner_kernel_init,
             remat_mini_batches=remat_mini_batches,
             implementation=implementation,
             rngs=rngs,
@@ -405,10 +418,11 @@ class TTTMLP(MiniBatchTTT):
         gate: bool = False,
         conv_kernel: int = 4,
         conv_init: ConvInit = "pytorch",
-        rope_theta: float = 10_000.0,
+        rope_theta: float | None = 10_000.0,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
         kernel_init: Initializer = default_kernel_init,
+        inner_kernel_init: Initializer | None = None,
         remat_mini_batches: int = 1,
         implementation: str | None = None,
         rngs: nnx.Rngs,
@@ -430,6 +444,7 @@ class TTTMLP(MiniBatchTTT):
             dtype=dtype,
             param_dtype=param_dtype,
             kernel_init=kernel_init,
+            inner_kernel_init=inner_kernel_init,
             remat_mini_batches=remat_mini_batches,
             implementation=implementation,
             rngs=rngs,

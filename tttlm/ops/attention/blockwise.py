@@ -1,8 +1,8 @@
 """Attention one block of keys at a time: memory grows with T, also in the backward pass. For CPU, and without a kernel.
 
-The softmax is accumulated over blocks of keys (arXiv 1805.02867) and the backward pass recomputes the scores from
-the logarithm of each query's normaliser (arXiv 2307.08691). Blocks of keys that no query of a block can attend to are
-skipped: those in the future, outside the window, or of other documents.
+The softmax is accumulated over blocks of keys (arXiv 1805.02867) and the derivatives compute the scores again from the
+logarithm of each query's normaliser (arXiv 2307.08691). Blocks of keys that no query of a block can see are never
+computed: those in the future, outside the window, or of other documents.
 """
 
 import math
@@ -56,7 +56,7 @@ def blockwise(
     q_blocks = jnp.transpose(_split(grouped, query_block), (1, 0, 3, 4, 2, 5))  # [N, B, G, R, Q, K]
     k_blocks = jnp.transpose(_split(k, key_block), (1, 0, 3, 2, 4))  # [N, B, G, S, K]
     v_blocks = jnp.transpose(_split(v, key_block), (1, 0, 3, 2, 4))
-    out = _attend(q_blocks, k_blocks, v_blocks, queries, keys, sliding_window)
+    out, _ = _attend(q_blocks, k_blocks, v_blocks, queries, keys, sliding_window)
     return jnp.transpose(out, (1, 0, 4, 2, 3, 5)).reshape(batch, -1, num_heads, head_dim)[:, :time]
 
 
@@ -97,7 +97,7 @@ def _range(needed: Bool[Array, "N M"]) -> tuple[Int[Array, "N"], Int[Array, "N"]
     return first, jnp.where(jnp.any(needed, axis=1), last, first)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5,))
+@partial(jax.custom_jvp, nondiff_argnums=(5,))
 def _attend(
     q: Float[Array, "N B G R Q K"],
     k: Float[Array, "M B G S K"],
@@ -105,12 +105,6 @@ def _attend(
     queries: _Side,
     keys: _Side,
     sliding_window: int | None,
-) -> Float[Array, "N B G R Q K"]:
-    return _forward(q, k, v, queries, keys, sliding_window)[0]
-
-
-def _forward(
-    q: Array, k: Array, v: Array, queries: _Side, keys: _Side, sliding_window: int | None
 ) -> tuple[Float[Array, "N B G R Q K"], Float[Array, "N B G R Q"]]:
     """The outputs, and the logarithm of every query's normaliser."""
     dtype = jnp.promote_types(q.dtype, jnp.float32)
@@ -144,44 +138,46 @@ def _forward(
     return jax.lax.map(query_block, (q, queries, first, last))
 
 
-def _attend_fwd(
-    q: Array, k: Array, v: Array, queries: _Side, keys: _Side, sliding_window: int | None
-) -> tuple[Array, tuple]:
-    out, log_total = _forward(q, k, v, queries, keys, sliding_window)
-    return out, (q, k, v, queries, keys, out, log_total)
+@_attend.defjvp
+def _attend_jvp(sliding_window: int | None, primals: tuple, tangents: tuple) -> tuple:
+    """`dout = sum_j w_j (ds_j v_j + dv_j) - out dlog_total`, `dlog_total = sum_j w_j ds_j` of weights `w`, scores `s`.
 
+    It is linear in the tangents, and what they are multiplied by is computed again where it is transposed: that is the
+    backward pass of arXiv 2307.08691. The rule is made of differentiable parts, so that any order follows.
+    """
+    q, k, v, queries, keys = primals
+    dq, dk, dv, *_ = tangents
+    out, log_total = _attend(q, k, v, queries, keys, sliding_window)
+    dtype, scale = log_total.dtype, 1 / math.sqrt(q.shape[-1])
 
-def _attend_bwd(sliding_window: int | None, saved: tuple, d_out: Array) -> tuple:
-    q, k, v, queries, keys, out, log_total = saved
-    dtype = jnp.promote_types(q.dtype, jnp.float32)
-    scale = 1 / math.sqrt(q.shape[-1])
-    # the sum over keys of weight times its gradient, which the softmax subtracts
-    mean = jnp.sum(out.astype(dtype) * d_out.astype(dtype), axis=-1)
+    def query_block(block: tuple) -> tuple[Array, Array]:
+        q_i, dq_i, queries_i, log_total_i, needed = block
 
-    def key_block(d_q: Array, block: tuple[Array, Array, _Side, Array, Array]) -> tuple[Array, tuple]:
-        k_j, v_j, keys_j, first, last = block
+        @partial(jax.checkpoint, prevent_cse=False)
+        def key_block(carry: tuple[Array, Array], block: tuple) -> tuple[tuple[Array, Array], None]:
+            k_j, dk_j, v_j, dv_j, keys_j, needed = block
 
-        # keys before queries: then all products but that of d_q are of plain row-major operands
-        def query_block(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-            d_q, d_k, d_v = carry
-            scores = jnp.einsum("bgsk,bgrqk->bgsrq", k_j, q[i], preferred_element_type=dtype) * scale
-            seen = visible(queries.positions[i], keys_j.positions, queries.segments[i], keys_j.segments, sliding_window)
-            scores = jnp.where(jnp.swapaxes(seen, 1, 2)[:, None, :, None], scores, MASKED)
-            weights = jnp.exp(scores - log_total[i][:, :, None])
-            d_v += jnp.einsum("bgsrq,bgrqk->bgsk", weights.astype(v.dtype), d_out[i], preferred_element_type=dtype)
-            d_weights = jnp.einsum("bgsk,bgrqk->bgsrq", v_j, d_out[i], preferred_element_type=dtype)
-            d_scores = (weights * (d_weights - mean[i][:, :, None]) * scale).astype(q.dtype)
-            d_k += jnp.einsum("bgsrq,bgrqk->bgsk", d_scores, q[i], preferred_element_type=dtype)
-            d_q_i = jnp.einsum("bgsrq,bgsk->bgrqk", d_scores, k_j, preferred_element_type=dtype)
-            return jax.lax.dynamic_update_index_in_dim(d_q, d_q[i] + d_q_i, i, 0), d_k, d_v
+            def add() -> tuple[Array, Array]:
+                d_out, d_log_total = carry
+                product = partial(jnp.einsum, preferred_element_type=dtype)
+                # Keys before queries: then most products, transposed too, are of plain row-major operands.
+                scores = product("bgsk,bgrqk->bgsrq", k_j, q_i) * scale
+                seen = visible(
+                    queries_i.positions, keys_j.positions, queries_i.segments, keys_j.segments, sliding_window
+                )
+                scores = jnp.where(jnp.swapaxes(seen, 1, 2)[:, None, :, None], scores, MASKED)
+                weights = jnp.exp(scores - log_total_i[:, :, None])
+                d_scores = product("bgsk,bgrqk->bgsrq", k_j, dq_i) + product("bgsk,bgrqk->bgsrq", dk_j, q_i)
+                change = weights * (d_scores * scale)
+                d_out = d_out + product("bgsrq,bgsk->bgrqk", change.astype(v.dtype), v_j)
+                d_out = d_out + product("bgsrq,bgsk->bgrqk", weights.astype(v.dtype), dv_j)
+                return d_out, d_log_total + jnp.sum(change, axis=2)
 
-        start = (d_q, *varying_like((jnp.zeros(k_j.shape, dtype), jnp.zeros(v_j.shape, dtype)), q))
-        d_q, d_k, d_v = jax.lax.fori_loop(first, last, query_block, start)
-        return d_q, (d_k.astype(k.dtype), d_v.astype(v.dtype))
+            return jax.lax.cond(needed, add, lambda: carry), None
 
-    first, last = _range(_needed(queries, keys, sliding_window).T)
-    d_q, (d_k, d_v) = jax.lax.scan(key_block, varying_like(jnp.zeros(q.shape, dtype), q), (k, v, keys, first, last))
-    return d_q.astype(q.dtype), d_k, d_v, None, None
+        start = (jnp.zeros(q_i.shape, dtype), jnp.zeros(q_i.shape[:-1], dtype))
+        return jax.lax.scan(key_block, varying_like(start, q_i), (k, dk, v, dv, keys, needed))[0]
 
-
-_attend.defvjp(_attend_fwd, _attend_bwd)
+    d_out, d_log_total = jax.lax.map(query_block, (q, dq, queries, log_total, _needed(queries, keys, sliding_window)))
+    d_out = d_out - out.astype(dtype) * d_log_total[..., None]
+    return (out, log_total), (d_out.astype(out.dtype), d_log_total)

@@ -91,102 +91,36 @@ def _chunked(
         return jnp.swapaxes(z, 0, 1).reshape(-1, chunk, *z.shape[:1], *z.shape[2:])
 
     u, dt, B, C = (split(z) for z in (u, dt, B, C))
-    y, state = _scan(u, dt, A.T, B, C, None if start is None else split(start), state, sequential)
+    step = jax.checkpoint(partial(_in_sequence if sequential else _in_parallel, A.T), prevent_cse=False)
+    state, y = jax.lax.scan(step, state, (u, dt, B, C, None if start is None else split(start)))
     return jnp.swapaxes(y.reshape(-1, batch, channels)[:time], 0, 1), state
 
 
-def _recurrence(
-    a: Float[Array, "L B N E"], b: Float[Array, "L B N E"], h: Float[Array, "B N E"], reverse: bool, sequential: bool
-) -> Float[Array, "L B N E"]:
-    """`h_t = a_t h_{t-1} + b_t`, from the last to the first when `reverse`.
+def _in_sequence(A: Float[Array, "N E"], h: Float[Array, "B N E"], inputs: tuple) -> tuple[Array, Array]:
+    """A chunk token by token: each state is touched once, which a CPU wants, and so it is on the way back.
 
-    A sequential loop reads each element once, which is faster on a CPU; the associative scan has log2(L) parallel
-    steps.
+    Vectors become matrices by products, whose transposes XLA computes far faster than sums over states.
     """
-    if sequential:
+    ones = jnp.ones(A.shape[0], A.dtype)
 
-        def step(h: Array, ab: tuple[Array, Array]) -> tuple[Array, Array]:
-            h = ab[0] * h + ab[1]
-            return h, h
-
-        return jax.lax.scan(step, h, (a, b), reverse=reverse)[1]
-    first = -1 if reverse else 0
-    b = b.at[first].add(a[first] * h)
-    return jax.lax.associative_scan(lambda p, q: (q[0] * p[0], q[0] * p[1] + q[1]), (a, b), reverse=reverse)[1]
-
-
-def _decays(
-    dt: Float[Array, "L B E"], A: Float[Array, "N E"], start: Bool[Array, "L B"] | None
-) -> Float[Array, "L B N E"]:
-    a = jnp.exp(dt[:, :, None] * A)
-    return a if start is None else jnp.where(start[:, :, None, None], 0, a)
-
-
-def _add_products(
-    total: Float[Array, "B N E"], x: Float[Array, "L B N E"], y: Float[Array, "L B E"], sequential: bool
-) -> Float[Array, "B N E"]:
-    """`total + sum_t x_t y_t`; on a CPU the reduction is several times slower than the loop."""
-    if not sequential:
-        return total + jnp.sum(x * y[:, :, None], axis=0)
-
-    def step(total: Array, xy: tuple[Array, Array]) -> tuple[Array, None]:
-        return total + xy[0] * xy[1][:, None], None
-
-    return jax.lax.scan(step, total, (x, y))[0]
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(7,))
-def _scan(
-    u: Float[Array, "M L B E"],
-    dt: Float[Array, "M L B E"],
-    A: Float[Array, "N E"],
-    B: Float[Array, "M L B N"],
-    C: Float[Array, "M L B N"],
-    start: Bool[Array, "M L B"] | None,
-    state: Float[Array, "B N E"],
-    sequential: bool,
-) -> tuple[Float[Array, "M L B E"], Float[Array, "B N E"]]:
-    return _scan_fwd(u, dt, A, B, C, start, state, sequential)[0]
-
-
-def _scan_fwd(
-    u: Array, dt: Array, A: Array, B: Array, C: Array, start: Array | None, state: Array, sequential: bool
-) -> tuple[tuple[Array, Array], tuple]:
-    def chunk(h: Array, inputs: tuple) -> tuple[Array, tuple[Array, Array]]:
+    def token(h: Array, inputs: tuple) -> tuple[Array, Array]:
         u, dt, b, c, start = inputs
-        states = _recurrence(_decays(dt, A, start), b[..., None] * u[:, :, None], h, False, sequential)
-        return states[-1], (jnp.einsum("lbn,lbne->lbe", c, states), h)
+        decay = jnp.exp(jnp.einsum("be,n->bne", dt, ones) * A)
+        if start is not None:
+            decay = jnp.where(start[:, None, None], 0, decay)
+        h = decay * h + jnp.einsum("bn,be->bne", b, u)
+        return h, jnp.einsum("bn,bne->be", c, h)
 
-    last, (y, between) = jax.lax.scan(chunk, state, (u, dt, B, C, start))
-    return (y, last), (u, dt, A, B, C, start, between)
-
-
-def _scan_bwd(sequential: bool, saved: tuple, gradients: tuple[Array, Array]) -> tuple:
-    """With `g_t = dloss/dh_t = C_t dy_t + a_{t+1} g_{t+1}`, all other gradients are products with `g` and `h`."""
-    u, dt, A, B, C, start, between = saved
-    d_y, d_last = gradients
-    ones = jnp.ones(A.shape[0], A.dtype)  # a sum over states as a product with ones: XLA reduces far more slowly
-
-    def chunk(carry: tuple[Array, Array], inputs: tuple) -> tuple[tuple[Array, Array], tuple]:
-        from_later, d_A = carry  # a_{t+1} g_{t+1} of the last token, and the gradient of A in later chunks
-        u, dt, b, c, start, h, d_y = inputs
-        a = _decays(dt, A, start)
-        states = _recurrence(a, b[..., None] * u[:, :, None], h, False, sequential)
-        before = jnp.concatenate([h[None], states[:-1]])
-        next_a = jnp.concatenate([a[1:], jnp.ones_like(a[:1])])
-        g = _recurrence(next_a, c[..., None] * d_y[:, :, None], from_later, True, sequential)
-        d_exponent = g * a * before  # of dt A, within the exponential
-        d_dt = jnp.einsum("lbne,n->lbe", d_exponent * A, ones)
-        d_A = _add_products(d_A, d_exponent, dt, sequential)
-        d_u = jnp.einsum("lbne,lbn->lbe", g, b)
-        d_b = jnp.einsum("lbne,lbe->lbn", g, u)
-        d_c = jnp.einsum("lbne,lbe->lbn", states, d_y)
-        return (a[0] * g[0], d_A), (d_u, d_dt, d_b, d_c)
-
-    inputs = (u, dt, B, C, start, between, d_y)
-    zeros = jnp.zeros_like(d_last)
-    (d_state, d_A), (d_u, d_dt, d_B, d_C) = jax.lax.scan(chunk, (d_last, zeros), inputs, reverse=True)
-    return d_u, d_dt, jnp.sum(d_A, axis=0), d_B, d_C, None, d_state
+    return jax.lax.scan(token, h, inputs)
 
 
-_scan.defvjp(_scan_fwd, _scan_bwd)
+def _in_parallel(A: Float[Array, "N E"], h: Float[Array, "B N E"], inputs: tuple) -> tuple[Array, Array]:
+    """A chunk in log2(L) parallel steps."""
+    u, dt, b, c, start = inputs
+    decay = jnp.exp(dt[:, :, None] * A)
+    if start is not None:
+        decay = jnp.where(start[:, :, None, None], 0, decay)
+    added = jnp.einsum("lbn,lbe->lbne", b, u).at[0].add(decay[0] * h)
+    combine = lambda p, q: (q[0] * p[0], q[0] * p[1] + q[1])
+    states = jax.lax.associative_scan(combine, (decay, added))[1]
+    return states[-1], jnp.einsum("lbn,lbne->lbe", c, states)

@@ -1,0 +1,87 @@
+"""Layers that read in other orders, and what attention and TTT leave out when asked."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tttlm.errors import InputError
+from tttlm.layers import Attention, Bidirectional, Mamba, TTTLinear, scan_image
+
+WIDTH, TIME = 8, 6
+LARGE = {"kernel_init": nnx.initializers.normal(0.4)}  # so that what is learned and seen shows in the output
+LAYERS = {
+    "ttt_linear": lambda **o: TTTLinear(WIDTH, 2, mini_batch_size=4, rngs=nnx.Rngs(0), **LARGE, **o),
+    "attention": lambda **o: Attention(WIDTH, 2, max_length=TIME, rngs=nnx.Rngs(0), **LARGE, **o),
+    "mamba": lambda **o: Mamba(WIDTH, state_size=2, rngs=nnx.Rngs(0), **o),
+}
+
+
+def inputs(*shape):
+    return jnp.asarray(np.random.default_rng(1).normal(size=(*shape, WIDTH)), jnp.float32)
+
+
+def close(a, b):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_reversed_sequence_gives_reversed_outputs(name):
+    layer, x = LAYERS[name](), inputs(2, TIME)
+    both, halves = Bidirectional(layer), Bidirectional(layer, merge="concatenate")
+    y = both(x)
+    close(both(x[:, ::-1]), y[:, ::-1])
+    close(halves(x)[..., :WIDTH] + halves(x)[..., WIDTH:], y)
+    close(halves(x)[..., :WIDTH], layer(x))
+    assert float(jnp.max(jnp.abs(y[:, 0] - 2 * layer(x)[:, 0]))) > 1e-4  # what comes later reaches the first token
+
+
+def test_padding_is_left_out_of_both_passes():
+    layer, x = Bidirectional(LAYERS["ttt_linear"]()), inputs(1, TIME)
+    padded = x.at[:, 4:].set(jnp.nan)
+    close(layer(padded, lengths=jnp.asarray([4]))[:, :4], layer(x[:, :4]))
+    left = jnp.roll(padded, 2, axis=1)
+    close(layer(left, mask=jnp.asarray([[False] * 2 + [True] * 4]))[:, 2:], layer(x[:, :4]))
+
+
+def test_a_transposed_image_gives_the_transposed_result():
+    layer, image = LAYERS["mamba"](), inputs(2, 2, 3)
+    y = scan_image(layer, image)
+    assert y.shape == image.shape
+    close(scan_image(layer, image.swapaxes(1, 2)), y.swapaxes(1, 2))
+
+
+def test_attention_that_is_not_causal_sees_all_of_its_document():
+    layer, x = LAYERS["attention"](causal=False, rope_theta=None), inputs(1, TIME)
+    order = np.random.default_rng(2).permutation(TIME)
+    close(layer(x[:, order]), layer(x)[:, order])  # a function of the set
+    ids = jnp.asarray([[1, 1, 1, 2, 2, 2]])
+    close(layer(x, ids)[:, :3], layer(x[:, :3]))
+    with pytest.raises(InputError, match="not causal"):
+        layer.init_state(1)
+
+
+def test_without_rotation_there_are_no_positions():
+    layer, x = LAYERS["attention"](rope_theta=None), inputs(1, 3)
+    swapped = x[:, jnp.asarray([1, 0, 2])]
+    close(layer(swapped)[:, 2], layer(x)[:, 2])
+    turned = LAYERS["attention"]()
+    assert float(jnp.max(jnp.abs(turned(swapped)[:, 2] - turned(x)[:, 2]))) > 1e-5
+    ttt = LAYERS["ttt_linear"](rope_theta=None)
+    assert float(jnp.max(jnp.abs(ttt(x) - LAYERS["ttt_linear"]()(x)))) > 1e-5
+
+
+def test_the_inner_model_is_read_out_without_learning():
+    layer, x = LAYERS["ttt_linear"](), inputs(1, TIME)
+    _, state = layer.extend(x[:, :4], layer.init_state(1))
+    y, after = layer.extend(x, state, inner_learning_rate_multiplier=0.0)
+    for a, b in zip(after.inner.weights, state.inner.weights, strict=True):
+        np.testing.assert_array_equal(a.kernel, b.kernel)
+    learned, _ = layer.extend(x, state)
+    assert float(jnp.max(jnp.abs(y - learned))) > 1e-4
+
+
+def test_inner_weights_have_an_initializer_of_their_own():
+    layer = LAYERS["ttt_linear"](inner_kernel_init=nnx.initializers.constant(0.5))
+    assert np.all(layer.inner[0].kernel[...] == 0.5)
+    assert np.std(layer.q_proj.kernel[...]) > 0
