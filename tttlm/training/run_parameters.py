@@ -1,5 +1,7 @@
 """The parameters of a run one by one, and a run that is made of parameters from elsewhere."""
 
+import math
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,7 +44,8 @@ class RunParameters:
         self.step = pick_step(self.folder.checkpoints, step)
         self._path = self.folder.checkpoints / str(self.step)
         self._facts = self._tell(lambda: read_facts(self._path))
-        self._last: tuple[tuple[Any, ...], np.ndarray] | None = None
+        self._temporary = tempfile.TemporaryDirectory(prefix="tttlm-")
+        self._stacks: dict[tuple[Any, ...], tuple[Path, tuple[int, ...], np.dtype]] = {}
         self._shapes = Model(self.config).shapes
 
     def name(self, path: tuple[Any, ...], repeat: int | None) -> str:
@@ -53,12 +56,20 @@ class RunParameters:
         return jnp.dtype(digest.partition(":")[0])
 
     def read(self, path: tuple[Any, ...], repeat: int | None) -> np.ndarray:
-        """The values of a parameter, or what one repeat has of a stacked one; the last array read is kept."""
-        if self._last is None or self._last[0] != path:
-            self._last = None
-            self._last = (path, self._tell(lambda: self._load(path)))
-        value = self._last[1]
-        return value if repeat is None else value[repeat]
+        """The values of a parameter, or what one repeat has of a stacked one.
+
+        A stack is read once, and kept in a temporary file, from which its repeats are read one by one.
+        """
+        if repeat is None:
+            return self._tell(lambda: self._load(path))
+        if path not in self._stacks:
+            value = self._tell(lambda: self._load(path))
+            file = Path(self._temporary.name) / str(len(self._stacks))
+            value.reshape(-1).view(np.uint8).tofile(file)
+            self._stacks[path] = (file, value.shape[1:], value.dtype)
+        file, shape, dtype = self._stacks[path]
+        size = math.prod(shape) * dtype.itemsize
+        return np.fromfile(file, np.uint8, size, offset=repeat * size).view(dtype).reshape(shape)
 
     def _load(self, path: tuple[Any, ...]) -> np.ndarray:
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
