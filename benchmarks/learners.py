@@ -8,6 +8,7 @@ the machine meets all of them; medians are printed, as a table in Markdown.
 """
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -154,7 +155,8 @@ def main(arguments: Arguments) -> None:
 
 def interleaved(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
     """Median seconds of each, called in turn after a first call that compiles."""
-    for run in runs.values():
+    for key, run in runs.items():
+        print(f"compiling {key}", file=sys.stderr, flush=True)
         jax.block_until_ready(run())
     seconds: dict[str, list[float]] = {key: [] for key in runs}
     for _ in range(repeats):
