@@ -56,7 +56,7 @@ def test_bad_input_is_refused_in_one_line(folder, tmp_path):
         ([str(tmp_path)], "neither the folder of a run .* nor a released model"),
         ([str(folder)], "no tokenizer in"),
         ([str(folder), "--prompt", "a", "--prompt_file", "b"], "give one of them"),
-        ([str(folder), "--max_tokens", "0"], "name a file to --save_state"),
+        ([str(folder), "--max_tokens", "0"], "only reads the prompt: name a file with --save_state"),
         ([str(folder), "--save_state", str(tmp_path / "no" / "file")], "cannot be written"),
         ([str(folder), "--save_state", str(tmp_path)], "is a folder"),
         ([str(folder), "--load_state", str(tmp_path / "none")], "does not exist"),
