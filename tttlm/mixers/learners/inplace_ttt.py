@@ -42,7 +42,7 @@ class InPlaceTTTState(NamedTuple):
     tail: Neighbors
 
     @property
-    def document(self) -> Int[Array, "*R B"]:
+    def document(self) -> Int[Array, "*B"]:
         """The id of the document in progress; in a stack of layers, of each layer."""
         return self.inner.document
 

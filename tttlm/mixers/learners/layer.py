@@ -99,7 +99,7 @@ class TTTState(NamedTuple):
     position: Int[Array, "*R B"] | None
 
     @property
-    def document(self) -> Int[Array, "*R B"]:
+    def document(self) -> Int[Array, "*B"]:
         """The id of the document in progress; in a stack of layers, of each layer."""
         return self.inner[0].document
 

@@ -50,7 +50,7 @@ class TTTState(NamedTuple):
     tail: Float[Array, "B P D"] | None
 
     @property
-    def document(self) -> Int[Array, "*R B"]:
+    def document(self) -> Int[Array, "*B"]:
         """The id of the document in progress; in a stack of layers, of each layer."""
         return self.inner.document
 
