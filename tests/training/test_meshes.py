@@ -90,9 +90,13 @@ def check_exchanges(found: dict, size: dict[str, int]) -> None:
     assert max(math.prod(shape) for shape in found["arrays"]) == most
 
 
-def test_layers_of_every_kind_train_the_same_on_a_mesh_of_all_axes():
-    mixers = ["ttt_linear", "attention", "mamba", "mamba2"]
-    changes = {"model.num_layers": 4, "model.mixers": mixers, "model.attention.num_kv_heads": 2}
+@pytest.mark.parametrize(
+    "mixers",
+    [["ttt_linear", "attention"], pytest.param(["ttt_linear", "attention", "mamba", "mamba2"], marks=pytest.mark.slow)],
+    ids=len,
+)
+def test_layers_of_every_kind_train_the_same_on_a_mesh_of_all_axes(mixers):
+    changes = {"model.num_layers": len(mixers), "model.mixers": mixers, "model.attention.num_kv_heads": 2}
     check(run(changes, ONE, "fsdp=2,tensor=2,context=2,accumulate=2"))
 
 
