@@ -135,7 +135,7 @@ def test_strict_promotion_is_for_the_callers_code(name):
 
 @each
 def test_derivatives_forward_and_backward_agree(name, x64):
-    """`<w, J v> = <J^T w, v>`, and the curvature is the same whichever way it is asked for."""
+    """`<w, J v> = <J^T w, v>`, and finite differences agree."""
     layer = build(name, dtype=jnp.float64, param_dtype=jnp.float64)
     x, v, w = (jnp.asarray(np.random.default_rng(i).normal(size=(1, TIME, WIDTH))) for i in range(3))
     ids = jnp.asarray([[1, 1, 1, 2, 2, 2]])
