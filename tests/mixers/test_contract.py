@@ -72,7 +72,15 @@ class Case:
 CASES: dict[str, Case] = {}
 
 
-@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow if name in LEARNERS else ()) for name in LAYERS])
+def slow_unless(*names):
+    return [pytest.param(name, marks=() if name in names else pytest.mark.slow) for name in LAYERS]
+
+
+# The dearest properties are shown of one layer of each kind always, of the others with the slow tests.
+of_each_kind = pytest.mark.parametrize("case", slow_unless("ttt_linear", "attention", "mamba2"), indirect=True)
+
+
+@pytest.fixture(params=slow_unless("ttt_linear", "ttt_mlp", "attention", "sliding_attention", "mamba", "mamba2"))
 def case(request, x64):
     if request.param not in CASES:
         CASES[request.param] = Case(request.param)
@@ -99,6 +107,7 @@ def test_any_cut_gives_the_same(case, packed, cuts):
     close((pieces * real[:, :time]), (case.whole(case.parameters, case.x, ids) * real)[:, :time])
 
 
+@of_each_kind
 def test_gradients_through_a_cut_are_those_of_the_whole(case):
     """Cut within a mini-batch and within a document."""
     weights = jnp.asarray(np.random.default_rng(2).normal(size=case.x.shape)) * (ANYWHERE != 0)[..., None]
@@ -112,6 +121,7 @@ def test_gradients_through_a_cut_are_those_of_the_whole(case):
     close(*difference(case.parameters, case.x))
 
 
+@of_each_kind
 def test_a_document_gives_packed_what_it_gives_alone(case):
     """Documents that start on a mini-batch boundary, as packers place them: outputs and gradients."""
     lengths, starts = (7, 5, 8), (0, 8, 16)
@@ -138,6 +148,7 @@ def test_a_document_gives_packed_what_it_gives_alone(case):
     close(gradient, sums)
 
 
+@of_each_kind
 def test_nothing_reaches_a_token_from_later_or_from_another_document(case):
     def score(x, place):
         y = case.whole(case.parameters, x, ANYWHERE)
@@ -180,6 +191,7 @@ def test_rows_may_stand_at_different_offsets(case):
         close(y[row : row + 1], alone)
 
 
+@of_each_kind
 def test_a_ragged_batch_gives_each_sequence_what_it_gives_alone(case):
     """Outputs, gradients and the state to go on from, with padding on any side; NaN in it reaches nothing."""
     lengths = (17, 6, 0)

@@ -23,7 +23,10 @@ LAYERS = {
     "mamba": lambda **o: Mamba(WIDTH, state_size=2, **o),
     "mamba2": lambda **o: Mamba2(WIDTH, state_size=2, head_dim=4, **o),
 }
-each = pytest.mark.parametrize("name", LAYERS)
+ALWAYS = ("ttt_mlp", "attention", "mamba2")  # one of each kind; the others are slow tests
+each = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in ALWAYS else pytest.mark.slow) for name in LAYERS]
+)
 
 
 def build(name, **options):
@@ -133,7 +136,8 @@ def test_strict_promotion_is_for_the_callers_code(name):
     np.testing.assert_array_equal(y, expected)
 
 
-@each
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAYERS)
 def test_derivatives_forward_and_backward_agree(name, x64):
     """`<w, J v> = <J^T w, v>`, and finite differences agree."""
     layer = build(name, dtype=jnp.float64, param_dtype=jnp.float64)
