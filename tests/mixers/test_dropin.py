@@ -153,6 +153,7 @@ def test_derivatives_forward_and_backward_agree(name, x64):
 
 
 @each
+@pytest.mark.usefixtures("_as_a_user")
 def test_a_batch_may_be_a_symbol_of_an_exported_program(name):
     layer = build(name)
     (batch,) = export.symbolic_shape("b")
