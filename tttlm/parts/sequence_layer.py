@@ -6,6 +6,7 @@ caller may pass is handled here: leading dimensions, padding, ids, empty sequenc
 
 import functools
 import math
+import reprlib
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
@@ -232,4 +233,4 @@ def check_implementation(name: str | None, names: Iterable[str]) -> None:
         InputError: There is no implementation of that name.
     """
     if name is not None and name not in (names := tuple(names)):
-        raise InputError(f"implementation must be None or one of {', '.join(names)}; got {name!r}")
+        raise InputError(f"implementation must be None or one of {', '.join(names)}; got {reprlib.repr(name)}")

@@ -1,7 +1,7 @@
 """KDA, Kimi Delta Attention (arXiv 2510.26692), with the layer of flash-linear-attention."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 
@@ -11,6 +11,7 @@ from tttlm.mixers.learners.memory import Gates
 from tttlm.mixers.learners.mixer import LearnerConfig, LearnerMixer, PublishedLayer
 from tttlm.mixers.registry import register
 from tttlm.ops.ttt import Learner, published
+from tttlm.ranges import Range
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class KDAConfig(LearnerConfig):
 
     allow_neg_eigval: bool = False
     """Whether rates are between 0 and 2 instead of 0 and 1, so that a key can be written over with its opposite."""
-    lower_bound: float | None = None
+    lower_bound: Annotated[float, Range(least=-1e4, below=0)] | None = None
     """Lower bound of the logarithm of a gate, below 0; None for no bound."""
 
 

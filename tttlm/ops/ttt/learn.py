@@ -1,5 +1,6 @@
 """The public function: checks its arguments, reads the documents, and picks an implementation."""
 
+import reprlib
 from typing import Any
 
 import jax
@@ -144,7 +145,7 @@ def choose(learner: Learner, shapes: Shapes, name: str | None, device: str | Non
     if name is None:
         name = next(name for name, reason in reasons.items() if reason is None)
     elif name not in reasons:
-        raise InputError(f"implementation must be one of {list(reasons)} or None, got {name!r}")
+        raise InputError(f"implementation must be one of {list(reasons)} or None, got {reprlib.repr(name)}")
     elif reasons[name] is not None:
         raise InputError(f"implementation {name!r} cannot compute this learner: {reasons[name]}")
     return IMPLEMENTATIONS[name]
