@@ -47,7 +47,8 @@ def operations(jaxpr) -> float:
         inside = [value for value in eqn.params.values() if hasattr(value, "eqns") or hasattr(value, "jaxpr")]
         if eqn.primitive.name == "dot_general":
             (contracted, _), _ = eqn.params["dimension_numbers"]
-            total += 2 * eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[n] for n in contracted)
+            terms = math.prod(eqn.invars[0].aval.shape[n] for n in contracted)
+            total += eqn.outvars[0].aval.size * (2 * terms if contracted else 1)  # an outer product sums nothing
         elif eqn.primitive.name in ("mul", "add", "sub"):
             total += eqn.outvars[0].aval.size
         elif eqn.primitive.name == "triangular_solve":

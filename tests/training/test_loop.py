@@ -237,13 +237,13 @@ def test_a_fault_that_there_is_no_room_to_trace_is_reported_all_the_same(data, t
     assert said in outcome.message
 
 
-def test_a_leap_of_the_gradient_norm_is_a_fault_where_it_is_told_to_be(data, tmp_path):
+def test_a_spike_of_the_gradient_norm_is_a_fault_where_it_is_configured(data, tmp_path):
     config = small_config(tmp_path / "run", data, **{"faults.spike": 0.9, "evaluate.every": 0})
     outcome = loop.train(config)  # the norm grows as the run begins
     assert (outcome.reason, outcome.step, outcome.status) == ("fault", 1, 1)
     norm = read_metrics(Path(config.run) / "metrics.jsonl")[0]["gradient_norm"]
-    assert outcome.message.startswith("step 2: the gradient norm leapt to ")
-    assert float(outcome.message.split("leapt to ")[1].split(":")[0]) > 0.9 * norm
+    assert outcome.message.startswith("step 2: the gradient norm spiked to ")
+    assert float(outcome.message.split("spiked to ")[1].split(":")[0]) > 0.9 * norm
     assert "everything is finite; the largest gradient is of" in outcome.message
 
 
