@@ -27,7 +27,7 @@ def read(name: str) -> dict[str, TrainConfig]:
     return {name: dataclasses.replace(run, model=matched[name].config) for name, run in models.items()}
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n == "small" else ()) for n in FILES])
 def test_every_model_of_a_comparison_can_be_trained_and_no_two_are_the_same(name):
     models = read(name)
     for run in models.values():

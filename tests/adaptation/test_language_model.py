@@ -45,7 +45,9 @@ def losses(mixers, tokens, config) -> np.ndarray:
     return evaluation(config, *mixers)([tokens]).losses[0]
 
 
-@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize(
+    "mixer", [pytest.param(m, marks=() if m in ("ttt_linear", "attention") else pytest.mark.slow) for m in MIXERS]
+)
 def test_every_mixer_learns_and_no_later_token_changes_an_earlier_score(mixer):
     here = 29
     static, dynamic = (losses([mixer], REPEATED, DynamicConfig(learning_rate=rate, stretch=8)) for rate in (0.0, 0.1))

@@ -74,7 +74,7 @@ def test_a_packed_document_gives_what_it_gives_alone(x64):
     np.testing.assert_allclose(packed[:1, 8:16], alone, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("remat", ["block", "dots"])
+@pytest.mark.parametrize("remat", ["block", pytest.param("dots", marks=pytest.mark.slow)])
 def test_what_is_computed_again_changes_no_gradient(remat):
     def gradient(remat):
         model = LanguageModel(dataclasses.replace(SMALL, remat=remat), rngs=nnx.Rngs(0))
