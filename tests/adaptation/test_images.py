@@ -38,7 +38,7 @@ def test_cifar10_binary_files_give_the_images_and_labels_written(cifar):
 def test_broken_cifar10_files_are_refused_in_a_line(cifar):
     path = cifar / "test_batch.bin"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(InputError, match=f"whole records of {CIFAR_RECORD}"):
+    with pytest.raises(InputError, match=f"not a multiple of the record size {CIFAR_RECORD}"):
         cifar10(cifar, test=True)
     path.write_bytes(bytes([10]) * CIFAR_RECORD)
     with pytest.raises(InputError, match="label 10"):
