@@ -106,7 +106,7 @@ def test_unusable_input_is_one_line():
         confidence_drop(logits, np.zeros((5, 4)))
     with pytest.raises(InputError, match="one class"):
         entropy_rise(logits[:, :1], logits[:, :1])
-    with pytest.raises(InputError, match="labels are 5 whole numbers"):
+    with pytest.raises(InputError, match="labels are 5 integers"):
         difference_of_confidences(logits, [0, 1], logits)
     with pytest.raises(InputError, match="labels go from 0 to 3"):
         difference_of_confidences(logits, [0, 1, 2, 3, 0], logits)

@@ -174,5 +174,5 @@ def test_processes_share_a_batch_by_the_rows_that_their_devices_hold(monkeypatch
     assert shares_of([0, 1, 0, 1], 4, 1, monkeypatch) == [(0, 2), (1, 2)]
     assert shares_of([0, 0, 1, 1], 1, 4, monkeypatch) == [(0, 1), (0, 1)]
     assert shares_of([0, 1, 2, 3], 2, 2, monkeypatch) == [(0, 2), (0, 2), (1, 2), (1, 2)]
-    with pytest.raises(InputError, match="lie across the processes unevenly"):
+    with pytest.raises(InputError, match="split unevenly over the processes"):
         shares_of([0, 0, 1, 1, 2, 2], 2, 3, monkeypatch)
