@@ -214,6 +214,11 @@ class LearningLayer(SequenceLayer[S]):
         options = {"multiplier": inner_learning_rate_multiplier, "on_boundary": on_boundary}
         return self._read(x, state, segment_ids, lengths, mask, **options)
 
+    def _whole(self, *arguments: Any, **options: Any) -> Array:
+        """Without a state to begin with, `learn` starts all sequences on a mini-batch boundary."""
+        x, docs = arguments
+        return self._extend(x, None, docs, **options)[0]
+
 
 def at_least_one(**counts: int | None) -> None:
     """Refuses counts below 1, by the names of their arguments; None is a default and is accepted.

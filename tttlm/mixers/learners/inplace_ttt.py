@@ -145,9 +145,6 @@ class InPlaceTTT(LearningLayer[InPlaceTTTState]):
         rates = jnp.full(written.shape[:2], self.inner_learning_rate * multiplier, jnp.float32)
         return LearnerInputs(keys[:, :, None], written[:, :, None], targets[:, :, None], rates[..., None]), tail
 
-    def _whole(self, x: Float[Array, "B T D"], docs: Documents | None, **options: Any) -> Float[Array, "B T D"]:
-        return self._extend(x, None, docs, **options)[0]
-
     def _extend(
         self,
         x: Float[Array, "B T D"],

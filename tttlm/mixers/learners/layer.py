@@ -278,9 +278,6 @@ class TTT(LearningLayer[TTTState]):
         last = values[:, writes - 1 :: writes].reshape(batch, time, -1)
         return last, tuple(tails), Tokens(q, k, values, error_keys), position
 
-    def _whole(self, x: Float[Array, "B T D"], docs: Documents | None, **options: Any) -> Float[Array, "B T D"]:
-        return self._extend(x, None, docs, **options)[0]
-
     def _extend(
         self,
         x: Float[Array, "B T D"],

@@ -257,9 +257,6 @@ class MiniBatchTTT(LearningLayer[TTTState]):
         v = split_heads(to_heads(self.v_proj(x)))
         return (q, k, v, *self._rates(x, self.inner_learning_rate * multiplier / self.head_dim)), tail
 
-    def _whole(self, x: Float[Array, "B T D"], docs: Documents | None, **options: Any) -> Float[Array, "B T D"]:
-        return self._extend(x, None, docs, **options)[0]
-
     def _extend(
         self,
         x: Float[Array, "B T D"],
