@@ -21,6 +21,7 @@ BAD = {
     "since the anchor moved": lambda: Learner(query_projection="anchor", clocks=Clocks(anchor=None)),
     "one write each": lambda: Learner(window=3, clocks=Clocks(writes_per_token=2)),
     "Ridge solves": lambda: Learner(optimizer=Ridge(), loss=dot),
+    "Ridge weighs": lambda: Learner(optimizer=Ridge(decay=Gate(per_channel=True))),
     "decay_first": lambda: Learner(optimizer=Optimizer(decay=Gate(), decay_first=True), clocks=Clocks(anchor=4)),
     "gate per channel": lambda: Learner(model=MLP((8,)), optimizer=Optimizer(decay=Gate(per_channel=True))),
     "implicit step": lambda: Learner(model=MLP((8,)), optimizer=Optimizer(implicit=True)),

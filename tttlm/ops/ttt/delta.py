@@ -24,9 +24,10 @@ from tttlm.ops.ttt.description import Learner, Optimizer, Ridge
 from tttlm.ops.ttt.learner_state import LearnerInputs, LearnerState
 from tttlm.ops.ttt.losses import dot, half_square, square
 from tttlm.ops.ttt.problem import Problem, Shapes, select
+from tttlm.ops.ttt.systems import inverse_of_unit_lower, substitute
 
-CHUNK = 64  # tokens; gates per channel make a tensor of [chunk, chunk, K]
-CHANNEL_CHUNK = 16
+CHUNK = 64  # tokens
+CHANNEL_CHUNK = 16  # gates per channel make a tensor of [chunk, chunk, K]; rates per channel substitute token by token
 SLOPES: dict[Any, float] = {half_square: 1.0, square: 2.0}  # of the error, as it enters the gradient
 
 
@@ -55,8 +56,8 @@ class Delta:
         """See `tttlm.ops.ttt.learn`."""
         learner = problem.learner
         assert isinstance(learner.optimizer, Optimizer)
-        decay = learner.optimizer.decay
-        size = CHANNEL_CHUNK if decay is not None and decay.per_channel else CHUNK
+        decay, rate = learner.optimizer.decay, learner.optimizer.rate
+        size = CHANNEL_CHUNK if rate == "value" or (decay is not None and decay.per_channel) else CHUNK
         size = max(size // learner.clocks.writes_per_token, 1)
         over_heads = jax.vmap(partial(_chunk, learner), (0, 0, 0, None))
         over_rows = jax.vmap(over_heads, (None, 0, 0, Chunk(0, 0, 0, 0, 0, 0, None)))  # type: ignore[arg-type]
@@ -177,26 +178,6 @@ def _solve(
     """`u` with `u + rates o (system u) = rates o right`, `system` strictly lower triangular."""
     if system is None:
         return rates.reshape(len(rates), -1) * right
-    unit = jnp.eye(len(system), dtype=system.dtype)
-    if rates.ndim == 1:
-        return _inverse(rates[:, None] * system) @ (rates[:, None] * right)
-    solve = partial(jax.scipy.linalg.solve_triangular, lower=True, unit_diagonal=True)
-    of_channel = lambda rate, b: solve(unit + rate[:, None] * system, rate * b)
-    return jax.vmap(of_channel, (1, 1), 1)(rates, right)
-
-
-def _inverse(lower: Float[Array, "m m"]) -> Float[Array, "m m"]:
-    """The inverse of `I + lower`, strictly lower triangular, from blocks of its diagonal twice as large at every turn.
-
-    Products alone, as substitution row by row waits for a library call on CPU, and for every row on a GPU:
-
-        [A 0; C B]^-1 = [A^-1 0; -B^-1 C A^-1 B^-1]
-    """
-    index = jnp.arange(len(lower))
-    inverse, size = jnp.eye(len(lower), dtype=lower.dtype), 1
-    while size < len(lower):
-        block, pair = index // size, index // (2 * size)
-        below = (pair[:, None] == pair) & (block[:, None] > block)
-        inverse = inverse - inverse @ jnp.where(below, lower, 0) @ inverse
-        size *= 2
-    return inverse
+    if rates.ndim == 2:
+        return substitute(rates, right, system)
+    return inverse_of_unit_lower(rates[:, None] * system) @ (rates[:, None] * right)

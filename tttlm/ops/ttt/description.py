@@ -198,6 +198,10 @@ def _meaningless(learner: Learner) -> list[tuple[bool, str]]:
                 not (learner.linear and learner.loss is half_square and plain),
                 "Ridge solves for a linear model with half_square loss, and has no clocks, window, error keys or link",
             ),
+            (
+                optimizer.decay is not None and optimizer.decay.per_channel,
+                "Ridge weighs whole tokens: its decay has one gate for every head, got a gate per channel",
+            ),
         ]
     return rules + _meaningless_optimizer(learner, optimizer)
 

@@ -14,11 +14,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tttlm.ops.ttt.chunks import Chunk, over_chunks
+from tttlm.ops.ttt.coefficients import from_start, range_products
 from tttlm.ops.ttt.description import Gate, Learner, Optimizer, Ridge
 from tttlm.ops.ttt.learner_state import LearnerInputs, LearnerState
 from tttlm.ops.ttt.losses import half_square
 from tttlm.ops.ttt.models import DiagonalLinear, RidgeWeights
 from tttlm.ops.ttt.problem import Problem, Shapes, select
+from tttlm.ops.ttt.systems import solve_positive
 
 CHUNK = 16  # tokens whose states are held at a time
 
@@ -50,11 +52,7 @@ class LinearScan:
         def one(start: Any, carried: Any, slow: Any, x: LearnerInputs, chunk: Chunk) -> tuple[Any, Array]:
             if chunk.reset is not None:
                 carried = select(chunk.reset, start, carried)
-            again = None
-            if chunk.document is not None:
-                before = jnp.concatenate([chunk.document[:1], chunk.document[:-1]])
-                again = chunk.document != before
-            return of_head(learner, start, carried, slow, x, chunk.real, again)
+            return of_head(learner, start, carried, slow, x, chunk)
 
         over_heads = jax.vmap(one, (0, 0, 0, 0, None))
         over_rows = jax.vmap(over_heads, (None, 0, None, 0, Chunk(0, 0, 0, 0, 0, 0, None)))  # type: ignore[arg-type]
@@ -66,52 +64,58 @@ class LinearScan:
         return over_chunks(problem, CHUNK, step, clocked=False)
 
 
-def _states(keep: Any, add: Any, carried: Any, start: Any, again: Array | None) -> Any:
-    """`h_t = keep_t h_{t-1} + add_t` for every leaf, `[m, ...]`; from `start` where a document starts `again`."""
-
-    def leaf(keep: Array, add: Array, h: Array, start: Array) -> Array:
-        keep = jnp.broadcast_to(keep, add.shape)
-        if again is not None:
-            flag = again.reshape(-1, *(1,) * (add.ndim - 1))
-            add = jnp.where(flag, add + keep * start, add)
-            keep = jnp.where(flag, 0, keep)
-        add = add.at[0].add(keep[0] * h)
-        combine = lambda p, q: (q[0] * p[0], q[0] * p[1] + q[1])
-        return jax.lax.associative_scan(combine, (keep, add))[1]
-
-    return jax.tree.map(leaf, keep, add, carried, start)
-
-
-def _kept(gate: Gate | None, x: Array | None, real: Array) -> Array:
-    """What is left of a state after the gate of every token, `[m, 1, 1]` or `[m, K, 1]`; padding keeps all."""
+def _kept(gate: Gate | None, x: Array | None, chunk: Chunk, dtype: Any) -> Array:
+    """What is left of a state after the gate of every token, `[m]` or `[m, K]`; padding keeps all."""
     if gate is None or x is None:
-        return jnp.ones((len(real), 1, 1))
-    kept = gate.activation(x).reshape(len(real), -1, 1)
-    return jnp.where(real[:, None, None], kept, 1)
+        return jnp.ones(len(chunk.real), dtype)
+    kept = gate.activation(x)
+    return jnp.where(chunk.real.reshape(-1, *(1,) * (kept.ndim - 1)), kept, 1)
 
 
-def _ridge(learner, start, carried, slow, x: LearnerInputs, real, again):
-    rates = jnp.where(real, x.rates[:, 0], 0)
+def _ridge(learner, start, carried, slow, x: LearnerInputs, chunk: Chunk):
     keys, values = x.keys[:, 0], x.values[:, 0]
-    kept = _kept(learner.optimizer.decay, x.decay, real).astype(keys.dtype)
-    weighted = (rates[:, None] * keys)[:, :, None]
-    add = RidgeWeights(weighted * keys[:, None], weighted * values[:, None])
-    sums = _states(RidgeWeights(kept, kept), add, carried, start, again)
-    solved = jnp.linalg.solve(sums.kk + jnp.diag(slow), learner.query_scale * x.queries[..., None])
-    return jax.tree.map(lambda a: a[-1], sums), jnp.einsum("mk,mkv->mv", solved[..., 0], sums.kv)
+    same, base = jnp.tril(jnp.ones((len(keys),) * 2, bool)), lambda of_carried, of_start: of_carried
+    if chunk.document is not None:
+        same = same & (chunk.document[:, None] == chunk.document)
+        in_new = chunk.document != chunk.document[0]
+        base = lambda of_carried, of_start: select(in_new, of_start, of_carried)
+    kept = _kept(learner.optimizer.decay, x.decay, chunk, keys.dtype)
+    since, weight = from_start(kept, same), range_products(kept, same) * jnp.where(chunk.real, x.rates[:, 0], 0)
+    of_all = lambda a: jnp.broadcast_to(a, (len(keys), *a.shape))
+    kk = since[:, None, None] * base(of_all(carried.kk), of_all(start.kk))
+    kk = kk + jnp.tensordot(weight, keys[:, :, None] * keys[:, None], 1)
+    queries = learner.query_scale * x.queries[..., None]
+    solved = jax.vmap(solve_positive)(kk + jnp.diag(slow), queries)[..., 0]
+    out = since[:, None] * base(solved @ carried.kv, solved @ start.kv) + (weight * (solved @ keys.T)) @ values
+    kv = since[-1] * base(of_all(carried.kv), of_all(start.kv))[-1] + (weight[-1, :, None] * keys).T @ values
+    return RidgeWeights(kk[-1], kv), out
 
 
-def _diagonal(learner, start, carried, slow, x: LearnerInputs, real, again):
+def _diagonal(learner, start, carried, slow, x: LearnerInputs, chunk: Chunk):
     optimizer: Optimizer = learner.optimizer
     keys, values = x.keys[:, 0], x.values[:, 0]
     rates = jnp.ones((len(keys), 1), keys.dtype) if x.rates is None else x.rates.reshape(len(keys), -1)
     if optimizer.implicit:
         rates = rates / (1 + rates * jnp.sum(keys * keys, -1, keepdims=True))
-    rates = jnp.where(real[:, None], rates, 0)[:, None]  # [m, 1, V]
-    kept = _kept(optimizer.decay, x.decay, real).astype(keys.dtype)
+    rates = jnp.where(chunk.real[:, None], rates, 0)[:, None]  # [m, 1, V]
+    kept = _kept(optimizer.decay, x.decay, chunk, keys.dtype).reshape(len(keys), -1, 1)
     met = kept if optimizer.decay_first else 1  # whether the error is that of the decayed weights
     keep = kept - rates * keys[:, :, None] ** 2 * met
     add = rates * keys[:, :, None] * values[:, None]
+    again = None
+    if chunk.document is not None:
+        again = chunk.document != jnp.concatenate([chunk.document[:1], chunk.document[:-1]])
     kernels = _states(keep, add, carried[0].kernel, start[0].kernel, again)
     out = jnp.einsum("mk,mkv->mv", learner.query_scale * x.queries, kernels)
     return (carried[0]._replace(kernel=kernels[-1]),), out
+
+
+def _states(keep: Array, add: Array, h: Array, start: Array, again: Array | None) -> Array:
+    """`h_t = keep_t h_{t-1} + add_t`, `[m, K, V]`; from `start` where a document starts `again`."""
+    if again is not None:
+        flag = again[:, None, None]
+        add = jnp.where(flag, add + keep * start, add)
+        keep = jnp.where(flag, 0, keep)
+    add = add.at[0].add(keep[0] * h)
+    combine = lambda p, q: (q[0] * p[0], q[0] * p[1] + q[1])
+    return jax.lax.associative_scan(combine, (keep, add))[1]

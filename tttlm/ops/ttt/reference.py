@@ -15,6 +15,7 @@ from tttlm.ops.ttt.description import Gate, Learner, Optimizer, Ridge
 from tttlm.ops.ttt.learner_state import LearnerInputs, LearnerState, Pending, Window, carries_anchor, read_weights
 from tttlm.ops.ttt.models import prediction
 from tttlm.ops.ttt.problem import Problem, Shapes, select
+from tttlm.ops.ttt.systems import solve_positive
 
 
 class Constants(NamedTuple):
@@ -295,7 +296,7 @@ def _ridge(
     sums = state.weights if optimizer.decay is None else _decay(optimizer.decay, x.decay, state.weights)
     sums = sums._replace(kk=sums.kk + rate * jnp.outer(key, key), kv=sums.kv + rate * jnp.outer(key, value))
     state = state._replace(weights=select(real, sums, state.weights))
-    weights = jnp.linalg.solve(state.weights.kk + jnp.diag(constants.slow), state.weights.kv)
+    weights = solve_positive(state.weights.kk + jnp.diag(constants.slow), state.weights.kv)
     return state, learner.query_scale * x.queries @ weights
 
 

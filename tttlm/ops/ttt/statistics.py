@@ -13,6 +13,7 @@ from tttlm.ops.ttt.learn import learn
 from tttlm.ops.ttt.learner_state import LearnerInputs, LearnerState, init_learner_state, read_weights
 from tttlm.ops.ttt.models import prediction
 from tttlm.ops.ttt.problem import select
+from tttlm.ops.ttt.systems import solve_positive
 
 QUARTERS = 4
 STRETCH = 16  # tokens between two measurements of the weights, if no clock decides
@@ -104,7 +105,7 @@ def _read(learner: Learner, state: LearnerState, weights: Any, slow: Any) -> Any
     """The weights that queries read, of every sequence and head."""
     if isinstance(learner.optimizer, Ridge):
         ridge = jax.vmap(jnp.diag)(slow)
-        return (jnp.linalg.solve(state.weights.kk + ridge, state.weights.kv),)
+        return (jax.vmap(jax.vmap(solve_positive))(state.weights.kk + ridge, state.weights.kv),)
     if not learner.link_initial:
         return state.anchor
     of_head = lambda accumulated, initial: read_weights(learner, accumulated, initial)
