@@ -85,7 +85,7 @@ def _ridge(learner, start, carried, slow, x: LearnerInputs, chunk: Chunk):
     kk = since[:, None, None] * base(of_all(carried.kk), of_all(start.kk))
     kk = kk + jnp.tensordot(weight, keys[:, :, None] * keys[:, None], 1)
     queries = learner.query_scale * x.queries[..., None]
-    solved = jax.vmap(solve_positive)(kk + jnp.diag(slow), queries)[..., 0]
+    solved = jax.vmap(solve_positive)(kk + jnp.diag(slow)[None], queries)[..., 0]
     out = since[:, None] * base(solved @ carried.kv, solved @ start.kv) + (weight * (solved @ keys.T)) @ values
     kv = since[-1] * base(of_all(carried.kv), of_all(start.kv))[-1] + (weight[-1, :, None] * keys).T @ values
     return RidgeWeights(kk[-1], kv), out
@@ -112,10 +112,10 @@ def _diagonal(learner, start, carried, slow, x: LearnerInputs, chunk: Chunk):
 
 def _states(keep: Array, add: Array, h: Array, start: Array, again: Array | None) -> Array:
     """`h_t = keep_t h_{t-1} + add_t`, `[m, K, V]`; from `start` where a document starts `again`."""
-    if again is not None:
-        flag = again[:, None, None]
-        add = jnp.where(flag, add + keep * start, add)
-        keep = jnp.where(flag, 0, keep)
-    add = add.at[0].add(keep[0] * h)
-    combine = lambda p, q: (q[0] * p[0], q[0] * p[1] + q[1])
-    return jax.lax.associative_scan(combine, (keep, add))[1]
+
+    def step(h: Array, xs: tuple[Array, Array, Array | None]) -> tuple[Array, Array]:
+        keep, add, again = xs
+        h = keep * (h if again is None else jnp.where(again, start, h)) + add
+        return h, h
+
+    return jax.lax.scan(step, h, (keep, add, again))[1]
