@@ -131,10 +131,10 @@ def test_the_start_of_a_comparison(prepared, tmp_path, monkeypatch):
     class Started(Exception):
         pass
 
-    def run_child(*_: Any) -> Any:
+    def run_children(*_: Any) -> Any:
         raise Started
 
-    monkeypatch.setattr("tttlm.comparison.children.run_child", run_child)
+    monkeypatch.setattr("tttlm.comparison.children.run_children", run_children)
 
     def command(folder: Path) -> None:
         words = [folder / "compare.yaml", "--data", folder / "data", "--output", folder / "out"]

@@ -5,10 +5,11 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pytest
 
+from tttlm.data.generated import Instance, copy, mqar
 from tttlm.data.tokenizer import ByteTokenizer
 from tttlm.errors import InputError
 from tttlm.evaluation.recall import recalled
-from tttlm.evaluation.recall_tasks import HAYSTACK, Instance, copy, in_haystack, mqar
+from tttlm.evaluation.recall_tasks import HAYSTACK, in_haystack
 from tttlm.inference import Losses
 
 BYTES = ByteTokenizer()
@@ -51,7 +52,6 @@ def instances(task: str, count: int = 3) -> list[Instance]:
 def test_a_model_that_copies_scores_100_and_one_that_guesses_0(task):
     made = instances(task)
     found = recalled(made, oracle)
-    # The first token of a copy is known only from what ends the original, and is no part of the answer.
     assert (found.exact_match, found.token_accuracy, found.nats_per_answer) == (100, 100, 0)
     assert found.answers == sum(len(one.answers) for one in made)
     none = recalled(made, guesses)

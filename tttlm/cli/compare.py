@@ -11,7 +11,8 @@ resumes.
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,11 +125,8 @@ def _read_parts(file: Path, inside: tuple[Path, ...] = ()) -> _Parts:
 
 
 def _compare(words: list[str], environment: dict[str, str]) -> int:
-    from tttlm.comparison.children import note_peak, run_child
-    from tttlm.comparison.experiment import decide, describe_models, train_all
-    from tttlm.comparison.report import results_table, write_report
-    from tttlm.comparison.results import read_results
-    from tttlm.comparison.scores import scoring_job
+    from tttlm.comparison.children import note_process, run_child, run_children
+    from tttlm.comparison.experiment import decide, describe_models, runs_of, sweep_runs, train_all, with_best_rates
 
     config, to_train, given, order = read_comparison(words)
     output = Path(config.output)
@@ -136,23 +134,53 @@ def _compare(words: list[str], environment: dict[str, str]) -> int:
     environment.setdefault("JAX_COMPILATION_CACHE_DIR", str((output / "compiled").absolute()))
     print("\n".join(describe_models(comparison)), file=sys.stderr)
 
-    def child(*parts: str) -> int:
-        status, peak = run_child(["-m", "tttlm.cli.compare", *parts], environment)
-        if status:
-            raise SystemExit(status if status > 0 else 128 - status)
-        return peak
+    def train(files: Iterable[Path]) -> Iterator[Path]:
+        started: list[Path] = []
 
-    def train(file: Path) -> None:
-        note_peak(file.with_suffix(""), child("train", str(file)))
+        def commands() -> Iterator[list[str]]:
+            for file in files:
+                started.append(file)
+                yield ["-m", "tttlm.cli.compare", "train", str(file)]
 
-    train_all(comparison, train)
-    if job := scoring_job(comparison):
-        child("score", str(job))
+        with closing(run_children(commands(), environment, config.jobs)) as ended:
+            for number, status, peak in ended:
+                note_process(started[number].with_suffix(""), peak, config.jobs)
+                _check_status(status)
+                yield started[number]
+
+    def score(job: Path) -> None:
+        status, _ = run_child(["-m", "tttlm.cli.compare", "score", str(job)], environment)
+        _check_status(status)
+
+    if config.sweep.learning_rates:
+        train_all(sweep_runs(comparison), train, config.jobs)
+        comparison = with_best_rates(comparison)
+    train_all(runs_of(comparison), train, config.jobs)
     command = " ".join([PROGRAM, *words])
+    if comparison.generated:
+        from tttlm.comparison.answers import unscored, write_answers_report
+
+        if job := unscored(comparison):
+            score(job)
+        report = write_answers_report(comparison, command, output / "report")
+        print(report.read_text(encoding="utf-8"), report, sep="\n")
+        return 0
+    from tttlm.comparison.report import results_table, write_report
+    from tttlm.comparison.results import read_results
+    from tttlm.comparison.scores import scoring_job
+
+    if job := scoring_job(comparison):
+        score(job)
     results = read_results(comparison)
     report = write_report(comparison, results, command, output / "report")
     print("\n".join(results_table(comparison, results)), report, sep="\n\n")
     return 0
+
+
+def _check_status(status: int) -> None:
+    """Exits with the status of a child that failed."""
+    if status:
+        raise SystemExit(status if status > 0 else 128 - status)
 
 
 def _sorted_flags(words: list[str], models: list[str]) -> tuple[list[str], list[str], dict[str, list[str]]]:
@@ -191,12 +219,13 @@ def _train(file: str) -> int:
 
 def _score(file: str) -> int:
     """Scores the runs of a job."""
+    from tttlm.comparison.answers import do_answers_job
     from tttlm.comparison.children import end_with_parent
     from tttlm.comparison.scores import do_scoring_job
 
     end_with_parent()
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    do_scoring_job(Path(file))
+    (do_answers_job if Path(file).parent.name == "answers" else do_scoring_job)(Path(file))
     return 0
 
 

@@ -79,9 +79,12 @@ def conclude(config: TrainConfig) -> None:
         from tttlm.evaluation.run import load_run
 
         run = load_run(config.run)
-        _part("held-out score", lambda: print_score(run, config.evaluate.final_bytes))
+        text = not config.data.generated.tasks
+        if text:
+            _part("held-out score", lambda: print_score(run, config.evaluate.final_bytes))
         _part("loss curve", lambda: print_curve(run))
-        _part("sample", lambda: print_sample(run))
+        if text:
+            _part("sample", lambda: print_sample(run))
     except Terminated:
         print(f"stopped by SIGTERM; {FINISHED}", file=sys.stderr)
     except Exception as error:

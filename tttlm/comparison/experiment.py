@@ -7,24 +7,36 @@ Finished parts are stored in the output folder, so a comparison that was stopped
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 
 from tttlm.comparison.matching import Match, MatchConfig, cost_of, match
+from tttlm.comparison.sweep import SweepConfig, Swept, best, runs_of_sweep, swept
 from tttlm.comparison.text import prepared_data, prepared_test, tokenizer_of
+from tttlm.data import DataConfig
 from tttlm.errors import InputError
 from tttlm.evaluation.positions import PositionsConfig
 from tttlm.evaluation.run import run_config
 from tttlm.model import parameter_count
-from tttlm.ranges import FilePath, OutputPath, Seed
+from tttlm.ranges import Count, FilePath, OutputPath, Seed
 from tttlm.records import write_file
 from tttlm.training.checkpoint_files import saved_steps
 from tttlm.training.config import TrainConfig, check, to_dict
 from tttlm.training.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class AnswersConfig:
+    """Configuration of the sequences that models of generated data are scored on (`train.data.generated`)."""
+
+    lengths: tuple[Count, ...] = ()
+    """Lengths in tokens; none takes those of training."""
+    samples: Count = 128
+    """Number of sequences of each task and length."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +47,22 @@ class CompareConfig:
     """The folder that everything is written to; resumed if it exists."""
     data: FilePath = ""
     """Text to train on, files or a folder, or a prepared folder; empty takes train.data."""
+    held_out: FilePath = ""
+    """Other text for curves and the sweep, prepared with the same tokenizer; empty takes the held-out documents of
+    `data`."""
     test: FilePath = ""
-    """Other text to report on, prepared with the same tokenizer; empty takes the held-out documents of `data`."""
+    """Other text to report on, prepared with the same tokenizer; empty takes that of curves and the sweep."""
+    jobs: Count = 1
+    """Number of runs that are trained at the same time, on the same devices; the times of more than one cannot be
+    compared."""
     seeds: tuple[Seed, ...] = (0, 1)
     """Seeds of the initial parameters and of the order of batches; every model is trained once with each."""
     against: Literal["first", "previous"] = "first"
     """The reference of loss differences: the first model, or the previous one."""
     match: MatchConfig = field(default_factory=MatchConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     positions: PositionsConfig = field(default_factory=PositionsConfig)
+    answers: AnswersConfig = field(default_factory=AnswersConfig)
 
 
 @dataclass(frozen=True)
@@ -54,12 +74,21 @@ class Entry:
         configs: configurations of the runs; those of given finished runs are read from their folders.
         changed: the changes made by the matching; "" for none.
         given: whether these are finished runs, which are not trained here.
+        swept: the results of the sweep of learning rates; () if there was none.
     """
 
     name: str
     configs: tuple[TrainConfig, ...]
     changed: str = ""
     given: bool = False
+    swept: tuple[Swept, ...] = ()
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """Number of layers, hidden size, heads, intermediate size, mixers and the changes made by the matching."""
+        model = self.configs[0].model
+        names = ("num_layers", "hidden_size", "num_heads", "intermediate_size")
+        return {name: getattr(model, name) for name in names} | {"mixers": list(model.mixers), "changed": self.changed}
 
 
 @dataclass(frozen=True)
@@ -69,12 +98,17 @@ class Comparison:
     Attributes:
         config: the configuration common to all models.
         entries: the models, in the order of the report.
-        test: the prepared folder whose held-out documents are reported on.
+        test: the prepared folder whose held-out documents are reported on; None for generated data.
     """
 
     config: CompareConfig
     entries: tuple[Entry, ...]
-    test: Path
+    test: Path | None
+
+    @property
+    def generated(self) -> bool:
+        """Whether the models are trained on generated sequences and scored by their answers."""
+        return bool(self.entries[0].configs[0].data.generated.tasks)
 
     @property
     def length(self) -> int:
@@ -105,57 +139,115 @@ def decide(
     finished = {name: tuple(map(finished_run, runs)) for name, runs in given.items()}
     common = _common_run(models, finished)
     picked = matched_models(config.match, models, finished)
+    generated = bool(common.data.generated.tasks)
     for name, run in models.items():
-        check(replace(run, model=picked[name].config, data=replace(run.data, path="to be prepared", mixture={})))
+        text = run.data if generated else replace(run.data, path="to be prepared", mixture={})
+        check(replace(run, model=picked[name].config, data=text))
     output = Path(config.output)
     data = prepared_data(config.data, common.data, output / "data") if models else common.data
+    test = None if generated else _folder_of(data)
+    if generated and (named := config.held_out or config.test):
+        raise InputError(f"models of generated sequences are not scored on text: leave out {named}")
+    if test is not None and config.held_out and models:
+        test = prepared_test(config.held_out, test, output / "held_out")
+        data = replace(data, validation_path=str(test))
     entries = {name: Entry(name, runs, given=True) for name, runs in finished.items()}
     for name, run in models.items():
         run = replace(run, model=picked[name].config, data=data, evaluate=replace(run.evaluate, final_bytes=0))
         runs = tuple(replace(run, seed=seed, run=str(output / "runs" / f"{name}-{seed}")) for seed in config.seeds)
-        for each in runs:
-            _check_same(each)
         entries[name] = Entry(name, runs, picked[name].changed)
-    folder = Path(data.validation_path or data.path or next(iter(data.mixture)))
-    test = prepared_test(config.test, folder, output / "test") if config.test else folder
+    comparison = Comparison(config, tuple(entries[name] for name in order), test)
+    for _, each in sweep_runs(comparison) if config.sweep.learning_rates else runs_of(comparison):
+        check(each)
+        _check_same(each)
+    if test is None:
+        return comparison
+    if config.test:
+        test = prepared_test(config.test, test, output / "test")
     for name, entry in entries.items():
         if (fingerprint := tokenizer_of(entry.configs[0].data)) != tokenizer_of(test):
             raise InputError(
                 f"models.{name} was trained with another tokenizer ({fingerprint[:8]}) than {test} was made with"
             )
-    return Comparison(config, tuple(entries[name] for name in order), test)
+    return replace(comparison, test=test)
 
 
-def train_all(comparison: Comparison, train: Callable[[Path], None]) -> None:
-    """Trains the unfinished runs: all models with the first seed, then with the next.
-
-    Args:
-        train: a function that trains the run whose configuration is in a YAML file.
-    """
-    waiting = [
-        (entry.name, run)
+def runs_of(comparison: Comparison) -> list[tuple[str, TrainConfig]]:
+    """(label, run) of the runs that are compared: all models with the first seed, then with the next."""
+    return [
+        (f"{entry.name}, seed {run.seed}", run)
         for i in range(len(comparison.config.seeds))
         for entry in comparison.entries
         if not entry.given
         for run in entry.configs[i : i + 1]
     ]
-    took: dict[str, float] = {}
-    for number, (name, run) in enumerate(waiting):
-        if is_finished(run):
-            continue
-        left = [took.get(other) for other, later in waiting[number:] if not is_finished(later)]
-        measured = [seconds for seconds in left if seconds is not None]
-        mean = sum(took.values()) / len(took) if took else None
-        message = f"[{number + 1}/{len(waiting)}] {name}, seed {run.seed}"
-        if mean is not None:
-            message += f" (training ends in about {(sum(measured) + mean * (len(left) - len(measured))) / 60:.0f} min)"
-        print(message, file=sys.stderr, flush=True)
-        file = Path(run.run).with_suffix(".yaml")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_file(file, yaml.safe_dump(to_dict(run), sort_keys=False, allow_unicode=True).encode())
-        start = time.monotonic()
-        train(file)
-        took[name] = time.monotonic() - start
+
+
+def sweep_runs(comparison: Comparison) -> list[tuple[str, TrainConfig]]:
+    """(label, run) of the runs of the sweep."""
+    return [
+        (f"{entry.name}, learning rate {run.optimizer.learning_rate:g}", run)
+        for entry in comparison.entries
+        for run in _sweep_of(comparison, entry)
+    ]
+
+
+def with_best_rates(comparison: Comparison) -> Comparison:
+    """The comparison in which every model has the learning rate that was best in the sweep.
+
+    Raises:
+        InputError: runs were started in the same folder with other rates.
+    """
+    entries = []
+    for entry in comparison.entries:
+        if results := swept(_sweep_of(comparison, entry)):
+            rate = best(results).learning_rate
+            configs = (replace(run, optimizer=replace(run.optimizer, learning_rate=rate)) for run in entry.configs)
+            entry = replace(entry, configs=tuple(configs), swept=results)
+        entries.append(entry)
+    comparison = replace(comparison, entries=tuple(entries))
+    for _, run in runs_of(comparison):
+        _check_same(run)
+    return comparison
+
+
+def _sweep_of(comparison: Comparison, entry: Entry) -> Iterator[TrainConfig]:
+    if not entry.given:
+        folder = Path(comparison.config.output) / "sweep"
+        yield from runs_of_sweep(comparison.config.sweep, entry.configs[0], entry.name, folder)
+
+
+def train_all(
+    runs: Sequence[tuple[str, TrainConfig]], train: Callable[[Iterable[Path]], Iterable[Path]], jobs: int = 1
+) -> None:
+    """Trains the unfinished ones of some runs.
+
+    Args:
+        runs: (label, run) of each.
+        train: a function that trains the runs whose configurations are in YAML files, taking a file when it can start,
+            and gives each file back when its run is finished.
+        jobs: the number of runs that it trains at the same time.
+    """
+    took: list[float] = []
+    began: dict[Path, float] = {}
+
+    def files() -> Iterator[Path]:
+        for number, (label, run) in enumerate(runs):
+            if is_finished(run):
+                continue
+            left = sum(not is_finished(later) for _, later in runs[number:])
+            message = f"[{number + 1}/{len(runs)}] {label}"
+            if took:
+                message += f" (training ends in about {sum(took) / len(took) * left / jobs / 60:.0f} min)"
+            print(message, file=sys.stderr, flush=True)
+            file = Path(f"{run.run}.yaml")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_file(file, yaml.safe_dump(to_dict(run), sort_keys=False, allow_unicode=True).encode())
+            began[file] = time.monotonic()
+            yield file
+
+    for file in train(files()):
+        took.append(time.monotonic() - began[file])
 
 
 def is_finished(run: TrainConfig) -> bool:
@@ -186,6 +278,10 @@ def describe_models(comparison: Comparison) -> Iterator[str]:
         yield f"{shape} {parameter_count(model):11,} {flops:12,.0f}  {note}"
 
 
+def _folder_of(data: DataConfig) -> Path:
+    return Path(data.validation_path or data.path or next(iter(data.mixture)))
+
+
 def _check_same(run: TrainConfig) -> None:
     """Refuses to resume a run that an earlier comparison started in the same folder with another configuration."""
     try:
@@ -205,7 +301,8 @@ def _common_run(models: dict[str, TrainConfig], given: dict[str, tuple[TrainConf
                     f"models of a comparison read the same batches, but {what} is {getattr(run, what)} for {first} "
                     f"and {getattr(other, what)} for {name}"
                 )
-        if name in models and first in models and other.data != run.data:
+        same = other.data == run.data if {name, first} <= models.keys() else other.data.generated == run.data.generated
+        if not same:
             raise InputError(f"models of a comparison read the same batches, but {first} and {name} differ in data")
     return run
 

@@ -35,7 +35,7 @@ def draw_curves(results: Results, png: Path) -> Path:
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.xaxis.set_minor_formatter(NullFormatter())
-        _tidy(axes)
+        tidy(axes)
     panels[0].set_ylabel("held-out loss (nats per token)")
     figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="outside right upper")
     figure.savefig(png, dpi=130)
@@ -65,7 +65,7 @@ def draw_positions(results: Results, png: Path) -> Path:
             axes.axvline(results.trained_length, color="#999999", linestyle=":", linewidth=1)
             note: dict[str, Any] = {"rotation": 90, "va": "bottom", "ha": "right", "fontsize": 8, "color": "#777777"}
             axes.text(results.trained_length, axes.get_ylim()[0], " training length", **note)
-        _tidy(axes)
+        tidy(axes)
     figure.legend(*left.get_legend_handles_labels(), frameon=False, loc="outside right upper")
     figure.savefig(png, dpi=130)
     return png
@@ -77,7 +77,8 @@ def _styled(results: Results) -> Iterator[tuple[Result, dict[str, Any]]]:
         yield model, {**look, "markersize": 4, "linewidth": 1.4}
 
 
-def _tidy(axes: Any) -> None:
+def tidy(axes: Any) -> None:
+    """Removes the frame above and beside a plot, and adds a light grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from tttlm.comparison.children import read_peak
+from tttlm.comparison.children import read_process
 from tttlm.comparison.experiment import Comparison, Entry
-from tttlm.comparison.scores import read_score, score_key
+from tttlm.comparison.scores import read_score, score_key, text_of
 from tttlm.errors import InputError
 from tttlm.model import parameter_count
 from tttlm.training.config import TrainConfig
@@ -129,7 +129,7 @@ def estimate(by_document: Float[np.ndarray, "documents"]) -> Estimate:
 
 
 def _score(comparison: Comparison, run: TrainConfig) -> dict[str, Any]:
-    score = read_score(Path(run.run), score_key(run, comparison.test, comparison.config.positions))
+    score = read_score(Path(run.run), score_key(run, text_of(comparison), comparison.config.positions))
     assert score is not None, f"{run.run} has no score"
     return score
 
@@ -153,7 +153,6 @@ def _by_position(scores: list[dict[str, Any]]) -> list[Estimate]:
 
 def _result(entry: Entry, scores: list[dict[str, Any]], within: np.ndarray, difference: np.ndarray | None) -> Result:
     run = entry.configs[0]
-    model = run.model
     records = [read_metrics(RunFolder(config.run).metrics) for config in entry.configs]
     for config, lines in zip(entry.configs, records, strict=True):
         if not any("tokens_seen" in line for line in lines):
@@ -161,19 +160,12 @@ def _result(entry: Entry, scores: list[dict[str, Any]], within: np.ndarray, diff
     speeds: list[Any] = [r["tokens_per_second"] for lines in records for r in lines if "tokens_per_second" in r]
     ends: list[Any] = [[r for r in lines if "tokens_seen" in r][-1] for lines in records]
     bits = within.mean(axis=0) / np.log(2) / np.asarray(scores[0]["bytes_per_token"])
-    peaks = [peak for config in entry.configs if (peak := read_peak(Path(config.run)))]
+    peaks = [facts.peak_memory for config in entry.configs if (facts := read_process(Path(config.run)))]
     return Result(
         name=entry.name,
-        shape={
-            "num_layers": model.num_layers,
-            "hidden_size": model.hidden_size,
-            "num_heads": model.num_heads,
-            "intermediate_size": model.intermediate_size,
-            "mixers": list(model.mixers),
-            "changed": entry.changed,
-        },
-        parameters=parameter_count(model),
-        flops_per_token=model.flops_per_token(run.sequence_length),
+        shape=entry.shape,
+        parameters=parameter_count(run.model),
+        flops_per_token=run.model.flops_per_token(run.sequence_length),
         seeds=[config.seed for config in entry.configs],
         loss=estimate(within.mean(axis=0)),
         bits_per_byte=estimate(bits),

@@ -90,13 +90,19 @@ def read_score(folder: Path, key: dict[str, Any]) -> dict[str, Any] | None:
     return asdict(record) if record.key == key and record.sealed().sha256 == record.sha256 else None
 
 
+def text_of(comparison: Comparison) -> Path:
+    """The prepared folder that models of text are scored on."""
+    assert comparison.test is not None, "generated sequences have no text"
+    return comparison.test
+
+
 def scoring_job(comparison: Comparison) -> Path | None:
     """Writes the runs that are not scored yet into a file for `do_scoring_job`; None if there are none."""
-    settings = comparison.config.positions
+    settings, test = comparison.config.positions, text_of(comparison)
     runs = []
     for entry in comparison.entries:
         for index, run in enumerate(entry.configs):
-            key = score_key(run, comparison.test, settings)
+            key = score_key(run, test, settings)
             if read_score(Path(run.run), key) is None:
                 name = f"{entry.name}, seed {run.seed}"
                 runs.append(JobRun(name, run.run, key, with_memory=index == 0))
@@ -104,7 +110,7 @@ def scoring_job(comparison: Comparison) -> Path | None:
         return None
     file = Path(comparison.config.output) / "scoring.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, Job(str(comparison.test), settings, runs))
+    write_json(file, Job(str(test), settings, runs))
     return file
 
 
@@ -150,7 +156,6 @@ def make_score(
         chunk=chunk,
         description=description,
     )
-    device = jax.devices()[0]
     score = ScoreRecord(
         key=key,
         bins=bins,
@@ -159,7 +164,7 @@ def make_score(
         nats=nats.tolist(),
         tokens=tokens.tolist(),
         step_memory=step_memory(run.config) if with_memory else None,
-        device=f"{len(jax.devices())} x {device.device_kind}" if device.platform != "cpu" else _processor(),
+        device=device_name(),
         jax=jax.__version__,
     )
     write_json(folder / SCORES, score.sealed())
@@ -179,8 +184,11 @@ def step_memory(config: TrainConfig) -> int | None:
     return int(plan.argument_size_in_bytes + plan.temp_size_in_bytes + outputs)
 
 
-def _processor() -> str:
-    """The name of the CPU, and the number of cores that this process may use."""
+def device_name() -> str:
+    """The devices of JAX; for a CPU its name, and the number of cores that this process may use."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return f"{len(jax.devices())} x {device.device_kind}"
     name = "CPU"
     if (info := Path("/proc/cpuinfo")).exists():
         lines = info.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -17,7 +17,14 @@ def prepared_data(text: str, config: DataConfig, folder: Path) -> DataConfig:
         text: files or a folder of text, or a prepared folder; empty takes `config`.
         config: the configuration of preparation and layout.
         folder: the folder that `text` is prepared into.
+
+    Raises:
+        InputError: there is no text to train on, or text was named for generated sequences.
     """
+    if config.generated.tasks:
+        if text:
+            raise InputError(f"the models are trained on generated sequences: leave out --data {text}")
+        return config
     if not text:
         if config.prepare.given:
             prepare(config.prepare, config.path, wait=True)

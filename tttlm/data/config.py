@@ -106,6 +106,17 @@ class PrepareConfig:
 
 
 @dataclass(frozen=True)
+class GeneratedConfig:
+    """Configuration of generated sequences, which take the place of text if tasks are named. Their tokens are those of
+    the tokenizer "bytes", and only the tokens of answers count in the loss."""
+
+    tasks: tuple[Literal["mqar", "copy"], ...] = ()
+    """The tasks (docs/evaluation.md), mixed evenly; none reads text."""
+    lengths: tuple[Annotated[int, Range(least=6, most=1 << 24)], ...] = (17, 33, 65, 129)
+    """Lengths in tokens, mixed evenly; a sequence has as many pairs or tokens as fit."""
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Configuration of the prepared folders that are read and of their layout in batches."""
 
@@ -122,6 +133,8 @@ class DataConfig:
     """The tokenizer that the tokens must have been made with; "" accepts any."""
     prepare: PrepareConfig = PrepareConfig()
     """The source that `path` is prepared from if it does not exist yet."""
+    generated: GeneratedConfig = GeneratedConfig()
+    """Generated sequences in place of prepared folders."""
 
     def validate(self) -> None:
         """Refuses contradictory fields.
@@ -130,6 +143,15 @@ class DataConfig:
             InputError: names the field and its value.
         """
         check_fields(self)
+        if self.generated.tasks:
+            if self.path or self.mixture or self.validation_path or self.prepare.given or self.layout != "windows":
+                raise InputError(
+                    "generated sequences take the place of text: name either data.generated.tasks, or path or mixture "
+                    "with their layout"
+                )
+            if not self.generated.lengths:
+                raise InputError("data.generated.lengths must name at least one length, got none")
+            return
         if bool(self.path) == bool(self.mixture):
             raise InputError(
                 "name the data by either path (one prepared folder) or mixture (several), not both or none"

@@ -12,6 +12,7 @@ import numpy as np
 from tttlm.data.batch import Batch
 from tttlm.data.config import DataConfig
 from tttlm.data.document_batches import DocumentBatches
+from tttlm.data.generated import GeneratedBatches
 from tttlm.data.integrity import verify
 from tttlm.data.order import Order
 from tttlm.data.packing import Packed
@@ -72,7 +73,7 @@ class Loader:
         """Reads this process's part of the batch of a step.
 
         The layout "windows" gives only `inputs` and `targets`; "packed" adds `segment_ids` and `weights`, "documents"
-        also `continues`.
+        also `continues`. Generated sequences have `weights` besides `inputs` and `targets`.
 
         Raises:
             IndexError: the step is negative.
@@ -156,6 +157,8 @@ def _open(
         raise InputError(
             f"sequence_length {sequence_length} must be a positive multiple of the mini-batch size {align}"
         )
+    if config.generated.tasks:
+        return _open_generated(config, split, batch_size, sequence_length, seed, process_index, process_count)
     folders = _folders(config, split)
     manifests = [verify(folder) for folder in folders]
     tokenizer = _one_tokenizer(config, list(folders), manifests)
@@ -169,7 +172,6 @@ def _open(
     batches, fill = _batches(config.layout, splits, weights, batch_size, sequence_length, align, seed)
     prints = [manifest.fingerprint for manifest in manifests]
     cut = (config.layout, sequence_length, align if config.layout == "packed" else 1, split, prints, weights)
-    local = batch_size // process_count
     return Loader(
         vocab_size=tokenizer.vocab_size,
         fingerprint=sha256(repr(cut).encode()).hexdigest(),
@@ -177,8 +179,42 @@ def _open(
         tokenizer=tokenizer,
         fill=fill,
         batches=batches,
-        examples=range(process_index * local, (process_index + 1) * local),
+        examples=_part(batch_size, process_index, process_count),
     )
+
+
+def _open_generated(
+    config: DataConfig,
+    split: str,
+    batch_size: int,
+    sequence_length: int,
+    seed: int,
+    process_index: int,
+    process_count: int,
+) -> Loader:
+    tokenizer = load_tokenizer("bytes")
+    batches = GeneratedBatches(
+        config.generated,
+        sequence_length=sequence_length,
+        vocab_size=tokenizer.vocab_size,
+        seed=seed,
+        split=split,
+    )
+    return Loader(
+        vocab_size=tokenizer.vocab_size,
+        fingerprint=batches.fingerprint,
+        steps_per_epoch=batches.steps_per_epoch,
+        tokenizer=tokenizer,
+        fill=1.0,
+        batches=batches,
+        examples=_part(batch_size, process_index, process_count),
+    )
+
+
+def _part(batch_size: int, process_index: int, process_count: int) -> range:
+    """The indices within a batch that a process reads."""
+    local = batch_size // process_count
+    return range(process_index * local, (process_index + 1) * local)
 
 
 class ShuffledExamples:

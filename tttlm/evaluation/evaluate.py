@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
+from tttlm.data.generated import Instance, generate
 from tttlm.errors import InputError
 from tttlm.evaluation import protocols
 from tttlm.evaluation.config import EvalConfig
@@ -21,7 +22,7 @@ from tttlm.evaluation.loading import Loaded, load_model
 from tttlm.evaluation.loss import Score
 from tttlm.evaluation.protocols import STREAM, Protocol, log_bins, score_protocol
 from tttlm.evaluation.recall import Recalled, Scorer, recalled
-from tttlm.evaluation.recall_tasks import HAYSTACK, Instance, copy, in_haystack, mqar
+from tttlm.evaluation.recall_tasks import HAYSTACK, in_haystack
 from tttlm.evaluation.results import CurveRecord, LossRecord, ModelRecord, RecallRecord, Results
 from tttlm.evaluation.texts import StoredText, Text, find_texts, measure
 from tttlm.inference import stream_losses, with_room_for
@@ -366,10 +367,8 @@ def _instances(
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
     rng = np.random.default_rng(seed)
     for _ in range(config.recall.samples):
-        if task == "mqar":
-            yield mqar(max(1, min((length - 1) // 4, vocab_size // 2 - 1)), vocab_size, rng)
-        elif task == "copy":
-            yield copy(max(2, (length - 2) // 2), vocab_size, rng)
+        if task not in HAYSTACK:
+            yield generate(task, length, vocab_size, rng)
         else:
             assert depth is not None
             yield in_haystack(task, haystack, subject.loaded.tokenizer, length=length, depth=depth, rng=rng)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tttlm.data.generated import Instance
 from tttlm.errors import InputError
-from tttlm.evaluation.recall_tasks import Instance
 from tttlm.inference import Losses
 
 Scorer = Callable[[Iterable[Iterable[np.ndarray]]], Iterator[Losses]]

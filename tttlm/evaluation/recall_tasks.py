@@ -1,16 +1,15 @@
-"""Recall tasks: retrieval from a haystack of text, or from synthetic sequences."""
+"""Recall tasks in a haystack of text; `tttlm.data.generated` has those of random tokens."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int
 
 from tttlm.data import Tokenizer
+from tttlm.data.generated import Instance
 from tttlm.errors import InputError
 
 HAYSTACK = ("passkey", "needle", "needles", "distractors")
-MADE = ("mqar", "copy")
 SEVERAL = 4
 _KEYS = (
     *(
@@ -29,19 +28,6 @@ _KEYS = (
     ),
     *("winter", "button", "ladder", "pocket", "hammer", "island", "needle", "orange", "pencil", "ribbon", "saddle"),
 )
-
-
-@dataclass(frozen=True)
-class Instance:
-    """One sequence with answers in it.
-
-    Attributes:
-        tokens: The sequence, including answers; the first token is not predicted.
-        answers: (start, stop) of each answer: `tokens[start:stop]`.
-    """
-
-    tokens: Int[np.ndarray, "T"]
-    answers: tuple[tuple[int, int], ...]
 
 
 def in_haystack(
@@ -109,53 +95,6 @@ def in_haystack(
     context = np.concatenate([*parts, hay[last:]])
     found = tuple((len(context) + a, len(context) + b) for a, b in answers)
     return Instance(np.concatenate([context, tail]).astype(np.int64), found)
-
-
-def mqar(num_pairs: int, vocab_size: int, rng: np.random.Generator, *, length: int = 0) -> Instance:
-    """Multi-query associative recall (arXiv 2312.04927): pairs of a key and a value, then every key again, in turn.
-
-    Args:
-        num_pairs: Number of pairs; keys are from the first half of the vocabulary, values from the second.
-        vocab_size: Number of tokens to draw from; token 0 is the first token and the filler.
-        rng: Random generator of keys, values and order.
-        length: Number of tokens of the sequence, filled between pairs and questions; 0 adds no filler.
-
-    Raises:
-        InputError: There are fewer keys, or the pairs do not fit in the length.
-    """
-    half = vocab_size // 2
-    if num_pairs >= half:
-        raise InputError(
-            f"{num_pairs} pairs need more than {2 * num_pairs} tokens of vocabulary, there are {vocab_size}"
-        )
-    keys = rng.choice(np.arange(1, half), num_pairs, replace=False)
-    values = rng.integers(half, vocab_size, num_pairs)
-    order = rng.permutation(num_pairs)
-    pairs = np.stack([keys, values], axis=1)
-    fill = length - 1 - 4 * num_pairs if length else 0
-    if fill < 0:
-        raise InputError(
-            f"{num_pairs} pairs and their questions take {1 + 4 * num_pairs} tokens, got a length of {length}"
-        )
-    tokens = np.concatenate([[0], pairs.ravel(), np.zeros(fill, np.int64), pairs[order].ravel()])
-    first = 1 + 2 * num_pairs + fill
-    return Instance(tokens.astype(np.int64), tuple((first + 2 * n + 1, first + 2 * n + 2) for n in range(num_pairs)))
-
-
-def copy(num_tokens: int, vocab_size: int, rng: np.random.Generator) -> Instance:
-    """Random tokens, token 0, and the same tokens again: all but the first of them are the answer.
-
-    Args:
-        num_tokens: Number of tokens to copy.
-        vocab_size: Number of tokens to draw from.
-        rng: Random generator of the tokens, which are distinct if there are enough.
-    """
-    if num_tokens < vocab_size:
-        said = rng.choice(np.arange(1, vocab_size), num_tokens, replace=False)
-    else:
-        said = rng.integers(1, vocab_size, num_tokens)
-    tokens = np.concatenate([[0], said, [0], said]).astype(np.int64)
-    return Instance(tokens, ((num_tokens + 2, len(tokens)),))
 
 
 def check_depths(depths: Sequence[float]) -> None:

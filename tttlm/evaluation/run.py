@@ -46,6 +46,11 @@ class Run:
             InputError: the folder does not exist, was altered, or has other text.
         """
         data, facts = self.config.data, self.folder.read_facts()
+        if data.generated.tasks:
+            raise InputError(
+                f"{self.folder.path} was trained on generated sequences ({', '.join(data.generated.tasks)}) and has no "
+                "held-out text: measure --task recall, or name texts with --text"
+            )
         named = Path(data.validation_path or data.path or next(iter(data.mixture)))
         folder = next((path for path in (named, Path(facts.held_out_folder)) if path.exists()), None)
         if folder is None:

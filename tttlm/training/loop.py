@@ -117,9 +117,10 @@ def train(config: TrainConfig) -> Outcome:
 
 def run_facts(config: TrainConfig, loaders: dict[str, Any]) -> RunFacts:
     """Data and tokenizer of the run, which are compared when it is resumed or evaluated."""
-    data = config.data
+    data, train = config.data, loaders["train"]
+    if data.generated.tasks:
+        return RunFacts(train.fingerprint, train.tokenizer.fingerprint, loaders["validation"].fingerprint, "")
     held_out = Path(data.validation_path or data.path or next(iter(data.mixture)))
-    train = loaders["train"]
     fingerprint = read_manifest(held_out).fingerprint
     return RunFacts(train.fingerprint, train.tokenizer.fingerprint, fingerprint, str(held_out.absolute()))
 

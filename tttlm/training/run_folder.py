@@ -37,7 +37,7 @@ class RunFacts:
         data: the fingerprint of the training batches.
         tokenizer: the fingerprint of the tokenizer.
         held_out: the fingerprint of the folder with the held-out documents.
-        held_out_folder: the absolute path of that folder.
+        held_out_folder: the absolute path of that folder; "" for generated sequences.
     """
 
     data: str
