@@ -15,6 +15,7 @@ from tttlm.training.config import TrainConfig, check
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "compare"
 FILES = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "shared")
+SLOW = ("small", "context", "recall")  # matched in two fields, which counts the parameters of many shapes
 ABLATION = ["linear_attention", "learned_start", "norm_and_residual", "mini_batch_16", "learned_rate", "mamba_backbone"]
 
 
@@ -27,7 +28,7 @@ def read(name: str) -> dict[str, TrainConfig]:
     return {name: dataclasses.replace(run, model=matched[name].config) for name, run in models.items()}
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n == "small" else ()) for n in FILES])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in FILES])
 def test_every_model_of_a_comparison_can_be_trained_and_no_two_are_the_same(name):
     models = read(name)
     for run in models.values():
