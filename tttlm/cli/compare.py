@@ -144,8 +144,8 @@ def _compare(words: list[str], environment: dict[str, str]) -> int:
 
         with closing(run_children(commands(), environment, config.jobs)) as ended:
             for number, status, peak in ended:
-                note_process(started[number].with_suffix(""), peak, config.jobs)
                 _check_status(status)
+                note_process(started[number].with_suffix(""), peak, config.jobs)
                 yield started[number]
 
     def score(job: Path) -> None:
