@@ -28,6 +28,7 @@ LAYERS = {
     "lact": _layer(of.LaCT, chunk_size=4),
     "tnt": _layer(of.TNT, chunk_size=4, local_chunk_size=2, local_shard_size=4, inner_learning_rate=1.0),
     "atlas": _layer(of.ATLAS, chunk_size=4, window=3, inner_learning_rate=1.0),
+    "atlas_polynomial": _layer(of.ATLAS, chunk_size=4, window=2, head_dim=3, polynomial_degree=2, inner_size=5),
     "any_learner": lambda rngs: of.TTT(
         WIDTH,
         2,

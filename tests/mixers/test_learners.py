@@ -1,5 +1,9 @@
 """Layers of published learners: what holds for each beyond the contract, which tests/mixers/test_contract.py tests."""
 
+import ast
+import inspect
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +13,11 @@ from flax import nnx
 from tests.mixers.learners import LAYERS, TIME, WIDTH
 from tttlm.errors import InputError
 from tttlm.layers import TTT
+from tttlm.mixers.learners.features import PolynomialFeatures
+from tttlm.mixers.learners.layer import unit
+from tttlm.mixers.learners.mixer import PublishedLayer
 from tttlm.model import ModelConfig, TTTConfig
-from tttlm.ops.ttt import Learner
+from tttlm.ops.ttt import Learner, published
 from tttlm.ops.ttt.models import MLP
 
 # Documents that start anywhere, some within a chunk, with padding before, within and between them.
@@ -66,3 +73,31 @@ def test_a_configuration_names_the_implementation_or_is_told_in_one_line_why_it_
 def test_an_inner_model_that_cannot_start_from_zero_is_refused():
     with pytest.raises(InputError, match="it needs learned_start"):
         TTT(WIDTH, 2, learner=Learner(model=MLP((8,))), rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("degree", [1, 3])
+def test_polynomial_features_have_the_series_of_the_exponential_for_a_kernel(degree, x64):
+    q, k = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 3)))
+    features = PolynomialFeatures(degree)
+    inner = np.sum(np.asarray(unit(q)) * np.asarray(unit(k)), axis=-1)
+    expected = sum(inner**i / math.factorial(i) for i in range(degree + 1))
+    np.testing.assert_allclose(np.sum(np.asarray(features(q)) * np.asarray(features(k)), axis=-1), expected)
+    assert features.degrees(3).shape == (math.comb(3 + degree, degree),) == features(q).shape[1:]
+
+
+def test_no_published_learner_has_a_part_of_more_than_forty_lines():
+    """Without docstrings: the description of each, and its layer. In-Place TTT is a feed-forward layer of its own."""
+
+    def lines(part) -> int:
+        tree = ast.parse(inspect.getsource(part))
+        defined = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+        documented = [node.body[0] for node in defined if ast.get_docstring(node)]
+        return tree.body[0].end_lineno - sum(node.end_lineno - node.lineno + 1 for node in documented)
+
+    layers = PublishedLayer.__subclasses__()
+    descriptions = [f for f in vars(published).values() if inspect.isfunction(f) and f.__module__ == published.__name__]
+    assert len(layers) >= 12
+    assert len(descriptions) >= 12
+    for part in (*layers, *descriptions):
+        if part.__module__.startswith("tttlm."):
+            assert lines(part) <= 40, part

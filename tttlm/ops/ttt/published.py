@@ -140,10 +140,15 @@ def tnt(
     return Learner(model=model, clocks=everywhere), *local
 
 
-def omega(hidden_sizes: tuple[int, ...] = (), window: int = 4, chunk_size: int = 1) -> Learner:
-    """OmegaNet (arXiv 2505.23735, equations 9 to 16): the losses of the last tokens, weighted; `α` decays."""
+def omega(
+    hidden_sizes: tuple[int, ...] = (), window: int = 4, chunk_size: int = 1, *, residual: bool = True
+) -> Learner:
+    """OmegaNet (arXiv 2505.23735, equations 9 to 16): the losses of the last tokens, weighted; `α` decays.
+
+    A memory with hidden layers is `x + MLP(x)`; features of keys that are more than the values need `residual=False`.
+    """
     return Learner(
-        model=Residual(MLP(hidden_sizes)) if hidden_sizes else MLP(),
+        model=_memory(hidden_sizes, residual),
         loss=square,
         optimizer=Optimizer(decay=Gate(), step_size=True),
         clocks=Clocks(anchor=chunk_size),
@@ -151,12 +156,19 @@ def omega(hidden_sizes: tuple[int, ...] = (), window: int = 4, chunk_size: int =
     )
 
 
-def atlas(hidden_sizes: tuple[int, ...], window: int, chunk_size: int, *, muon: bool = True) -> Learner:
+def atlas(
+    hidden_sizes: tuple[int, ...], window: int, chunk_size: int, *, muon: bool = True, residual: bool = True
+) -> Learner:
     """ATLAS (arXiv 2505.23735, equations 32, 33): OmegaNet with momentum and Newton-Schulz at every token."""
     return Learner(
-        model=Residual(MLP(hidden_sizes)) if hidden_sizes else MLP(),
+        model=_memory(hidden_sizes, residual),
         loss=square,
         optimizer=Optimizer(momentum=Gate(), decay=Gate(), transform=Muon() if muon else None, step_size=True),
         clocks=Clocks(anchor=chunk_size),
         window=window,
     )
+
+
+def _memory(hidden_sizes: tuple[int, ...], residual: bool) -> MLP | Residual:
+    mlp = MLP(hidden_sizes)
+    return Residual(mlp) if hidden_sizes and residual else mlp
