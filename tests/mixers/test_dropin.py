@@ -3,6 +3,8 @@
 Eager and tiny: nearly all of the time would go into compiling.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,6 +98,18 @@ def test_what_does_not_fit_is_refused_in_one_line(name):
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.usefixtures("_as_a_user")
+def test_positions_and_attention_masks_that_do_not_fit_are_refused():
+    layer, x = build("attention"), inputs(2, TIME)
+    for wrong in (jnp.arange(TIME), jnp.ones((2, TIME))):
+        for one in (layer, build("ttt_linear")):
+            with pytest.raises(InputError, match="positions must"):
+                one(x, positions=wrong)
+    for wrong in (jnp.ones((TIME, TIME)), jnp.ones((TIME, TIME + 1), bool), jnp.ones((3, TIME, TIME), bool)):
+        with pytest.raises(InputError, match="attention_mask must"):
+            layer(x, attention_mask=wrong)
+
+
 @pytest.mark.parametrize(
     ("option", "layer"),
     [("mini_batch_size", TTTLinear), ("remat_mini_batches", TTTMLP), ("num_kv_heads", Attention)],
@@ -134,6 +148,34 @@ def test_strict_promotion_is_for_the_callers_code(name):
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
         y, _ = layer.extend(x, layer.init_state(2), ids)
     np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.usefixtures("_as_a_user")
+def test_a_table_lists_the_parts_of_a_layer(name):
+    layer = build(name)
+    table = nnx.tabulate(layer, inputs(1, TIME), console_kwargs={"force_terminal": False, "width": 200})
+    assert f"{type(layer).__name__} Summary" in table
+    parameters = sum(p.size for p in jax.tree.leaves(nnx.state(layer, nnx.Param)))
+    assert f"Total Parameters: {parameters:,} " in table
+
+
+class Pair(NamedTuple):
+    one: jax.Array
+
+
+class TakesPairs(nnx.Module):
+    def extend(self, x: jax.Array, state: Pair) -> jax.Array:
+        return x + state.one
+
+
+@pytest.mark.xfail(
+    raises=TypeError, strict=True, reason="flax.nnx.summary takes a named tuple for a list: docs/layers.md"
+)
+def test_a_table_of_a_method_that_takes_a_state():
+    """With any module; once Flax can, the page says what is no longer so."""
+    nnx.tabulate(TakesPairs(), jnp.ones(2), Pair(jnp.ones(2)), method="extend")
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
-"""Layers that read in other orders, and what attention and TTT leave out when asked."""
+"""Layers that read in other orders, and what attention and TTT leave out, or are given, when asked."""
 
+import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -59,6 +61,75 @@ def test_attention_that_is_not_causal_sees_all_of_its_document():
     close(layer(x, ids)[:, :3], layer(x[:, :3]))
     with pytest.raises(InputError, match="not causal"):
         layer.init_state(1)
+
+
+def test_an_attention_mask_says_what_a_query_attends_to():
+    layer, causal, x = LAYERS["attention"](causal=False), LAYERS["attention"](), inputs(2, TIME)
+    earlier = jnp.tri(TIME, dtype=bool)
+    close(layer(x, attention_mask=earlier), causal(x))
+    ids = jnp.asarray([[1, 1, 2, 2, 2, 2], [3, 3, 3, 3, 5, 5]])
+    same = ids[:, :, None] == ids[:, None, :]
+    close(layer(x, attention_mask=same), layer(x, ids))
+    close(causal(x, attention_mask=same), causal(x, ids))
+    narrow = LAYERS["attention"](sliding_window=2)
+    close(causal(x, attention_mask=~jnp.tri(TIME, k=-2, dtype=bool)), narrow(x))
+    nothing = layer(x, attention_mask=earlier & (jnp.arange(TIME) != 3)[:, None])
+    assert not np.any(nothing[:, 3])
+    assert np.all(np.any(np.asarray(nothing)[:, 4:] != 0, axis=-1))
+
+
+@pytest.mark.slow
+def test_an_attention_mask_and_positions_follow_their_tokens_past_padding():
+    layer, x = LAYERS["attention"](causal=False), inputs(1, TIME)
+    rng = np.random.default_rng(3)
+    allowed, positions = jnp.asarray(rng.random((1, 4, 4)) < 0.6), jnp.asarray(rng.permutation(4)[None])
+    alone = layer(x[:, :4], attention_mask=allowed, positions=positions)
+    real = jnp.asarray([[False, True, True, False, True, True]])
+    where = np.flatnonzero(real[0])
+    wide = jnp.full((1, TIME, TIME), True).at[:, where[:, None], where].set(allowed)
+    padded = jnp.full(x.shape, jnp.nan).at[:, where].set(x[:, :4])
+    spread = jnp.full((1, TIME), 9).at[:, where].set(positions)
+    y = layer(padded, mask=real, attention_mask=wide, positions=spread)
+    close(y[:, where], alone)
+    close(layer(x[:, :4], attention_mask=allowed[0], positions=positions), alone)
+
+
+@pytest.mark.parametrize("name", ["attention", pytest.param("ttt_linear", marks=pytest.mark.slow)])
+def test_positions_may_be_given(name):
+    """Those that a layer counts change nothing; others do, the same however the sequence is cut."""
+    layer, x = LAYERS[name](), inputs(1, TIME)
+    counted = jnp.arange(TIME)[None] % (4 if name == "ttt_linear" else TIME)
+    close(layer(x, positions=counted), layer(x))
+    given = jnp.asarray([[0, 1, 5, 9, 2, 2]])
+    y, state = layer(x, positions=given), layer.init_state(1)
+    assert float(jnp.max(jnp.abs(y - layer(x)))) > 1e-5
+    first, state = layer.extend(x[:, :3], state, positions=given[:, :3])
+    second, _ = layer.extend(x[:, 3:], state, positions=given[:, 3:])
+    close(jnp.concatenate([first, second], axis=1), y)
+    if name == "attention":
+        close(layer(x, positions=given + 7), y)  # attention sees differences of positions
+
+
+def precisions(jaxpr):
+    """The precision of every matrix product, those within loops and derivatives included."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation.params["precision"]
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from precisions(inner)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_all_matrix_products_have_the_precision_of_the_layer(name):
+    x, highest = inputs(1, TIME), (jax.lax.Precision.HIGHEST,) * 2
+    for precision in ("highest", jax.lax.Precision.HIGHEST, None):
+        layer = LAYERS[name](precision=precision)
+        gradient = jax.make_jaxpr(jax.grad(lambda x, layer=layer: jnp.sum(layer(x))))(x)
+        found = list(precisions(gradient.jaxpr))
+        assert len(found) > 5
+        assert set(found) == ({None} if precision is None else {highest})
+    with pytest.raises(InputError, match=r"precision must be None or a name of .* got 'exact'"):
+        LAYERS[name](precision="exact")
 
 
 def test_without_rotation_there_are_no_positions():

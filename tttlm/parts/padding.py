@@ -28,7 +28,7 @@ class Padding(NamedTuple):
         if self.order is not None:
             x = jnp.take_along_axis(x, self.order.reshape(self.order.shape + (1,) * (x.ndim - 2)), axis=1)
         in_front = jnp.arange(x.shape[1]) < self.lengths[:, None]
-        return jnp.where(in_front.reshape(in_front.shape + (1,) * (x.ndim - 2)), x, 0)
+        return jnp.where(in_front.reshape(in_front.shape + (1,) * (x.ndim - 2)), x, jnp.zeros((), x.dtype))
 
     def documents(self, segment_ids: Int[Array, "B T"] | None, carried: Int[Array, "B"] | None) -> Documents:
         """The documents of the tokens after moving them; without ids, the one in progress, or document 1."""

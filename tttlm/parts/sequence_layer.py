@@ -23,18 +23,23 @@ from tttlm.parts.padding import read_sequences
 
 S = TypeVar("S")
 F = TypeVar("F", bound=Callable[..., Any])
+Precision = str | jax.lax.Precision | None
 
 
 def own_promotion(method: F) -> F:
     """Decorates a method that broadcasts and promotes by JAX's own rules.
 
     `jax_numpy_rank_promotion` and `jax_numpy_dtype_promotion` are there to find mistakes in a caller's own code.
+    Matrix products have the precision of the layer.
     """
 
     @functools.wraps(method)
-    def run(*arguments: Any, **options: Any) -> Any:
+    def run(self: Any, *arguments: Any, **options: Any) -> Any:
         with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-            return method(*arguments, **options)
+            if self.precision is None:  # that of the caller
+                return method(self, *arguments, **options)
+            with jax.default_matmul_precision(self.precision):
+                return method(self, *arguments, **options)
 
     return run  # type: ignore[return-value]
 
@@ -42,13 +47,15 @@ def own_promotion(method: F) -> F:
 class SequenceLayer(nnx.Module, Generic[S]):
     """A layer from `[..., T, D]` to `[..., T, D]` that carries a state `S` from token to token.
 
-    A subclass sets `hidden_size`, `dtype` and `param_dtype`, and implements `_extend` and `_init_state`; also `_whole`
-    if complete sequences are computed differently. A state has an attribute `document`; its first axis is the batch.
+    A subclass sets `hidden_size`, `dtype`, `param_dtype` and, if not None, `precision`, and implements `_extend` and
+    `_init_state`; also `_whole` if complete sequences are computed differently. A state has an attribute `document`;
+    its first axis is the batch.
     """
 
     hidden_size: int
     dtype: Dtype | None
     param_dtype: Dtype
+    precision: str | None = None
 
     def __call__(
         self,
@@ -112,11 +119,21 @@ class SequenceLayer(nnx.Module, Generic[S]):
 
     @own_promotion
     def _read(
-        self, x: Any, state: Any, segment_ids: Any, lengths: Any, mask: Any, per_token: Any = None, **options: Any
+        self,
+        x: Any,
+        state: Any,
+        segment_ids: Any,
+        lengths: Any,
+        mask: Any,
+        *,
+        per_token: Any = None,
+        per_pair: Any = None,
+        **options: Any,
     ) -> tuple[Array, Any]:
         """The outputs and the next state, or None without a state.
 
-        Options are passed to `_extend` and `_whole`, those in `per_token` with the tokens moved to the front.
+        Options are passed to `_extend` and `_whole`, those in `per_token` `[..., T]` and in `per_pair` `[..., T, T]`
+        with the tokens moved to the front.
         """
         x = jnp.asarray(x)
         if x.ndim < 2 or x.shape[-1] != self.hidden_size or not jnp.issubdtype(x.dtype, jnp.floating):
@@ -136,9 +153,10 @@ class SequenceLayer(nnx.Module, Generic[S]):
             return a
 
         per_token = {name: checked(name, a, shape) for name, a in (per_token or {}).items()}
+        per_pair = {name: checked(name, a, (*shape, shape[-1])) for name, a in (per_pair or {}).items()}
         segment_ids, mask = checked("segment_ids", segment_ids, shape), checked("mask", mask, shape)
         lengths = checked("lengths", lengths, leading)
-        given = (segment_ids, lengths, mask, per_token)
+        given = (segment_ids, lengths, mask, per_token, per_pair)
         dtype = self.dtype or jnp.result_type(x.dtype, self.param_dtype)
         if 0 in shape:  # nothing to read
             return jnp.zeros(x.shape, dtype), state
@@ -149,13 +167,14 @@ class SequenceLayer(nnx.Module, Generic[S]):
         leading = x.shape[:-2]
         flatten = lambda a: a if len(leading) == 1 else a.reshape(-1, *a.shape[len(leading) :])
         whole = flatten(x)
-        segment_ids, lengths, mask, per_token = jax.tree.map(flatten, given)
+        segment_ids, lengths, mask, per_token, per_pair = jax.tree.map(flatten, given)
         before = jax.tree.map(flatten, state)
         if x.dtype == jnp.float64:  # computed in it, and stored in the dtype of the state
             before = jax.tree.map(lambda a: a.astype(x.dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, before)
         carried = None if state is None else before.document
         whole, docs, front, finish = read_sequences(whole, segment_ids, carried, lengths, mask)
-        options = options | {name: None if a is None else front(a) for name, a in per_token.items()}
+        both = lambda a: jnp.swapaxes(front(jnp.swapaxes(front(a), 1, 2)), 1, 2)
+        options = options | jax.tree.map(front, per_token) | jax.tree.map(both, per_pair)
         if state is None:
             return finish(self._whole(whole, docs, **options)).reshape(x.shape), None
         y, after = self._extend(whole, before, docs, **options)
@@ -229,6 +248,37 @@ def at_least_one(**counts: int | None) -> None:
     for name, count in counts.items():
         if count is not None and count < 1:
             raise InputError(f"{name} must be at least 1, got {count}")
+
+
+def checked_precision(precision: Precision) -> str | None:
+    """The precision as a name that `jax.default_matmul_precision` takes; None leaves it to the caller's.
+
+    Raises:
+        InputError: There is no such precision.
+    """
+    name = precision.name.lower() if isinstance(precision, jax.lax.Precision) else precision
+    try:
+        with jax.default_matmul_precision(name):
+            return name
+    except (ValueError, TypeError):
+        raise InputError(
+            "precision must be None or a name of jax.default_matmul_precision, as 'highest' or 'tensorfloat32'; "
+            f"got {reprlib.repr(precision)}"
+        ) from None
+
+
+def checked_positions(positions: Any) -> Array | None:
+    """Positions of any integer dtype as int32.
+
+    Raises:
+        InputError: They are not integers.
+    """
+    if positions is None:
+        return None
+    positions = jnp.asarray(positions)
+    if not jnp.issubdtype(positions.dtype, jnp.integer):
+        raise InputError(f"positions must be integers, got {positions.dtype} {positions.shape}")
+    return positions.astype(jnp.int32)
 
 
 def check_implementation(name: str | None, names: Iterable[str]) -> None:

@@ -1,6 +1,6 @@
 """Causal self-attention: a sequence layer whose state is a cache of keys and values."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +10,20 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tttlm.errors import InputError
 from tttlm.ops.attention import IMPLEMENTATIONS, attention
+from tttlm.ops.attention.mask import visible
 from tttlm.ops.documents import Documents, document_in_progress, num_positions
 from tttlm.ops.projection import projection
 from tttlm.ops.rope import RopeScaling, rotate_halves
 from tttlm.parts.norm import RMSNorm
 from tttlm.parts.partition import each_device, repeat_groups, to_stream, with_sharding
-from tttlm.parts.sequence_layer import SequenceLayer, at_least_one, check_implementation
+from tttlm.parts.sequence_layer import (
+    Precision,
+    SequenceLayer,
+    at_least_one,
+    check_implementation,
+    checked_positions,
+    checked_precision,
+)
 
 default_kernel_init = nnx.initializers.normal(0.02)  # of the released Llama models
 
@@ -66,6 +74,8 @@ class Attention(SequenceLayer[AttentionState]):
         dtype: dtype of the computation and of the cache; None promotes input and parameters. Scores and softmax
             are float32 at least.
         param_dtype: dtype of all parameters.
+        precision: precision of the layer's matrix products, a name of `jax.default_matmul_precision`; None for that of
+            the caller.
         kernel_init: initializer of the projections.
         implementation: implementation of `tttlm.ops.attention.attention`, for complete sequences.
         rngs: random number generators of the parameters.
@@ -94,6 +104,7 @@ class Attention(SequenceLayer[AttentionState]):
         out_bias: bool | None = None,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
+        precision: Precision = None,
         kernel_init: Initializer = default_kernel_init,
         implementation: str | None = None,
         rngs: nnx.Rngs,
@@ -124,6 +135,7 @@ class Attention(SequenceLayer[AttentionState]):
         self.sliding_window, self.max_length, self.rope_theta = sliding_window, max_length, rope_theta
         self.rope_scaling = rope_scaling
         self.dtype, self.param_dtype = dtype, param_dtype
+        self.precision = checked_precision(precision)
         self.implementation = implementation
 
         def linear(inputs: int, outputs: int, use_bias: bool = use_bias) -> nnx.Linear:
@@ -133,6 +145,7 @@ class Attention(SequenceLayer[AttentionState]):
                 use_bias=use_bias,
                 dtype=dtype,
                 param_dtype=param_dtype,
+                precision=self.precision,
                 kernel_init=kernel_init,
                 dot_general=projection,
                 rngs=rngs,
@@ -149,15 +162,72 @@ class Attention(SequenceLayer[AttentionState]):
         self.o_proj = linear(num_heads * head_dim, hidden_size, use_bias if out_bias is None else out_bias)
         self.q_norm, self.k_norm = norm(), norm()
 
-    def _whole(self, x: Float[Array, "B T D"], docs: Documents | None) -> Float[Array, "B T D"]:
+    def __call__(
+        self,
+        x: Float[Array, "*B T D"],
+        segment_ids: Int[Array, "*B T"] | Documents | None = None,
+        *,
+        lengths: Int[Array, "*B"] | None = None,
+        mask: Bool[Array, "*B T"] | None = None,
+        positions: Int[Array, "*B T"] | None = None,
+        attention_mask: Bool[Array, "*M T T"] | None = None,
+    ) -> Float[Array, "*B T D"]:
+        """The layer on complete sequences.
+
+        Args:
+            x: The sequences, with any leading dimensions.
+            segment_ids: Ids of the documents in a sequence, 0 for padding that counts as a position (see
+                `tttlm.ops.documents`).
+            lengths: Number of tokens of each sequence. Padding after them is neither read nor written and does not
+                count as a position: every sequence has the outputs that it has alone. Outputs at padding are 0.
+            mask: The same for padding anywhere, True at tokens.
+            positions: Positions by which queries and keys are rotated; None counts the tokens. They do not change what
+                a query attends to.
+            attention_mask: True where a query (first axis) may attend to a key (second axis), for all sequences or for
+                each; None for no further restriction than those of causality, window, documents and padding. A query
+                that may attend to nothing gives the bias of the projection out. Takes memory of `T x T` for every
+                head, and has a softmax in float32.
+
+        Raises:
+            InputError: An argument has a wrong shape or dtype.
+        """
+        pairs = {"attention_mask": self._checked_pairs(x, attention_mask)}
+        return self._read(
+            x, None, segment_ids, lengths, mask, per_token={"positions": checked_positions(positions)}, per_pair=pairs
+        )[0]
+
+    def _checked_pairs(self, x: Array, attention_mask: Any) -> Array | None:
+        """The attention mask of each sequence."""
+        if attention_mask is None:
+            return None
+        allowed, time = jnp.asarray(attention_mask), x.shape[-2]
+        if allowed.dtype != jnp.bool_:
+            raise InputError(
+                f"attention_mask must be booleans, True where a query attends to a key; got {allowed.dtype}"
+            )
+        return jnp.broadcast_to(allowed, (*x.shape[:-1], time)) if allowed.shape == (time, time) else allowed
+
+    def _whole(
+        self,
+        x: Float[Array, "B T D"],
+        docs: Documents | None,
+        *,
+        positions: Int[Array, "B T"] | None,
+        attention_mask: Bool[Array, "B T T"] | None,
+    ) -> Float[Array, "B T D"]:
         batch, time = x.shape[:2]
-        q, k, v = self._project(x, jnp.arange(time, dtype=jnp.int32))
+        q, k, v = self._project(x, jnp.arange(time, dtype=jnp.int32) if positions is None else positions)
         segments = None if docs is None else _segments(docs, (batch, time))
 
         # Where all stand at one position, nothing is after anything.
         here = None if self.causal else jnp.zeros((1, time), jnp.int32)
 
-        def attend(q, k, v, segments):
+        def attend(q, k, v, segments, allowed):
+            if allowed is not None:
+                order = jnp.arange(time, dtype=jnp.int32)[None] if here is None else here
+                seen = allowed & visible(order, order, segments, segments, self.sliding_window)
+                y = jax.nn.dot_product_attention(q, k, v, mask=seen[:, None])
+                return jnp.where(jnp.any(seen, axis=2)[..., None, None], y, 0)
             return attention(
                 q,
                 k,
@@ -172,7 +242,7 @@ class Attention(SequenceLayer[AttentionState]):
 
         k, v = repeat_groups(k, self.num_heads), repeat_groups(v, self.num_heads)
         q, k, v = (with_sharding(a, "B_H") for a in (q, k, v))
-        y = each_device(attend, ("B_H", "B_H", "B_H", "B"), "B_H")(q, k, v, segments)
+        y = each_device(attend, ("B_H", "B_H", "B_H", "B", "B"), "B_H")(q, k, v, segments, attention_mask)
         return self.o_proj(to_stream(y.reshape(batch, time, -1)))
 
     def extend(
@@ -183,16 +253,17 @@ class Attention(SequenceLayer[AttentionState]):
         *,
         lengths: Int[Array, "*B"] | None = None,
         mask: Bool[Array, "*B T"] | None = None,
+        positions: Int[Array, "*B T"] | None = None,
     ) -> tuple[Float[Array, "*B T D"], AttentionState]:
         """Continues from `state` and returns the next one; however a sequence is cut, the outputs are the same.
 
-        Arguments are as for a call.
+        Arguments are as for a call; there is no `attention_mask`.
 
         Raises:
             InputError: An argument has a wrong shape or dtype, or the state has another batch size; or `T` more tokens
                 do not fit in the cache (unless within `jax.jit`, where offsets are unknown).
         """
-        return super().extend(x, state, segment_ids, lengths=lengths, mask=mask)
+        return self._read(x, state, segment_ids, lengths, mask, per_token={"positions": checked_positions(positions)})
 
     def init_state(self, batch: int | tuple[int, ...]) -> AttentionState:
         """The state before the first token, for `batch` sequences or for leading dimensions of that shape.
@@ -203,20 +274,25 @@ class Attention(SequenceLayer[AttentionState]):
         return super().init_state(batch)
 
     def _extend(
-        self, x: Float[Array, "B T D"], state: AttentionState, docs: Documents | None
+        self,
+        x: Float[Array, "B T D"],
+        state: AttentionState,
+        docs: Documents | None,
+        *,
+        positions: Int[Array, "B T"] | None,
     ) -> tuple[Float[Array, "B T D"], AttentionState]:
         (batch, time), slots = x.shape[:2], state.keys.shape[1]
         taken = num_positions(docs, time)
         if self.sliding_window is None:
             check_room(state, taken)
         segments = _segments(docs, (batch, time))
-        positions = state.offset[:, None] + jnp.arange(time, dtype=jnp.int32)
-        q, k, v = self._project(x, positions)
+        order = state.offset[:, None] + jnp.arange(time, dtype=jnp.int32)
+        q, k, v = self._project(x, order if positions is None else positions)
 
         # Without a window every token has its own slot, and there is none past the last. With one, tokens take turns.
         first = max(0, time - slots) if isinstance(taken, int) and self.sliding_window is not None else 0
-        slot = positions[:, first:] if self.sliding_window is None else positions[:, first:] % slots
-        beyond = positions >= slots
+        slot = order[:, first:] if self.sliding_window is None else order[:, first:] % slots
+        beyond = order >= slots
         if not isinstance(taken, int):  # padding goes to no slot, nor does what a window forgets
             back = taken[:, None] - jnp.arange(time, dtype=jnp.int32)  # 1 for the last token, 0 behind it
             kept = (back > 0) & ((back <= slots) | (self.sliding_window is None))
@@ -243,13 +319,13 @@ class Attention(SequenceLayer[AttentionState]):
                 jnp.concatenate([a, b.astype(a.dtype)], axis=1) for a, b in ((state.keys, k), (state.values, v))
             )
             key_segments = jnp.concatenate([cached, segments], axis=1)
-            key_places = jnp.concatenate([self._places(state.offset, slots), positions], axis=1)
+            key_places = jnp.concatenate([self._places(state.offset, slots), order], axis=1)
         y = attention(
             q,
             keys,
             values,
             sliding_window=self.sliding_window,
-            query_positions=positions,
+            query_positions=order,
             key_positions=key_places,
             query_segments=segments,
             key_segments=key_segments,

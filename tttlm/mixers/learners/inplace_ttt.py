@@ -31,7 +31,13 @@ from tttlm.ops.ttt import (
 from tttlm.ops.ttt.cost import flops_per_token
 from tttlm.ops.ttt.state import InnerLayer
 from tttlm.parts.partition import FROM_FEATURES, TO_FEATURES
-from tttlm.parts.sequence_layer import LearningLayer, at_least_one, check_implementation
+from tttlm.parts.sequence_layer import (
+    LearningLayer,
+    Precision,
+    at_least_one,
+    check_implementation,
+    checked_precision,
+)
 from tttlm.ranges import Count, PositiveFloat, Size
 
 
@@ -65,6 +71,8 @@ class InPlaceTTT(LearningLayer[InPlaceTTTState]):
         dtype: dtype of the projections; None promotes input and parameters. The down projection learns in float32 at
             least.
         param_dtype: dtype of all parameters.
+        precision: precision of the layer's matrix products, a name of `jax.default_matmul_precision`; None for that of
+            the caller.
         kernel_init: initialiser of the three kernels.
         remat_chunks: number of chunks that the backward pass recomputes at a time (see `tttlm.ops.ttt.learn`).
         implementation: name of an implementation of `tttlm.ops.ttt.learn`; None picks.
@@ -83,6 +91,7 @@ class InPlaceTTT(LearningLayer[InPlaceTTTState]):
         inner_learning_rate: float = 1.0,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
+        precision: Precision = None,
         kernel_init: Initializer = default_kernel_init,
         remat_chunks: int = 1,
         implementation: str | None = None,
@@ -94,6 +103,7 @@ class InPlaceTTT(LearningLayer[InPlaceTTTState]):
         self.hidden_size, self.intermediate_size = hidden_size, intermediate_size
         self.learner, self.inner_learning_rate = published.inplace_ttt(chunk_size), inner_learning_rate
         self.dtype, self.param_dtype = dtype, param_dtype
+        self.precision = checked_precision(precision)
         self.remat_chunks, self.implementation = remat_chunks, implementation
 
         def linear(outputs: int, kernel_init: Initializer) -> nnx.Linear:
@@ -103,6 +113,7 @@ class InPlaceTTT(LearningLayer[InPlaceTTTState]):
                 use_bias=False,
                 dtype=dtype,
                 param_dtype=param_dtype,
+                precision=self.precision,
                 kernel_init=kernel_init,
                 dot_general=projection,
                 rngs=rngs,

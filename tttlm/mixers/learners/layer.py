@@ -20,7 +20,13 @@ from tttlm.ops.ttt import IMPLEMENTATIONS, InnerStatistics, Learner, LearnerStat
 from tttlm.ops.ttt.transforms import norm
 from tttlm.parts.conv import CausalConv
 from tttlm.parts.partition import to_heads, to_stream
-from tttlm.parts.sequence_layer import LearningLayer, at_least_one, check_implementation
+from tttlm.parts.sequence_layer import (
+    LearningLayer,
+    Precision,
+    at_least_one,
+    check_implementation,
+    checked_precision,
+)
 
 default_kernel_init = nnx.initializers.normal(0.02)
 
@@ -122,6 +128,8 @@ class TTT(LearningLayer[TTTState]):
         dtype: dtype of projections, convolutions and norms; None promotes input and parameters. Learners compute in
             float32 at least.
         param_dtype: dtype of all parameters.
+        precision: precision of the layer's matrix products, a name of `jax.default_matmul_precision`; None for that of
+            the caller.
         kernel_init: initialiser of all projections.
         remat_chunks: number of chunks that the backward pass recomputes at a time (see `tttlm.ops.ttt.learn`).
         implementation: name of an implementation of `tttlm.ops.ttt.learn`; None picks.
@@ -144,6 +152,7 @@ class TTT(LearningLayer[TTTState]):
         aligned: bool = False,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
+        precision: Precision = None,
         kernel_init: Initializer = default_kernel_init,
         remat_chunks: int = 1,
         implementation: str | None = None,
@@ -168,12 +177,13 @@ class TTT(LearningLayer[TTTState]):
         self.hidden_size, self.num_heads, self.head_dim, self.value_dim = hidden_size, num_heads, head_dim, value_dim
         self.conventions, self.norm_eps, self.aligned = conventions, norm_eps, aligned
         self.dtype, self.param_dtype = dtype, param_dtype
+        self.precision = checked_precision(precision)
         self.remat_chunks, self.implementation = remat_chunks, implementation
         self.writes_per_token = writes = learners[0].clocks.writes_per_token
         dtypes: Any = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
 
         def linear(inputs: int, outputs: int, use_bias: bool = False) -> nnx.Linear:
-            init: Any = {"kernel_init": kernel_init, "dot_general": projection}
+            init: Any = {"kernel_init": kernel_init, "dot_general": projection, "precision": self.precision}
             return nnx.Linear(inputs, outputs, use_bias=use_bias, **init, **dtypes)
 
         sizes = (num_heads * head_dim, num_heads * writes * head_dim, num_heads * writes * value_dim)

@@ -16,6 +16,7 @@ from tttlm.mixers.registry import Mixer
 from tttlm.ops.ttt import Learner, Shapes, check_choice
 from tttlm.ops.ttt.cost import flops_per_token
 from tttlm.parts.partition import CONV_KERNEL, FEATURES, FROM_FEATURES, TO_FEATURES
+from tttlm.parts.sequence_layer import Precision
 from tttlm.ranges import Count, Size, SizeOrZero
 
 
@@ -59,6 +60,8 @@ class PublishedLayer(TTT):
         dtype: dtype of projections, convolutions and norms; None promotes input and parameters. Learners compute in
             float32 at least.
         param_dtype: dtype of all parameters.
+        precision: precision of the layer's matrix products, a name of `jax.default_matmul_precision`; None for that of
+            the caller.
         kernel_init: initialiser of all projections.
         rngs: random number generators of the parameters.
 
@@ -81,6 +84,7 @@ class PublishedLayer(TTT):
         aligned: bool = False,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
+        precision: Precision = None,
         kernel_init: Initializer = default_kernel_init,
         rngs: nnx.Rngs,
     ):
@@ -98,6 +102,7 @@ class PublishedLayer(TTT):
             aligned=aligned,
             dtype=dtype,
             param_dtype=param_dtype,
+            precision=precision,
             kernel_init=kernel_init,
             remat_chunks=config.remat_chunks,
             implementation=config.implementation,

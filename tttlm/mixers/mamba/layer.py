@@ -15,7 +15,13 @@ from tttlm.ops.projection import projection
 from tttlm.ops.ssm import IMPLEMENTATIONS, selective_scan
 from tttlm.parts.conv import CausalConv
 from tttlm.parts.partition import each_device, project, project_heads, to_heads, to_stream, with_sharding
-from tttlm.parts.sequence_layer import SequenceLayer, at_least_one, check_implementation
+from tttlm.parts.sequence_layer import (
+    Precision,
+    SequenceLayer,
+    at_least_one,
+    check_implementation,
+    checked_precision,
+)
 
 # Uniform in +-1/sqrt(inputs), as in PyTorch's Linear and the released models.
 default_kernel_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -68,6 +74,8 @@ class Mamba(SequenceLayer[MambaState]):
         dtype: dtype of projections and convolution; None promotes input and parameters. Step sizes,
             decays and states are float32 at least.
         param_dtype: dtype of all parameters.
+        precision: precision of the layer's matrix products, a name of `jax.default_matmul_precision`; None for that of
+            the caller.
         kernel_init: initializer of all projections but that of the step sizes.
         out_kernel_init: initializer of the projection out; None for `kernel_init`. The released models divide it by
             `sqrt(layers)`.
@@ -94,6 +102,7 @@ class Mamba(SequenceLayer[MambaState]):
         chunk_size: int | None = None,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
+        precision: Precision = None,
         kernel_init: Initializer = default_kernel_init,
         out_kernel_init: Initializer | None = None,
         implementation: str | None = None,
@@ -108,8 +117,16 @@ class Mamba(SequenceLayer[MambaState]):
         self.dt_rank = math.ceil(hidden_size / 16) if dt_rank is None else dt_rank
         self.chunk_size, self.implementation = chunk_size, implementation
         self.dtype, self.param_dtype = dtype, param_dtype
+        self.precision = checked_precision(precision)
 
-        linear = partial(nnx.Linear, dtype=dtype, param_dtype=param_dtype, dot_general=projection, rngs=rngs)
+        linear = partial(
+            nnx.Linear,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            precision=self.precision,
+            dot_general=projection,
+            rngs=rngs,
+        )
         self.in_proj = linear(hidden_size, 2 * inner, use_bias=use_bias, kernel_init=kernel_init)
         self.conv = CausalConv(inner, conv_kernel, use_bias=conv_bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.x_proj = linear(inner, self.dt_rank + 2 * state_size, use_bias=False, kernel_init=kernel_init)

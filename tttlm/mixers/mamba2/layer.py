@@ -16,7 +16,13 @@ from tttlm.ops.projection import projection
 from tttlm.ops.ssm import IMPLEMENTATIONS, ssd
 from tttlm.parts.conv import CausalConv
 from tttlm.parts.partition import each_device, project, repeat_groups, to_heads, to_stream, with_sharding
-from tttlm.parts.sequence_layer import SequenceLayer, at_least_one, check_implementation
+from tttlm.parts.sequence_layer import (
+    Precision,
+    SequenceLayer,
+    at_least_one,
+    check_implementation,
+    checked_precision,
+)
 
 
 class Mamba2State(NamedTuple):
@@ -72,6 +78,8 @@ class Mamba2(SequenceLayer[Mamba2State]):
         dtype: dtype of projections and convolution; None promotes input and parameters. Step sizes,
             decays and states are float32 at least.
         param_dtype: dtype of all parameters.
+        precision: precision of the layer's matrix products, a name of `jax.default_matmul_precision`; None for that of
+            the caller.
         kernel_init: initializer of the projections.
         out_kernel_init: initializer of the projection out; None for `kernel_init`. The released models divide it by
             `sqrt(layers)`.
@@ -103,6 +111,7 @@ class Mamba2(SequenceLayer[Mamba2State]):
         chunk_size: int | None = None,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
+        precision: Precision = None,
         kernel_init: Initializer = default_kernel_init,
         out_kernel_init: Initializer | None = None,
         implementation: str | None = None,
@@ -128,9 +137,16 @@ class Mamba2(SequenceLayer[Mamba2State]):
         self.dt_limit = dt_limit
         self.chunk_size, self.implementation = chunk_size, implementation
         self.dtype, self.param_dtype = dtype, param_dtype
+        self.precision = checked_precision(precision)
 
         linear = partial(
-            nnx.Linear, use_bias=use_bias, dtype=dtype, param_dtype=param_dtype, dot_general=projection, rngs=rngs
+            nnx.Linear,
+            use_bias=use_bias,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            precision=self.precision,
+            dot_general=projection,
+            rngs=rngs,
         )
         channels = inner + 2 * num_groups * state_size
         self.in_proj = linear(hidden_size, inner + channels + num_heads, kernel_init=kernel_init)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from tttlm.errors import InputError
 from tttlm.ops.documents import Documents, documents
@@ -33,7 +33,14 @@ from tttlm.ops.ttt import (
 from tttlm.ops.ttt.learner_state import Pending
 from tttlm.parts.conv import CausalConv, ConvInit
 from tttlm.parts.partition import each_device, to_heads, to_stream
-from tttlm.parts.sequence_layer import LearningLayer, at_least_one, check_implementation
+from tttlm.parts.sequence_layer import (
+    LearningLayer,
+    Precision,
+    at_least_one,
+    check_implementation,
+    checked_positions,
+    checked_precision,
+)
 
 default_kernel_init = nnx.initializers.normal(0.02)  # of the released models
 
@@ -105,6 +112,8 @@ class MiniBatchTTT(LearningLayer[TTTState]):
         dtype: dtype of projections, convolutions and norms; None promotes input and parameters. The
             inner model is trained in float32 at least.
         param_dtype: dtype of all parameters.
+        precision: precision of the layer's matrix products, a name of `jax.default_matmul_precision`; None for that of
+            the caller.
         kernel_init: initializer of all projections.
         inner_kernel_init: initializer of the inner model's kernels; None for `kernel_init`.
         remat_mini_batches: number of mini-batches that the backward pass recomputes at a time (see
@@ -142,6 +151,7 @@ class MiniBatchTTT(LearningLayer[TTTState]):
         rope_theta: float | None = 10_000.0,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
+        precision: Precision = None,
         kernel_init: Initializer = default_kernel_init,
         inner_kernel_init: Initializer | None = None,
         remat_mini_batches: int = 1,
@@ -164,6 +174,7 @@ class MiniBatchTTT(LearningLayer[TTTState]):
         self.inner_learning_rate = inner_learning_rate
         self.rope_theta = rope_theta
         self.dtype, self.param_dtype = dtype, param_dtype
+        self.precision = checked_precision(precision)
         self.remat_mini_batches, self.implementation = remat_mini_batches, implementation
 
         def linear(outputs: int, use_bias: bool = False) -> nnx.Linear:
@@ -173,6 +184,7 @@ class MiniBatchTTT(LearningLayer[TTTState]):
                 use_bias=use_bias,
                 dtype=dtype,
                 param_dtype=param_dtype,
+                precision=self.precision,
                 kernel_init=kernel_init,
                 dot_general=projection,
                 rngs=rngs,
@@ -210,6 +222,60 @@ class MiniBatchTTT(LearningLayer[TTTState]):
             hidden_size, epsilon=1e-6, dtype=dtype, param_dtype=param_dtype, use_fast_variance=False, rngs=rngs
         )
 
+    def __call__(
+        self,
+        x: Float[Array, "*B T D"],
+        segment_ids: Int[Array, "*B T"] | Documents | None = None,
+        *,
+        lengths: Int[Array, "*B"] | None = None,
+        mask: Bool[Array, "*B T"] | None = None,
+        positions: Int[Array, "*B T"] | None = None,
+        inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
+    ) -> Float[Array, "*B T D"]:
+        """The layer from its initial state.
+
+        Args:
+            x: The sequences, with any leading dimensions.
+            segment_ids: Ids of the documents in a sequence, 0 for padding that counts as a position (see
+                `tttlm.ops.documents`). A document that starts with a mini-batch has the outputs that it has alone.
+            lengths: Number of tokens of each sequence. Padding after them is neither read nor written and does not
+                count as a position: every sequence has the outputs that it has alone. Outputs at padding are 0.
+            mask: The same for padding anywhere, True at tokens.
+            positions: Positions by which queries and keys are rotated; None for those within the mini-batch.
+            inner_learning_rate_multiplier: Multiplier of the inner learning rates, for their warm-up in training;
+                0 reads the inner model out without learning.
+
+        Raises:
+            InputError: An argument has a wrong shape or dtype.
+        """
+        options = {"multiplier": inner_learning_rate_multiplier}
+        per_token = {"positions": checked_positions(positions)}
+        return self._read(x, None, segment_ids, lengths, mask, per_token=per_token, **options)[0]
+
+    def extend(
+        self,
+        x: Float[Array, "*B T D"],
+        state: TTTState,
+        segment_ids: Int[Array, "*B T"] | Documents | None = None,
+        *,
+        lengths: Int[Array, "*B"] | None = None,
+        mask: Bool[Array, "*B T"] | None = None,
+        positions: Int[Array, "*B T"] | None = None,
+        on_boundary: bool = False,
+        inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
+    ) -> tuple[Float[Array, "*B T D"], TTTState]:
+        """Continues from `state` and returns the next one; however a sequence is cut, the outputs are the same.
+
+        Arguments are as for a call. `on_boundary` asserts that every sequence is at the start of a mini-batch, which
+        saves the cost of starting within one. Shapes and dtypes of a state never change.
+
+        Raises:
+            InputError: An argument has a wrong shape or dtype, or the state has another batch size.
+        """
+        options = {"multiplier": inner_learning_rate_multiplier, "on_boundary": on_boundary}
+        per_token = {"positions": checked_positions(positions)}
+        return self._read(x, state, segment_ids, lengths, mask, per_token=per_token, **options)
+
     def _init_state(self, batch: int) -> TTTState:
         tail = None
         if self.conv_q is not None:
@@ -237,16 +303,15 @@ class MiniBatchTTT(LearningLayer[TTTState]):
             segment_ids=segment_ids,
         )
 
-    def _inner_inputs(self, x, state, docs, multiplier):
+    def _inner_inputs(self, x, state, docs, multiplier, positions=None):
         """Queries, keys, values, learning rates and token scale; and the next tail of the convolutions."""
         batch, time, _ = x.shape
         inner = None if state is None else state.inner
         q, k, tail = self._queries_and_keys(x, None if state is None else state.tail, docs)
 
-        positions = jnp.arange(time)
-        if inner is not None:
-            positions = positions + inner.offset[:, None]
-        positions = positions % self.mini_batch_size
+        if positions is None:
+            positions = jnp.arange(time) if inner is None else jnp.arange(time) + inner.offset[:, None]
+            positions = positions % self.mini_batch_size
 
         def split_heads(a: Float[Array, "B T D"]) -> Float[Array, "B T H K"]:
             return a.reshape(batch, time, self.num_heads, self.head_dim)
@@ -264,9 +329,10 @@ class MiniBatchTTT(LearningLayer[TTTState]):
         docs: Documents | None,
         *,
         multiplier: Any,
+        positions: Int[Array, "B T"] | None,
         on_boundary: bool = False,
     ) -> tuple[Float[Array, "B T D"], TTTState]:
-        (q, k, v, rates, token_scale), tail = self._inner_inputs(x, state, docs, multiplier)
+        (q, k, v, rates, token_scale), tail = self._inner_inputs(x, state, docs, multiplier, positions)
         inner = None if state is None else state.inner
 
         def scan(q, k, v, rates, token_scale, weights, norm, state, docs):
@@ -361,6 +427,7 @@ class TTTLinear(MiniBatchTTT):
         rope_theta: float | None = 10_000.0,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
+        precision: Precision = None,
         kernel_init: Initializer = default_kernel_init,
         inner_kernel_init: Initializer | None = None,
         remat_mini_batches: int = 1,
@@ -383,6 +450,7 @@ class TTTLinear(MiniBatchTTT):
             rope_theta=rope_theta,
             dtype=dtype,
             param_dtype=param_dtype,
+            precision=precision,
             kernel_init=kernel_init,
             inner_kernel_init=inner_kernel_init,
             remat_mini_batches=remat_mini_batches,
@@ -418,6 +486,7 @@ class TTTMLP(MiniBatchTTT):
         rope_theta: float | None = 10_000.0,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
+        precision: Precision = None,
         kernel_init: Initializer = default_kernel_init,
         inner_kernel_init: Initializer | None = None,
         remat_mini_batches: int = 1,
@@ -440,6 +509,7 @@ class TTTMLP(MiniBatchTTT):
             rope_theta=rope_theta,
             dtype=dtype,
             param_dtype=param_dtype,
+            precision=precision,
             kernel_init=kernel_init,
             inner_kernel_init=inner_kernel_init,
             remat_mini_batches=remat_mini_batches,
