@@ -3,10 +3,12 @@
 It is written as a few shifted multiply-adds, which XLA fuses; a grouped convolution is many times slower on CPU.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from tttlm.ops.documents import Documents
+from tttlm.ops.linear_map import linear_map
 from tttlm.ops.varying import varying_like
 
 
@@ -59,12 +61,38 @@ def _at(a: Shaped[Array, "B P *S"], positions: slice | Int[Array, "B Q"]) -> Sha
     return jnp.take_along_axis(a, positions.reshape(positions.shape + (1,) * (a.ndim - 2)), axis=1)
 
 
+@jax.custom_jvp
 def _shifted_sum(
     padded: Float[Array, "B TP C"], kernel: Float[Array, "W C"], same: Bool[Array, "W B T"] | None
 ) -> Float[Array, "B T C"]:
     """`sum_w kernel[w] padded[t + w]` over the taps of the same document."""
     time = padded.shape[1] - kernel.shape[0] + 1
     return sum(tap * _kept(padded[:, w : w + time], same, w) for w, tap in enumerate(kernel))
+
+
+@_shifted_sum.defjvp
+def _shifted_sum_jvp(primals, tangents):
+    return _shifted_sum(*primals), linear_map(_tangent, _cotangents, primals, tangents[:2])
+
+
+def _tangent(primals, tangents):
+    padded, kernel, same = primals
+    return _shifted_sum(tangents[0], kernel, same) + _shifted_sum(padded, tangents[1], same)
+
+
+def _cotangents(primals, dy):
+    """Derived from the slices it is a sum of padded arrays, which XLA computes anew for every product that reads it."""
+    padded, kernel, same = primals
+    (width, _), time = kernel.shape, dy.shape[1]
+    for_padded, for_kernel = jnp.zeros_like(padded), []
+    wide = jnp.pad(dy, ((0, 0), (width - 1, width - 1), (0, 0)))
+    for w, tap in enumerate(kernel):
+        if same is not None:
+            wide = jnp.pad(_kept(dy, same, w), ((0, 0), (width - 1, width - 1), (0, 0)))
+        first = width - 1 - w
+        for_padded = for_padded + tap * wide[:, first : first + padded.shape[1]]
+        for_kernel.append(jnp.sum(_kept(dy, same, w) * padded[:, w : w + time], axis=(0, 1)))
+    return for_padded, jnp.stack(for_kernel)
 
 
 def _kept(a, same, w):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from tttlm.ops.attention.mask import visible
+from tttlm.ops.linear_map import linear_map
 from tttlm.ops.varying import varying_like
 
 MASKED = -1e30  # a masked score: finite, so that it never makes a NaN, in the backward pass either
@@ -140,14 +141,18 @@ def _attend(
 
 @_attend.defjvp
 def _attend_jvp(sliding_window: int | None, primals: tuple, tangents: tuple) -> tuple:
+    out = _attend(*primals, sliding_window)
+    maps = (partial(f, sliding_window) for f in (_tangents, _cotangents))
+    return out, linear_map(*maps, (*primals, *out), tangents[:3])
+
+
+def _tangents(sliding_window: int | None, primals: tuple, tangents: tuple[Array, Array, Array]) -> tuple[Array, Array]:
     """`dout = sum_j w_j (ds_j v_j + dv_j) - out dlog_total`, `dlog_total = sum_j w_j ds_j` of weights `w`, scores `s`.
 
-    It is linear in the tangents, and what they are multiplied by is computed again where it is transposed: that is the
-    backward pass of arXiv 2307.08691. The rule is made of differentiable parts, so that any order follows.
+    It is made of differentiable parts, so that any order follows.
     """
-    q, k, v, queries, keys = primals
-    dq, dk, dv, *_ = tangents
-    out, log_total = _attend(q, k, v, queries, keys, sliding_window)
+    q, k, v, queries, keys, out, log_total = primals
+    dq, dk, dv = tangents
     dtype, scale = log_total.dtype, 1 / math.sqrt(q.shape[-1])
 
     def query_block(block: tuple) -> tuple[Array, Array]:
@@ -160,18 +165,16 @@ def _attend_jvp(sliding_window: int | None, primals: tuple, tangents: tuple) -> 
             def add() -> tuple[Array, Array]:
                 d_out, d_log_total = carry
                 product = partial(jnp.einsum, preferred_element_type=dtype)
-                # Keys before queries: then most products, transposed too, are of plain row-major operands.
-                scores = product("bgsk,bgrqk->bgsrq", k_j, q_i) * scale
                 seen = visible(
                     queries_i.positions, keys_j.positions, queries_i.segments, keys_j.segments, sliding_window
                 )
-                scores = jnp.where(jnp.swapaxes(seen, 1, 2)[:, None, :, None], scores, MASKED)
-                weights = jnp.exp(scores - log_total_i[:, :, None])
-                d_scores = product("bgsk,bgrqk->bgsrq", k_j, dq_i) + product("bgsk,bgrqk->bgsrq", dk_j, q_i)
+                scores = jnp.where(seen[:, None, None], product("bgrqk,bgsk->bgrqs", q_i, k_j) * scale, MASKED)
+                weights = jnp.exp(scores - log_total_i[..., None])
+                d_scores = product("bgrqk,bgsk->bgrqs", dq_i, k_j) + product("bgrqk,bgsk->bgrqs", q_i, dk_j)
                 change = weights * (d_scores * scale)
-                d_out = d_out + product("bgsrq,bgsk->bgrqk", change.astype(v.dtype), v_j)
-                d_out = d_out + product("bgsrq,bgsk->bgrqk", weights.astype(v.dtype), dv_j)
-                return d_out, d_log_total + jnp.sum(change, axis=2)
+                d_out = d_out + product("bgrqs,bgsk->bgrqk", change.astype(v.dtype), v_j)
+                d_out = d_out + product("bgrqs,bgsk->bgrqk", weights.astype(v.dtype), dv_j)
+                return d_out, d_log_total + jnp.sum(change, axis=-1)
 
             return jax.lax.cond(needed, add, lambda: carry), None
 
@@ -180,4 +183,40 @@ def _attend_jvp(sliding_window: int | None, primals: tuple, tangents: tuple) -> 
 
     d_out, d_log_total = jax.lax.map(query_block, (q, dq, queries, log_total, _needed(queries, keys, sliding_window)))
     d_out = d_out - out.astype(dtype) * d_log_total[..., None]
-    return (out, log_total), (d_out.astype(out.dtype), d_log_total)
+    return d_out.astype(out.dtype), d_log_total
+
+
+def _cotangents(
+    sliding_window: int | None, primals: tuple, cotangents: tuple[Array, Array]
+) -> tuple[Array, Array, Array]:
+    """The transpose of `_tangents` (the backward pass of arXiv 2307.08691)."""
+    q, k, v, queries, keys, out, log_total = primals
+    d_out, d_log_total = cotangents
+    dtype, scale = log_total.dtype, 1 / math.sqrt(q.shape[-1])
+    # the sum over keys of weight times its gradient, which the softmax subtracts
+    mean = jnp.sum(out.astype(dtype) * d_out.astype(dtype), axis=-1) - d_log_total
+
+    def key_block(d_q: Array, block: tuple[Array, Array, _Side, Array, Array]) -> tuple[Array, tuple]:
+        k_j, v_j, keys_j, first, last = block
+
+        # keys before queries: then all products but that of d_q are of plain row-major operands
+        def query_block(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            d_q, d_k, d_v = carry
+            scores = jnp.einsum("bgsk,bgrqk->bgsrq", k_j, q[i], preferred_element_type=dtype) * scale
+            seen = visible(queries.positions[i], keys_j.positions, queries.segments[i], keys_j.segments, sliding_window)
+            scores = jnp.where(jnp.swapaxes(seen, 1, 2)[:, None, :, None], scores, MASKED)
+            weights = jnp.exp(scores - log_total[i][:, :, None])
+            d_v += jnp.einsum("bgsrq,bgrqk->bgsk", weights.astype(v.dtype), d_out[i], preferred_element_type=dtype)
+            d_weights = jnp.einsum("bgsk,bgrqk->bgsrq", v_j, d_out[i], preferred_element_type=dtype)
+            d_scores = (weights * (d_weights - mean[i][:, :, None]) * scale).astype(q.dtype)
+            d_k += jnp.einsum("bgsrq,bgrqk->bgsk", d_scores, q[i], preferred_element_type=dtype)
+            d_q_i = jnp.einsum("bgsrq,bgsk->bgrqk", d_scores, k_j, preferred_element_type=dtype)
+            return jax.lax.dynamic_update_index_in_dim(d_q, d_q[i] + d_q_i, i, 0), d_k, d_v
+
+        start = (d_q, *varying_like((jnp.zeros(k_j.shape, dtype), jnp.zeros(v_j.shape, dtype)), q))
+        d_q, d_k, d_v = jax.lax.fori_loop(first, last, query_block, start)
+        return d_q, (d_k.astype(k.dtype), d_v.astype(v.dtype))
+
+    first, last = _range(_needed(queries, keys, sliding_window).T)
+    d_q, (d_k, d_v) = jax.lax.scan(key_block, varying_like(jnp.zeros(q.shape, dtype), q), (k, v, keys, first, last))
+    return d_q.astype(q.dtype), d_k, d_v
