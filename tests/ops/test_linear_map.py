@@ -29,11 +29,10 @@ def product(called):
     return f
 
 
-def test_every_mode_to_third_order():
+def test_every_mode_to_second_order():
     with jax.enable_x64(True):
         a, b = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3)))
-        check_grads(product([]), (a, b), order=3)
-        check_grads(jax.jit(product([])), (a, b), order=2)
+        check_grads(product([]), (a, b), order=2)
 
 
 def test_reverse_mode_alone_calls_the_written_transpose():

@@ -5,18 +5,19 @@ one, and forward mode and second order are lost. `linear_map` replaces the trans
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-R, X, Y = TypeVar("R"), TypeVar("X"), TypeVar("Y")
 _Flat = Callable[[Sequence[Any], Sequence[Any]], Sequence[Any]]
 
 
-def linear_map(function: Callable[[R, X], Y], transpose: Callable[[R, Y], X], residuals: R, x: X) -> Y:
+def linear_map(
+    function: Callable[[Any, Any], Any], transpose: Callable[[Any, Any], Any], residuals: Any, x: Any
+) -> Any:
     """`function(residuals, x)`, which is linear in `x`; reverse mode calls `transpose`.
 
     Args:
@@ -26,17 +27,17 @@ def linear_map(function: Callable[[R, X], Y], transpose: Callable[[R, Y], X], re
         residuals: arrays in any structure.
         x: arrays in any structure.
     """
-    flat_residuals, residual_tree = jax.tree.flatten(residuals)
-    flat_x, x_tree = jax.tree.flatten(x)
-    y_tree = jax.tree.structure(jax.eval_shape(function, residuals, x))
+    flat_residuals, of_residuals = jax.tree.flatten(residuals)
+    flat_x, of_x = jax.tree.flatten(x)
+    of_y = jax.tree.structure(jax.eval_shape(function, residuals, x))
 
     def forward(residuals, x):
-        return jax.tree.leaves(function(residual_tree.unflatten(residuals), x_tree.unflatten(x)))
+        return jax.tree.leaves(function(jax.tree.unflatten(of_residuals, residuals), jax.tree.unflatten(of_x, x)))
 
     def backward(residuals, y):
-        return jax.tree.leaves(transpose(residual_tree.unflatten(residuals), y_tree.unflatten(y)))
+        return jax.tree.leaves(transpose(jax.tree.unflatten(of_residuals, residuals), jax.tree.unflatten(of_y, y)))
 
-    return y_tree.unflatten(_bind(flat_residuals, flat_x, forward, backward, turned=False))
+    return jax.tree.unflatten(of_y, _bind(flat_residuals, flat_x, forward, backward, turned=False))
 
 
 _map = Primitive("linear_map")
@@ -91,8 +92,8 @@ def _batch(args, dims, *, count, forward, backward, turned, types):
         jnp.broadcast_to(a, (size, *a.shape)) if d is None else a
         for a, d in zip(front[count:], dims[count:], strict=True)
     ]
-    mapped = [jax.vmap(lambda r, x, f=f: list(f(r, x)), in_axes=(axes, 0)) for f in (forward, backward)]
-    y = _bind(front[:count], x, *mapped, turned)
+    mapped = [jax.vmap(f, in_axes=(axes, 0)) for f in (forward, backward)]
+    y = _bind(front[:count], x, mapped[0], mapped[1], turned)
     return y, [0] * len(y)
 
 

@@ -142,8 +142,8 @@ def _attend(
 @_attend.defjvp
 def _attend_jvp(sliding_window: int | None, primals: tuple, tangents: tuple) -> tuple:
     out = _attend(*primals, sliding_window)
-    maps = (partial(f, sliding_window) for f in (_tangents, _cotangents))
-    return out, linear_map(*maps, (*primals, *out), tangents[:3])
+    map_, transpose = (partial(f, sliding_window) for f in (_tangents, _cotangents))
+    return out, linear_map(map_, transpose, (*primals, *out), tangents[:3])
 
 
 def _tangents(sliding_window: int | None, primals: tuple, tangents: tuple[Array, Array, Array]) -> tuple[Array, Array]:
