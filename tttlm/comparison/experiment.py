@@ -202,7 +202,9 @@ def with_best_rates(comparison: Comparison) -> Comparison:
     for entry in comparison.entries:
         if results := swept(_sweep_of(comparison, entry)):
             rate = best(results).learning_rate
-            configs = (replace(run, optimizer=replace(run.optimizer, learning_rate=rate)) for run in entry.configs)
+            configs = [replace(run, optimizer=replace(run.optimizer, learning_rate=rate)) for run in entry.configs]
+            if not comparison.config.sweep.steps:  # the run of the first seed is in the sweep
+                configs[:1] = [run for run in _sweep_of(comparison, entry) if run.optimizer.learning_rate == rate][:1]
             entry = replace(entry, configs=tuple(configs), swept=results)
         entries.append(entry)
     comparison = replace(comparison, entries=tuple(entries))

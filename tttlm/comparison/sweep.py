@@ -20,7 +20,8 @@ class SweepConfig:
     """Peak learning rates; a model takes the one with the lowest held-out loss at the end of a run with the first seed.
     None keeps `train.optimizer.learning_rate`."""
     steps: CountOrZero = 0
-    """Steps of a run of the sweep, with a schedule of that length; 0 takes those of `train`."""
+    """Steps of a run of the sweep, with a schedule of that length; 0 takes those of `train`, and the best run of the
+    sweep is then that of the first seed."""
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,17 @@ def runs_of_sweep(sweep: SweepConfig, run: TrainConfig, name: str, folder: Path)
         name: the name of the model.
         folder: the folder of the runs.
     """
-    steps = sweep.steps or run.steps
     for rate in sweep.learning_rates:
-        yield replace(
+        swept = replace(
             run,
             run=str(folder / f"{name}-{rate:g}"),
-            steps=steps,
             optimizer=replace(run.optimizer, learning_rate=rate),
-            evaluate=replace(run.evaluate, every=steps),
-            checkpoint=replace(run.checkpoint, every=steps),
-            faults=replace(run.faults, policy="skip", allowed=steps),
+            faults=replace(run.faults, policy="skip", allowed=run.steps),
         )
+        if steps := sweep.steps:
+            evaluate, checkpoint = replace(run.evaluate, every=steps), replace(run.checkpoint, every=steps)
+            swept = replace(swept, steps=steps, evaluate=evaluate, checkpoint=checkpoint)
+        yield swept
 
 
 def swept(runs: Iterator[TrainConfig]) -> tuple[Swept, ...]:
