@@ -13,6 +13,7 @@ from tttlm.mixers import mixer_names, registered
 LEARNERS = [name for name in mixer_names() if registered(name).__module__.startswith("tttlm.mixers.learners")]
 MESHES = ("data=2,fsdp=2", "fsdp=2,tensor=2", "data=2,context=2")
 OF_ONE_HEAD = ("data=2,fsdp=2", "fsdp=4")
+LOW_RANK = ("kda", "gla", "longhorn")  # the first of two projections to and from a few features is whole over tensor
 CASES = [pytest.param([name], MESHES, marks=pytest.mark.slow, id=name) for name in LEARNERS if name != "inplace_ttt"]
 
 
@@ -35,4 +36,6 @@ def test_on_a_mesh_a_learner_is_what_it_is_on_one_device(mixers, meshes):
     for axes, found in told.items():
         assert found["difference"] < 1e-10, axes
         sizes = {name: int(size) for name, size in (axis.split("=") for axis in axes.split(","))}
-        assert found["divided"] == math.prod(size for name, size in sizes.items() if name != "data"), axes
+        over = math.prod(size for name, size in sizes.items() if name != "data")
+        over //= sizes.get("tensor", 1) if mixers[0] in LOW_RANK else 1
+        assert found["divided"] == over, axes

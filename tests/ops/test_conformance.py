@@ -136,6 +136,46 @@ def test_a_document_gives_packed_what_it_gives_alone(name):
     close(*both(inputs, weights, options))
 
 
+WITH_CLOCKS = ["ttt_mlp", "titans_mlp", "lact_prenorm", "tnt_local", "atlas", "inplace_ttt"]
+
+
+@pytest.mark.parametrize("name", slow_unless(["ttt_mlp", "inplace_ttt"], WITH_CLOCKS))
+def test_alignment_is_decided_when_the_program_is_traced(name):
+    """What it promises away is not in the program: branches for documents within a chunk, and for rows within one."""
+    learner = LEARNERS[name]
+    inputs, weights, options = make(learner)
+    state = init_learner_state(learner, weights, B, K, K)
+
+    def program(**more):
+        return str(jax.make_jaxpr(lambda x: learn(learner, x, weights, **options, **more))(inputs))
+
+    ids = jnp.asarray(ANYWHERE)
+    anywhere, shifted = program(segment_ids=ids), program(state=state)
+    assert "cond[" in anywhere
+    assert f"length={T // M + 1}" in shifted  # chunks of rows that start within one
+    for given in ({}, {"segment_ids": ids, "aligned": True}):
+        for more in ({}, {"state": state, "on_boundary": True}):
+            promised = program(**given, **more)
+            assert "cond[" not in promised
+            assert f"length={T // M + 1}" not in promised
+
+
+@pytest.mark.parametrize("name", slow_unless(["titans_mlp"], WITH_CLOCKS))
+def test_from_a_boundary_the_aligned_path_gives_the_same(name):
+    learner = LEARNERS[name]
+    inputs, weights, options = make(learner)
+    cut = learner.clocks.period
+
+    @jax.jit
+    def both(inputs, weights, options):
+        run = lambda x, **more: learn(learner, x, weights, **options, implementation=FAST[name], **more)
+        _, state = run(piece(learner, inputs, 0, cut))
+        rest = piece(learner, inputs, cut, T)
+        return run(rest, state=state, on_boundary=True), run(rest, state=state)
+
+    close(*both(inputs, weights, options))
+
+
 MEASURED = ["gated_deltanet", "lact_prenorm", "mesanet", "titans_mlp", "longhorn_diagonal"]
 
 

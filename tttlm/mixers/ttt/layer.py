@@ -109,6 +109,7 @@ class MiniBatchTTT(LearningLayer[TTTState]):
         conv_init: initialization of those convolutions, see `tttlm.parts.conv.CausalConv`.
         rope_theta: base of the rotary embedding, which rotates by the position within the mini-batch; None for
             no rotation.
+        aligned: asserts that every document starts at a multiple of `mini_batch_size`, which saves the cost of others.
         dtype: dtype of projections, convolutions and norms; None promotes input and parameters. The
             inner model is trained in float32 at least.
         param_dtype: dtype of all parameters.
@@ -149,6 +150,7 @@ class MiniBatchTTT(LearningLayer[TTTState]):
         conv_kernel: int = 4,
         conv_init: ConvInit = "pytorch",
         rope_theta: float | None = 10_000.0,
+        aligned: bool = False,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
         precision: Precision = None,
@@ -172,7 +174,7 @@ class MiniBatchTTT(LearningLayer[TTTState]):
         self.hidden_size, self.num_heads, self.head_dim = hidden_size, num_heads, head_dim
         self.mini_batch_size = mini_batch_size
         self.inner_learning_rate = inner_learning_rate
-        self.rope_theta = rope_theta
+        self.rope_theta, self.aligned = rope_theta, aligned
         self.dtype, self.param_dtype = dtype, param_dtype
         self.precision = checked_precision(precision)
         self.remat_mini_batches, self.implementation = remat_mini_batches, implementation
@@ -344,6 +346,7 @@ class MiniBatchTTT(LearningLayer[TTTState]):
                 position_scale=token_scale,
                 state=state,
                 segment_ids=docs,
+                aligned=self.aligned,
                 on_boundary=on_boundary,
                 remat_chunks=self.remat_mini_batches,
                 implementation=self.implementation,
@@ -425,6 +428,7 @@ class TTTLinear(MiniBatchTTT):
         conv_kernel: int = 4,
         conv_init: ConvInit = "pytorch",
         rope_theta: float | None = 10_000.0,
+        aligned: bool = False,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
         precision: Precision = None,
@@ -448,6 +452,7 @@ class TTTLinear(MiniBatchTTT):
             conv_kernel=conv_kernel,
             conv_init=conv_init,
             rope_theta=rope_theta,
+            aligned=aligned,
             dtype=dtype,
             param_dtype=param_dtype,
             precision=precision,
@@ -484,6 +489,7 @@ class TTTMLP(MiniBatchTTT):
         conv_kernel: int = 4,
         conv_init: ConvInit = "pytorch",
         rope_theta: float | None = 10_000.0,
+        aligned: bool = False,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
         precision: Precision = None,
@@ -507,6 +513,7 @@ class TTTMLP(MiniBatchTTT):
             conv_kernel=conv_kernel,
             conv_init=conv_init,
             rope_theta=rope_theta,
+            aligned=aligned,
             dtype=dtype,
             param_dtype=param_dtype,
             precision=precision,

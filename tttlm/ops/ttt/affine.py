@@ -103,6 +103,7 @@ def _paper(problem: Problem) -> tuple[Float[Array, "B T H V"], LearnerState]:
         docs=problem.docs,
         eps=parts.norm.eps if parts.norm is not None else 0.0,
         at_start=problem.at_start,
+        aligned=problem.aligned,
         remat_mini_batches=problem.remat_chunks,
     )
     pending = Pending(after.gradients, None, None, None)

@@ -39,14 +39,14 @@ class MiniBatchDocuments(NamedTuple):
     """The documents in a mini-batch.
 
     Attributes:
-        document: index of every token's document (see `Documents`).
         reset: whether a document starts at the first token.
-        starts_mid_chunk: whether any sequence has a document that starts after the first token.
+        document: index of every token's document (see `Documents`); None if no document starts after the first token.
+        starts_mid_chunk: whether any sequence has a document that does, or None.
     """
 
-    document: Int[Array, "*N B m"]
     reset: Bool[Array, "*N B"]
-    starts_mid_chunk: Bool[Array, "*N"]
+    document: Int[Array, "*N B m"] | None
+    starts_mid_chunk: Bool[Array, "*N"] | None
 
 
 def dual(
@@ -62,19 +62,20 @@ def dual(
     docs: Documents | None,
     eps: float,
     at_start: bool,
+    aligned: bool,
     remat_mini_batches: int,
 ) -> tuple[Float[Array, "B T H K"], InnerState]:
     """See `tttlm.ops.ttt.learn`; `at_start`: whether every sequence is at the start of a mini-batch."""
     if docs is not None:
         learning_rates = jnp.where(docs.real[..., None], learning_rates, 0)
     inputs = (queries, keys, values, learning_rates)
-    arguments = (token_scale, weights, norm, state, docs, eps, remat_mini_batches)
+    arguments = (token_scale, weights, norm, state, docs, eps, aligned, remat_mini_batches)
     if at_start and (docs is None or docs.lengths is None):
         return _from_boundary(*inputs, *arguments)
     return _extend(*inputs, *arguments)
 
 
-def _from_boundary(queries, keys, values, learning_rates, token_scale, weights, norm, state, docs, eps, group):
+def _from_boundary(queries, keys, values, learning_rates, token_scale, weights, norm, state, docs, eps, aligned, group):
     """From the start of a mini-batch: complete mini-batches in a scan, then the remaining tokens."""
     time, size = queries.shape[1], token_scale.shape[0]
     count, rest = divmod(time, size)
@@ -94,7 +95,7 @@ def _from_boundary(queries, keys, values, learning_rates, token_scale, weights, 
             return jax.tree.map(jnp.subtract, current, update), out.astype(tokens.q.dtype)  # half the memory
 
         tokens = Tokens(*(_to_mini_batches(a[:, :full], count, size) for a in inputs))
-        docs_here = None if index is None else _documents_by_mini_batch(index[:, :full], count, size)
+        docs_here = None if index is None else _documents_by_mini_batch(index[:, :full], count, size, aligned)
         current, out = remat_scan(step, current, (tokens, docs_here), group)
         outputs.append(_from_mini_batches(out, queries.shape[2]))
     if rest:
@@ -102,7 +103,9 @@ def _from_boundary(queries, keys, values, learning_rates, token_scale, weights, 
         docs_here = None
         if index is not None:
             before = index[:, full - 1] if count else jnp.zeros_like(index[:, 0])
-            docs_here = jax.tree.map(lambda a: a[0], _documents_by_mini_batch(index[:, full:], 1, rest, before))
+            docs_here = jax.tree.map(
+                lambda a: a[0], _documents_by_mini_batch(index[:, full:], 1, rest, aligned, before)
+            )
         out, current, accumulated = _mini_batch(
             current, None, weights, norm, tokens, docs_here, token_scale[None, :rest], eps
         )
@@ -111,7 +114,7 @@ def _from_boundary(queries, keys, values, learning_rates, token_scale, weights, 
     return jnp.concatenate(outputs, axis=1), InnerState(current, accumulated, offset, state.document)
 
 
-def _extend(queries, keys, values, learning_rates, token_scale, weights, norm, state, docs, eps, group):
+def _extend(queries, keys, values, learning_rates, token_scale, weights, norm, state, docs, eps, aligned, group):
     """From any token, a different one per sequence: sequences are shifted so that their mini-batches are aligned."""
     (batch, time), size = queries.shape[:2], token_scale.shape[0]
     if time == 1:  # one token needs no other slots of its mini-batch
@@ -132,7 +135,7 @@ def _extend(queries, keys, values, learning_rates, token_scale, weights, norm, s
         # Slots before the first token have the document carried in (index 0), those after the last the one in progress.
         behind = jnp.arange(count * size_here) >= first[:, None]
         blank = jnp.where(behind, docs.last_index[:, None], 0)
-        docs_here = _documents_by_mini_batch(shift(docs.index, blank), count, size_here)
+        docs_here = _documents_by_mini_batch(shift(docs.index, blank), count, size_here, aligned)
     ends = (jnp.arange(count, dtype=jnp.int32)[:, None] + 1) * size
     after = state.offset + num_positions(docs, time)
     complete = after >= ends  # [N, B]
@@ -165,13 +168,17 @@ def _mini_batch(current, accumulated, weights, norm, tokens, docs_here, scale, e
         out, sums = _learn(current, accumulated, norm, tokens, causal, None, scale, eps, step)
         return _side_by_side(out), current, sums
 
-    index = docs_here.document
-    in_new_document, in_last_document = index != index[:, :1], index == index[:, -1:]
-    same = causal & (index[:, :, None] == index[:, None, :])
     blank = jax.tree.map(jnp.zeros_like, current)
     current = _select(docs_here.reset, weights, current)
     if accumulated is not None:
         accumulated = _select(docs_here.reset, blank, accumulated)
+    index = docs_here.document
+    if index is None:
+        out, sums = _learn(current, accumulated, norm, tokens, causal, None, scale, eps, step)
+        return _side_by_side(out), current, sums
+
+    in_new_document, in_last_document = index != index[:, :1], index == index[:, -1:]
+    same = causal & (index[:, :, None] == index[:, None, :])
     out, sums = _learn(current, accumulated, norm, tokens, same[:, None], in_last_document, scale, eps, step)
 
     def with_new_documents():
@@ -259,13 +266,16 @@ def _linear(x: Float[Array, "B H m I"], layer: InnerLayer) -> Float[Array, "B H 
     return z if layer.bias is None else z + layer.bias[..., None, :]
 
 
-def _documents_by_mini_batch(index, count, size, before=0) -> MiniBatchDocuments:
+def _documents_by_mini_batch(index, count, size, aligned, before=0) -> MiniBatchDocuments:
     """`index` `[B, N m]` by mini-batch; `before`: the index of the token before the first."""
     batch = index.shape[0]
     index = index.reshape(batch, count, size).swapaxes(0, 1)
     before = jnp.broadcast_to(before, (batch,))[None]
     previous = jnp.concatenate([before, index[:-1, :, -1]])
-    return MiniBatchDocuments(index, index[:, :, 0] != previous, jnp.any(index != index[:, :, :1], axis=(1, 2)))
+    reset = index[:, :, 0] != previous
+    if aligned or size == 1:
+        return MiniBatchDocuments(reset, None, None)
+    return MiniBatchDocuments(reset, index, jnp.any(index != index[:, :, :1], axis=(1, 2)))
 
 
 def _to_mini_batches(a, count, size):
