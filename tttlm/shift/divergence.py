@@ -11,7 +11,7 @@ import numpy as np
 from scipy import special
 
 from tttlm.errors import InputError
-from tttlm.shift.distances import count_within, nearest
+from tttlm.shift.distances import nearest
 from tttlm.shift.estimate import GROUPS, Estimate, apart_error, jackknife_error, split_into_groups, t_interval
 from tttlm.shift.moments import Gaussian, Moments
 from tttlm.shift.samples import Features, centred, pair_of
@@ -68,8 +68,9 @@ def _nearest_neighbour(a: np.ndarray, b: np.ndarray, k: int) -> np.ndarray:
     kl, js = [], []
     for x, y in ((a, b), (b, a)):
         n, m = len(x), len(y)
-        rho = nearest(x, x, k, same=True)[:, -1].astype(np.float64)
-        nu = nearest(x, y, k)[:, -1].astype(np.float64)
+        rho = nearest(x, x, k, same=True)[0][:, -1].astype(np.float64)
+        to_others, within = nearest(x, y, k, radius=rho)
+        nu = to_others[:, -1].astype(np.float64)
         if repeated := np.count_nonzero(np.minimum(rho, nu) == 0):
             raise InputError(
                 f"{repeated} samples have at least {k} copies; divergence by nearest neighbours is for "
@@ -77,7 +78,7 @@ def _nearest_neighbour(a: np.ndarray, b: np.ndarray, k: int) -> np.ndarray:
             )
         kl.append(x.shape[1] * np.mean(np.log(nu / rho)) + np.log(m / (n - 1)))
         # The neighbours within rho if both samples had equal sizes.
-        others = count_within(x, y, rho.astype(x.dtype)) * (n / m)
+        others = within * (n / m)
         js.append(np.mean(special.psi(k) - special.psi(k + others)) + special.psi(2 * n) - special.psi(n))
     return np.array([*kl, np.mean(js)])
 

@@ -82,16 +82,16 @@ def mmd(
     # Subtracting a constant from all off-diagonal values changes nothing, and keeps the summands small.
     median = _median_width(pooled, seed) if widths is not None else kernel_widths[0]
     offset = float(np.mean(np.exp(-0.5 * (median / kernel_widths) ** 2)))
-    columns, beside = column_blocks(pooled), column_blocks(np.hstack([in_a, np.ones((n + m, 1), in_a.dtype)]))
-    within_a, from_a, total = np.zeros(permutations + 1), np.zeros(permutations + 1), 0.0
+    columns, beside = column_blocks(pooled), column_blocks(in_a)
+    within_a, of_rows = np.zeros(permutations + 1), np.zeros(n + m)  # of_rows: sums of the rows of the kernel matrix
     for rows, block in row_blocks(pooled):
-        sums = _kernel_sums(block, rows.start, columns, beside, kernel_widths, offset, length=n + m)
-        sums = np.asarray(sums)[: rows.stop - rows.start].astype(np.float64)
-        chosen = in_a[rows]
-        within_a += np.sum(chosen * sums[:, :-1], 0)
-        from_a += sums[:, -1] @ chosen
-        total += sums[:, -1].sum()
-    between = from_a - within_a
+        found = _kernel_sums(block, rows.start, columns, beside, kernel_widths, offset, length=n + m)
+        chosen, after, before = (np.asarray(sums).astype(np.float64) for sums in found)
+        size = rows.stop - rows.start
+        within_a += 2 * np.sum(in_a[rows] * chosen[:size], 0)
+        of_rows[rows] += after[:size]
+        of_rows += before.reshape(-1)[: n + m]
+    total, between = of_rows.sum(), of_rows @ in_a - within_a
     within_b = total - 2 * between - within_a
     values = within_a / (n * (n - 1)) + within_b / (m * (m - 1)) - 2 * between / (n * m)
     if not permutations:
@@ -121,16 +121,21 @@ def _kernel(squares: jax.Array, widths: jax.Array) -> jax.Array:
 @partial(jax.jit, static_argnames=("length",))
 def _kernel_sums(
     x: jax.Array, first: int, y: jax.Array, beside: jax.Array, widths: jax.Array, offset: float, *, length: int
-) -> jax.Array:
-    """Product of a block of rows of the kernel, without the diagonal and minus `offset`, with `beside`."""
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of a block of rows of the kernel matrix minus `offset`, of which only the part above the diagonal is computed:
+    its product with `beside` `[R, P]`, the sums of its rows `[R]`, and those of its columns `[J, C]`."""
     rows = first + jnp.arange(len(x))
+    size = y.shape[1]
 
-    def step(sums, squares, columns, real, weights):
-        kernel = jnp.where(columns == rows[:, None], 0, _kernel(squares, widths) - offset)
-        return sums + jnp.matmul(kernel, weights, precision=jax.lax.Precision.HIGHEST)
+    def step(sums, squares, columns, real, j):
+        kernel = jnp.where(
+            real & (columns > rows[:, None]) & (rows < length)[:, None], _kernel(squares, widths) - offset, 0
+        )
+        products = jnp.matmul(kernel, beside[j], precision=jax.lax.Precision.HIGHEST)
+        return sums[0] + products, sums[1] + jnp.sum(kernel, 1), sums[2].at[j].set(jnp.sum(kernel, 0))
 
-    # The padding of the last block has weight zero.
-    return scan_columns(x, y, length, step, jnp.zeros((len(x), beside.shape[-1]), x.dtype), beside)
+    start = jnp.zeros((len(x), beside.shape[-1]), x.dtype), jnp.zeros(len(x), x.dtype), jnp.zeros(y.shape[:2], x.dtype)
+    return scan_columns(x, y, length, step, start, first // size)
 
 
 def linear_time_mmd(
