@@ -3,8 +3,8 @@
     python benchmarks/shift.py                                              # 100,000 samples of 1,000 features: hours
     python benchmarks/shift.py --measures mmd sliced_wasserstein --samples 20000
 
-The samples are two normal distributions whose means are 0.02 apart in every feature. One line of JSON a measure: its value, seconds
-of the clock and of the processor, and the largest memory of the process.
+The samples are two normal distributions whose means are 0.02 apart in every feature. Each measure prints one line of
+JSON: its estimate, seconds of the clock and of the processor, and the largest memory of the process.
 """
 
 import json
