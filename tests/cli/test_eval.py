@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -168,6 +169,16 @@ def test_another_inner_model_is_evaluated_and_said(folder, capsys):
     assert learned == pytest.approx(plain)
 
 
+def test_runs_with_the_same_folder_name_have_names_of_their_own(folder, tmp_path, capsys):
+    shutil.copytree(folder / "b", tmp_path / "a")
+    text = ["--text", str(folder / "texts" / "1.txt"), "--tokenizer", "bytes", "--chunk", "32", "--json"]
+    assert main([str(folder / "a"), str(tmp_path / "a"), str(folder / "b"), *text]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert [model["name"] for model in results["models"]] == [f"{folder.name}/a", f"{tmp_path.name}/a", "b"]
+    losses = {one["model"]: one["loss"] for one in results["loss"]}
+    assert losses[f"{tmp_path.name}/a"] == losses["b"] != losses[f"{folder.name}/a"]
+
+
 def test_bad_input_is_refused_in_one_line_before_anything_is_computed(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("tttlm.inference.scoring._score", None)
     attention = write_model(tmp_path / "attention", 0, mixers=("attention",), tie_embeddings=False)
@@ -178,6 +189,7 @@ def test_bad_input_is_refused_in_one_line_before_anything_is_computed(folder, tm
     bad = [
         ([], "name the folder of a run"),
         ([str(tmp_path / "none")], "is no folder"),
+        ([model, str(folder / "texts" / ".." / "a"), *texts, *known], "is named twice"),
         ([str(tmp_path / "empty"), *texts], "neither the folder of a run"),
         ([model, *texts], "no tokenizer in"),
         ([model, *known], "has no held-out text: name texts with --text"),

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from scipy import special, stats
 
 from tests.training.small import prepare_config, small_config, write_texts
 from tttlm.cli.shift import ShiftConfig, compare_text, main
@@ -111,14 +112,25 @@ def test_text_by_the_features_of_a_released_model(texts, tmp_path):
     assert named(record, "AUC of logistic classifier")["value"] > 0.6
     # What the model reads is the stretch and nothing of what fills the batch up.
     from tttlm.shift.reading import Stretches
-    from tttlm.shift.tokens import language_model_features
+    from tttlm.shift.tokens import read_by_model
 
     tokens = np.frombuffer((texts[0] / "0.txt").read_bytes(), np.uint8)[:50].astype(np.uint32)
-    found = language_model_features(model, Stretches([tokens, tokens[:20]], np.array([0, 1])), length=64)
-    for stretch, features in zip((tokens, tokens[:20]), found, strict=True):
+    stretches = [tokens, tokens[:20], tokens[:1]]
+    found, predictions = read_by_model(model, Stretches(stretches, np.arange(3)), length=64)
+    for stretch, features in zip(stretches, found, strict=True):
         np.testing.assert_allclose(
             features, model.features(jnp.asarray(stretch[None], jnp.int32))[0].mean(0), rtol=1e-4, atol=1e-5
         )
+    # Each stretch but that of one token has a prediction, that of its last token from those before it.
+    logits = np.concatenate([model(jnp.asarray(s[None, :-1], jnp.int32))[:, -1] for s in stretches[:2]])
+    p = special.softmax(logits, 1)
+    np.testing.assert_allclose(predictions.confidence, p.max(1), rtol=1e-4)
+    np.testing.assert_allclose(predictions.entropy, stats.entropy(p, axis=1), rtol=1e-4)
+    np.testing.assert_array_equal(predictions.right, p.argmax(1) == [s[-1] for s in stretches[:2]])
+    for name in ("drop of mean maximum softmax", "rise of mean entropy"):
+        assert named(record, name)["low"] < named(record, name)["high"]
+    for name in ("accuracy on B predicted by ATC", "accuracy on B predicted by DoC"):
+        assert named(record, name)["note"].startswith("it is 0.")
 
 
 def test_text_by_the_features_of_a_run(texts, tmp_path):

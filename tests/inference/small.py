@@ -32,7 +32,7 @@ def hybrid() -> LanguageModel:
 
 @cache
 def made(*mixers: str, **changes) -> LanguageModel:
-    config = replace(SMALL, mixers=mixers, num_layers=len(mixers), **changes)
+    config = replace(SMALL, mixers=mixers, **{"num_layers": len(mixers), **changes})
     model = nnx.jit(lambda: LanguageModel(config, rngs=nnx.Rngs(0)))()
     nnx.update(model, jax.tree.map(lambda x: x * 4, nnx.state(model, nnx.Param)))
     return model

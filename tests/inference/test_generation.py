@@ -6,7 +6,17 @@ import pytest
 
 from tests.inference.small import MIXERS, hybrid, ids, logits_of, made
 from tttlm.errors import InputError
-from tttlm.inference import begin, decoding, generate, load_reading, read, save_reading, stream, with_room_for
+from tttlm.inference import (
+    begin,
+    decoding,
+    generate,
+    load_reading,
+    read,
+    save_reading,
+    stepping,
+    stream,
+    with_room_for,
+)
 from tttlm.inference.sampling import Sampling, draw
 
 
@@ -64,7 +74,8 @@ def test_rows_stop_at_their_own_end():
 
 def test_decoding_compiles_once_for_all_lengths_and_settings():
     generate(hybrid(), PROMPTS[0], max_tokens=2, chunk=16)
-    before = decoding._step._cache_size()
+    compiled = lambda: [program._cache_size() for program in (decoding._drawn, stepping._through, stepping._after)]
+    before = compiled()
     for length, most, temperature in ((5, 4, 0.0), (17, 1, 0.7), (30, 6, 1.3)):
         generate(
             hybrid(),
@@ -79,9 +90,17 @@ def test_decoding_compiles_once_for_all_lengths_and_settings():
             end_ids=(most,),
             chunk=16,
         )
-    assert decoding._step._cache_size() == before
+    assert compiled() == before
     generate(hybrid(), [PROMPTS[0]] * 3, max_tokens=1, chunk=16)
-    assert decoding._step._cache_size() == before + 1
+    assert compiled() == [count + 1 for count in before]
+
+
+def test_blocks_apart_compute_what_stacked_ones_do():
+    model = made("ttt_linear", num_layers=3)
+    stacked, apart = (kind(model, model.init_state(2)) for kind in (stepping.Stacked, stepping.Apart))
+    for tokens, lengths in (([3, 4], [1, 1]), ([5, 6], [1, 0]), ([7, 8], [1, 1])):
+        a, b = (np.asarray(step(np.array(tokens), np.array(lengths))) for step in (stacked, apart))
+        np.testing.assert_allclose(a[: sum(lengths)], b[: sum(lengths)], rtol=1e-5, atol=1e-5)
 
 
 def test_what_was_read_is_read_on_from_and_forked_and_kept(tmp_path):

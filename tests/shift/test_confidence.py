@@ -11,6 +11,8 @@ from tttlm.shift import (
     difference_of_confidences,
     entropy_rise,
 )
+from tttlm.shift.confidence import Predictions
+from tttlm.shift.panel import compare_predictions
 
 
 def classified(rng, n, sharpness):
@@ -98,6 +100,25 @@ def test_intervals_cover_and_tests_have_their_level():
         for a, b in ((rng.standard_normal((60, 4)), rng.standard_normal((50, 4))) for _ in range(3000))
     ]
     np.testing.assert_allclose(np.mean(np.array(p) <= 0.05, 0), 0.05, atol=0.015)
+
+
+def test_predictions_without_their_logits_give_what_the_logits_give():
+    rng = np.random.default_rng(0)
+    source, labels = classified(rng, 300, 3.0)
+    target, target_labels = classified(rng, 200, 1.0)
+    p, q = special.softmax(source, 1), special.softmax(target, 1)
+    a = Predictions(p.max(1), stats.entropy(p, axis=1), source.argmax(1) == labels)
+    b = Predictions(q.max(1), stats.entropy(q, axis=1), target.argmax(1) == target_labels)
+    found = [measure.estimate.value for measure in compare_predictions(a, b, seed=1)]
+    expected = [
+        confidence_drop(source, target),
+        entropy_rise(source, target),
+        average_thresholded_confidence(source, labels, target, seed=1),
+        difference_of_confidences(source, labels, target),
+    ]
+    np.testing.assert_allclose(found, [estimate.value for estimate in expected], atol=1e-6)
+    with pytest.raises(InputError, match="at least two predictions"):
+        compare_predictions(a, Predictions(*(values[:1] for values in b)))
 
 
 def test_unusable_input_is_one_line():

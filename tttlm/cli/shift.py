@@ -187,10 +187,10 @@ def compare_values(config: ShiftConfig, kind: Kind, path_a: Path, path_b: Path) 
 
 def compare_text(config: ShiftConfig, path_a: Path, path_b: Path) -> Compared:
     """Features of stretches of text, the divergences of token counts, and the tokens that differ most."""
-    from tttlm.shift.panel import compare_counts
+    from tttlm.shift.panel import compare_counts, compare_predictions
     from tttlm.shift.picture import Difference
     from tttlm.shift.reading import Words, read_stretches
-    from tttlm.shift.tokens import count_tokens, frequency_features, language_model_features, token_differences
+    from tttlm.shift.tokens import count_tokens, frequency_features, read_by_model, token_differences
 
     model, tokenizer = _load(config)
     words = Words()
@@ -208,6 +208,7 @@ def compare_text(config: ShiftConfig, path_a: Path, path_b: Path) -> Compared:
     )
     counted = count_tokens(a, b)
     kinds = "words" if tokenizer is None else "tokens"
+    confidence = []
     if model is None:
         ids = counted.ids[:200]
         features = [frequency_features(sample, ids) for sample in (a, b)]
@@ -216,7 +217,9 @@ def compare_text(config: ShiftConfig, path_a: Path, path_b: Path) -> Compared:
         top = max(int(tokens.max()) for sample in (a, b) for tokens in sample.tokens)
         if top >= model.config.vocab_size:
             raise InputError(f"the tokenizer gives token {top}, {config.model} has {model.config.vocab_size} tokens")
-        features = [language_model_features(model, sample, length=config.length) for sample in (a, b)]
+        read = [read_by_model(model, sample, length=config.length) for sample in (a, b)]
+        features = [of_sample for of_sample, _ in read]
+        confidence = compare_predictions(read[0][1], read[1][1], seed=config.seed)
         described = f"mean over {config.length} tokens of the last hidden state of {Path(config.model).name[-40:]}"
     notes = []
     documents = [len(np.unique(sample.documents)) for sample in (a, b)]
@@ -227,6 +230,8 @@ def compare_text(config: ShiftConfig, path_a: Path, path_b: Path) -> Compared:
         )
     unit = "by document" if counted.by_document else "by stretch, with the same restriction"
     notes.append(f"intervals and p-values of token counts are {unit}")
+    if confidence:
+        notes.append("confidence and accuracy are of the last token of each stretch, which the model predicts")
     names = words.names() if tokenizer is None else None
     sizes, rises = token_differences(counted)
     largest = np.argsort(-sizes, kind="stable")[:SHOWN]
@@ -239,7 +244,7 @@ def compare_text(config: ShiftConfig, path_a: Path, path_b: Path) -> Compared:
         features[0],
         features[1],
         described,
-        compare_counts(counted.a, counted.b, permutations=config.permutations, seed=config.seed),
+        [*compare_counts(counted.a, counted.b, permutations=config.permutations, seed=config.seed), *confidence],
         [Difference(name(int(i)), float(sizes[i]), bool(rises[i] > 0)) for i in largest],
         "contribution to the Jensen-Shannon divergence of token counts (nats)",
         notes,

@@ -78,6 +78,10 @@ def evaluate(config: EvalConfig, mesh: Mesh | None = None) -> Results:
     """
     if not config.models:
         raise InputError("name the folder of a run or of a released model, for example: python eval.py runs/quickstart")
+    folders = [Path(path).resolve() for path in config.models]
+    for path, folder in zip(config.models, folders, strict=True):
+        if folders.count(folder) > 1:
+            raise InputError(f"{path} is named twice: name each model once")
     texts: list[Text] = list(find_texts(config.text)) if config.text else []
     journal = Journal(Path(config.output) if config.output else None)
     loaded = [load_model(path, tokenizer=config.tokenizer, step=config.step, mesh=mesh) for path in config.models]

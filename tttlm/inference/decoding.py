@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from tttlm.inference.reading import Reading
 from tttlm.inference.sampling import Sampling, draw
+from tttlm.inference.stepping import stepping
 from tttlm.model import LanguageModel
-from tttlm.model.language_model import State
 
 MOST_ENDS = 8  # largest number of tokens that may end a sequence
 
@@ -33,8 +32,6 @@ class Drawn(NamedTuple):
 
 
 class _Carry(NamedTuple):
-    state: State
-    logits: Float[Array, "B V"]
     seen: Bool[Array, "B V"]
     num_drawn: Int[Array, "B"]
     active: Bool[Array, "B"]
@@ -63,7 +60,6 @@ def decode(
         vocab_size: Tokens from this id on are not sampled.
         stopped: Sequences to stop, which the caller sets while it reads; a step in flight is discarded.
     """
-    graph, params = nnx.split(model)
     batch = len(reading)
     fixed = {
         "sampling": sampling.values(vocab_size),
@@ -73,10 +69,12 @@ def decode(
         "ends": np.pad(np.asarray(ends, np.int32), (0, MOST_ENDS - len(ends)), constant_values=-1),
     }
     none, every = jnp.zeros(batch, jnp.int32), jnp.ones(batch, bool)
-    carry = _Carry(reading.state, reading.logits, reading.seen, none, every)
+    step, logits, carry = stepping(model, reading.state), reading.logits, _Carry(reading.seen, none, every)
     pending = None
     for _ in range(max_tokens):
-        drawn, carry = _step(graph, params, carry, fixed, np.array(stopped))
+        drawn, carry = _drawn(logits, carry, fixed, np.array(stopped))
+        # A finished sequence reads no more tokens; with a single sequence, decoding ends.
+        logits = step(drawn[0], None if batch == 1 else carry.active.astype(jnp.int32))
         if pending is not None:  # results are read one step later, so that reading and computing overlap
             found = Drawn(*map(np.asarray, pending))
             if not found.active.any():
@@ -89,21 +87,17 @@ def decode(
         yield last
 
 
-@partial(jax.jit, static_argnums=(0,), donate_argnums=(2,))
-def _step(
-    graph: Any, params: Any, carry: _Carry, fixed: dict[str, Any], stopped: Bool[Array, "B"]
+@partial(jax.jit, donate_argnums=(1,))
+def _drawn(
+    logits: Float[Array, "B V"], carry: _Carry, fixed: dict[str, Any], stopped: Bool[Array, "B"]
 ) -> tuple[Any, _Carry]:
-    model: LanguageModel = nnx.merge(graph, params)
     active = carry.active & ~stopped
     seed = jax.random.key(fixed["seed"])
     of_sample = jax.vmap(jax.random.fold_in, (None, 0))(seed, fixed["samples"])
     keys = jax.vmap(jax.random.fold_in)(of_sample, carry.num_drawn)
-    tokens, log_probs = draw(carry.logits, carry.seen, keys, fixed["sampling"])
+    tokens, log_probs = draw(logits, carry.seen, keys, fixed["sampling"])
     count = carry.num_drawn + active
     ended = jnp.any(tokens[:, None] == fixed["ends"], axis=1)
     on = active & ~ended & (count < fixed["most"])
-    # A finished sequence reads no more tokens; with a single sequence, decoding ends.
-    lengths = None if len(tokens) == 1 else on.astype(jnp.int32)
-    h, state = model.extend_features(tokens[:, None], carry.state, lengths=lengths)
     seen = carry.seen.at[jnp.arange(len(tokens)), tokens].set(True)
-    return (tokens, log_probs, active), _Carry(state, model.head(h[:, 0]), seen, count, on)
+    return (tokens, log_probs, active), _Carry(seen, count, on)

@@ -11,10 +11,10 @@ from jaxtyping import Array, Bool, Float, Int
 from tttlm.model.block import Block, BlockState
 from tttlm.model.config import ModelConfig
 from tttlm.model.precision import check_precision
-from tttlm.ops.documents import documents, num_positions
+from tttlm.ops.documents import Documents, documents, num_positions
 from tttlm.ops.ttt import InnerStatistics
 from tttlm.parts.norm import RMSNorm
-from tttlm.parts.padding import padding
+from tttlm.parts.padding import Padding, padding
 from tttlm.parts.partition import lookup, with_sharding
 
 State = tuple[BlockState, ...]
@@ -212,14 +212,8 @@ class LanguageModel(nnx.Module):
         return nnx.vmap(lambda pattern: pattern.init_state(batch), in_axes=0, out_axes=0)(self.stack)
 
     def _run(self, tokens, state, segment_ids, lengths, mask, multiplier, *, remat=False, on_boundary=False):
-        given = padding(tokens.shape, lengths, mask)
         carried = None if state is None else state[0].mixer.document[0]  # equal in all blocks
-        if given is None:
-            docs = documents(segment_ids, carried)
-        else:
-            tokens, docs = given.to_front(tokens), given.documents(segment_ids, carried)
-        # Every device has the starts of documents of its own sequences.
-        docs = jax.tree.map(lambda a: with_sharding(a, "B"), docs)
+        given, tokens, docs = placed(tokens, carried, segment_ids, lengths, mask)
         if state is not None:
             self.check_room(state, num_positions(docs, tokens.shape[1]))
         graph, parameters = nnx.split(self.stack)
@@ -233,6 +227,26 @@ class LanguageModel(nnx.Module):
         h, state = jax.lax.scan(step, self.embedded(tokens), (parameters, state))
         h = self.norm(h)
         return h if given is None else given.back(h), state
+
+
+def placed(
+    tokens: Int[Array, "B T"],
+    carried: Int[Array, "B"] | None,
+    segment_ids: Int[Array, "B T"] | None = None,
+    lengths: Int[Array, "B"] | None = None,
+    mask: Bool[Array, "B T"] | None = None,
+) -> tuple[Padding | None, Int[Array, "B T"], Documents | None]:
+    """The padding if there is any, the tokens in front of it, and their documents, which are the same for all blocks.
+
+    `carried` is the document in progress in the state; the other arguments are those of the model.
+    """
+    given = padding(tokens.shape, lengths, mask)
+    if given is None:
+        docs = documents(segment_ids, carried)
+    else:
+        tokens, docs = given.to_front(tokens), given.documents(segment_ids, carried)
+    # Every device has the starts of documents of its own sequences.
+    return given, tokens, jax.tree.map(lambda a: with_sharding(a, "B"), docs)
 
 
 def parameter_count(config: ModelConfig, *, embeddings: bool = True) -> int:

@@ -4,7 +4,7 @@ All take logits `[N, C]`; log-probabilities are logits too. The source is labell
 well; the target needs no labels.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from scipy import special
@@ -15,6 +15,21 @@ from tttlm.shift.samples import Features, features_of
 
 _BOOTSTRAPS = 500
 Score = Literal["confidence", "entropy"]
+
+
+class Predictions(NamedTuple):
+    """What the measures of this file need of the predictions for one sample, for a classifier of too many classes to
+    keep all logits.
+
+    Attributes:
+        confidence: The largest probability of each prediction, float `[N]`.
+        entropy: The entropy of each prediction in nats, float `[N]`.
+        right: Whether the likeliest class is the label, bool `[N]`.
+    """
+
+    confidence: np.ndarray
+    entropy: np.ndarray
+    right: np.ndarray
 
 
 def confidence_drop(source: Any, target: Any, *, logits: Features | None = None) -> Estimate:
@@ -28,7 +43,7 @@ def confidence_drop(source: Any, target: Any, *, logits: Features | None = None)
         InputError: logits of different numbers of classes, fewer than two samples, or NaN.
     """
     source, target = _pair_of_logits(source, target, logits)
-    return _difference(_scores(source, "confidence"), _scores(target, "confidence"))
+    return drop(_scores(source, "confidence"), _scores(target, "confidence"))
 
 
 def entropy_rise(source: Any, target: Any, *, logits: Features | None = None) -> Estimate:
@@ -37,7 +52,7 @@ def entropy_rise(source: Any, target: Any, *, logits: Features | None = None) ->
     Arguments and errors are those of `confidence_drop`.
     """
     source, target = _pair_of_logits(source, target, logits)
-    return _difference(_scores(source, "entropy"), _scores(target, "entropy"))
+    return drop(_scores(source, "entropy"), _scores(target, "entropy"))
 
 
 def average_thresholded_confidence(
@@ -69,8 +84,13 @@ def average_thresholded_confidence(
     if score not in ("confidence", "entropy"):
         raise InputError(f"unknown score {score!r}; there are 'confidence' and 'entropy'")
     source, target = _pair_of_logits(source, target, logits)
-    right = _right(source, labels)
-    of_source, of_target = _scores(source, score), np.sort(_scores(target, score))
+    return atc(_scores(source, score), _right(source, labels), _scores(target, score), seed)
+
+
+def atc(of_source: np.ndarray, right: np.ndarray, of_target: np.ndarray, seed: int) -> Estimate:
+    """`average_thresholded_confidence` of scores `[N]` and `[M]`, larger where the classifier is more confident, and of
+    whether it was right on the source, bool `[N]`."""
+    of_target = np.sort(of_target)
     value = _thresholded(of_source, right, of_target)
     rng = np.random.default_rng(seed)
     values = []
@@ -90,10 +110,15 @@ def difference_of_confidences(source: Any, labels: Any, target: Any, *, logits: 
     Arguments and errors are those of `average_thresholded_confidence`.
     """
     source, target = _pair_of_logits(source, target, logits)
-    overconfidence = _right(source, labels) - _scores(source, "confidence")
-    confidence = _scores(target, "confidence")
-    error = np.sqrt(overconfidence.var(ddof=1) / len(source) + confidence.var(ddof=1) / len(target))
-    return normal_interval(overconfidence.mean() + confidence.mean(), float(error))
+    return doc(_scores(source, "confidence"), _right(source, labels), _scores(target, "confidence"))
+
+
+def doc(of_source: np.ndarray, right: np.ndarray, of_target: np.ndarray) -> Estimate:
+    """`difference_of_confidences` of the largest probabilities `[N]` and `[M]`, and of whether the classifier was right
+    on the source, bool `[N]`."""
+    overconfidence = right - of_source
+    error = np.sqrt(overconfidence.var(ddof=1) / len(of_source) + of_target.var(ddof=1) / len(of_target))
+    return normal_interval(overconfidence.mean() + of_target.mean(), float(error))
 
 
 def _pair_of_logits(source: Any, target: Any, logits: Features | None) -> tuple[np.ndarray, np.ndarray]:
@@ -123,7 +148,7 @@ def _right(logits: np.ndarray, labels: Any) -> np.ndarray:
     return logits.argmax(1) == labels
 
 
-def _difference(source: np.ndarray, target: np.ndarray) -> Estimate:
+def drop(source: np.ndarray, target: np.ndarray) -> Estimate:
     """Mean of the source minus that of the target, with a one-sided p-value against no drop."""
     value = source.mean() - target.mean()
     squares = np.array([x.var(ddof=1) / len(x) for x in (source, target)])

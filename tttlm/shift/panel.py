@@ -8,6 +8,7 @@ import numpy as np
 
 from tttlm.errors import InputError
 from tttlm.shift.classifier import classifier_test
+from tttlm.shift.confidence import Predictions, atc, doc, drop
 from tttlm.shift.divergence import Divergences, count_divergence, gaussian_divergence, nearest_neighbour_divergence
 from tttlm.shift.estimate import Estimate
 from tttlm.shift.frechet import frechet_distance
@@ -121,6 +122,23 @@ def compare_counts(a: Any, b: Any, *, permutations: int = 199, seed: int = 0) ->
     names = ("KL(A||B), token counts", "KL(B||A), token counts", "Jensen-Shannon, token counts")
     values = _three(count_divergence(a, b, permutations=permutations, seed=seed))
     return [Measurement(name, value) for name, value in zip(names, values, strict=True)]
+
+
+def compare_predictions(a: Predictions, b: Predictions, *, seed: int = 0) -> list[Measurement]:
+    """The measures of a model's confidence, as lines of a comparison, with the accuracy beside its two predictions.
+
+    Raises:
+        InputError: a sample has fewer than two predictions.
+    """
+    if (fewest := min(len(a.right), len(b.right))) < 2:
+        raise InputError(f"confidence needs at least two predictions of each sample, got {fewest}")
+    note = f"it is {b.right.mean():.3f}, and {a.right.mean():.3f} on A"
+    return [
+        Measurement("drop of mean maximum softmax", drop(a.confidence, b.confidence)),
+        Measurement("rise of mean entropy", drop(-a.entropy, -b.entropy)),
+        Measurement("accuracy on B predicted by ATC", atc(-a.entropy, a.right, -b.entropy, seed), note),
+        Measurement("accuracy on B predicted by DoC", doc(a.confidence, a.right, b.confidence), note),
+    ]
 
 
 def _three(divergences: Divergences) -> tuple[Estimate, Estimate, Estimate]:

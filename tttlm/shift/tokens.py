@@ -9,6 +9,7 @@ from flax import nnx
 from scipy import special
 
 from tttlm.model import LanguageModel
+from tttlm.shift.confidence import Predictions
 from tttlm.shift.reading import Stretches
 
 _VOCABULARY = 10_000
@@ -61,10 +62,12 @@ def frequency_features(sample: Stretches, ids: np.ndarray) -> np.ndarray:
     return np.sqrt(counts[:, :-1] / counts.sum(1, keepdims=True)).astype(np.float32)
 
 
-def language_model_features(
+def read_by_model(
     model: LanguageModel, sample: Stretches, *, length: int, batch_size: int = 16
-) -> np.ndarray:
-    """Features `[N, hidden_size]`: the mean over a stretch of the head's inputs, each stretch read from its start.
+) -> tuple[np.ndarray, Predictions]:
+    """Features `[N, hidden_size]` of stretches, each read from its start, and the predictions of their last tokens.
+
+    The features are the mean over a stretch of the head's inputs. A stretch of one token has no prediction.
 
     Args:
         length: the largest number of tokens of a stretch; shorter ones are padded, and padding is excluded.
@@ -73,20 +76,26 @@ def language_model_features(
     graph, state = nnx.split(model)
 
     @jax.jit
-    def features(state, tokens, segment_ids):
-        h = nnx.merge(graph, state).features(tokens, segment_ids).astype(jnp.float32)
-        return jnp.sum(h * segment_ids[..., None], 1) / jnp.sum(segment_ids, 1, keepdims=True)
+    def read(state, tokens, lengths):
+        model = nnx.merge(graph, state)
+        h = model.features(tokens, lengths=lengths).astype(jnp.float32)  # 0 at padding
+        rows = jnp.arange(len(tokens))
+        log_p = jax.nn.log_softmax(model.head(h[rows, lengths - 2]))
+        entropy = -jnp.sum(jnp.exp(log_p) * log_p, 1)
+        right = jnp.argmax(log_p, 1) == tokens[rows, lengths - 1]
+        return jnp.sum(h, 1) / lengths[:, None], (jnp.exp(log_p.max(1)), entropy, right)
 
-    out = []
+    features, predictions = [], []
     for start in range(0, len(sample.tokens), batch_size):
         batch = sample.tokens[start : start + batch_size]
-        tokens, segment_ids = np.zeros((2, batch_size, length), np.int32)
-        segment_ids[:, 0] = 1  # avoids a division by zero in the padding of the last batch
+        tokens, lengths = np.zeros((batch_size, length), np.int32), np.ones(batch_size, np.int32)
         for row, stretch in enumerate(batch):
-            tokens[row, : len(stretch)] = stretch
-            segment_ids[row, : len(stretch)] = 1
-        out.append(np.asarray(features(state, tokens, segment_ids))[: len(batch)])
-    return np.concatenate(out)
+            tokens[row, : len(stretch)], lengths[row] = stretch, len(stretch)
+        of_batch, of_last = jax.tree.map(np.asarray, read(state, tokens, lengths))
+        features.append(of_batch[: len(batch)])
+        predicted = (np.arange(batch_size) < len(batch)) & (lengths > 1)
+        predictions.append(Predictions(*(values[predicted] for values in of_last)))
+    return np.concatenate(features), Predictions(*map(np.concatenate, zip(*predictions, strict=True)))
 
 
 def token_differences(counted: Counted) -> tuple[np.ndarray, np.ndarray]:
