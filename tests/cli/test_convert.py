@@ -1,12 +1,16 @@
 """The command that converts models: every way there and back gives the same tensors, and its check can fail."""
 
+import errno
+import gc
 import json
+import os
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 from safetensors.numpy import load_file, save_file
 
 import tttlm
@@ -15,7 +19,7 @@ from tttlm.errors import CannotWrite, InputError
 from tttlm.interop.convert import FolderParameters, streamed_logits
 from tttlm.interop.stream import read_stream
 from tttlm.training.digests import digest_of, digests
-from tttlm.training.run_parameters import RunParameters
+from tttlm.training.run_parameters import RunParameters, write_run
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 OFFICIAL = FIXTURES / "official_jax" / "ttt_linear"
@@ -87,6 +91,37 @@ def test_a_run_takes_its_tokenizer_along_and_can_be_read(tmp_path, capsys):
     ]
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
     same_tensors(folder, tmp_path / "out")
+
+
+def test_a_run_is_written_with_one_parameter_in_memory(tmp_path):
+    source = FolderParameters(QWEN)
+    sizes, held = [0], []
+    before = sum(a.nbytes for a in jax.live_arrays())
+
+    def read(path, repeat):
+        value = source.read(path, repeat)
+        if not repeat:
+            sizes.append(value.nbytes * (1 if repeat is None else source.config.repeats))
+        gc.collect()
+        held.append(sum(a.nbytes for a in jax.live_arrays()) - before)
+        return value
+
+    write_run(tmp_path / "run", source.config, read, None)
+    assert sum(sizes) > 4 * max(sizes)
+    assert max(held) <= 2 * max(sizes)
+    run = RunParameters(tmp_path / "run")
+    name = ("stack", "blocks", 0, "mixer", "q_proj", "kernel")
+    np.testing.assert_array_equal(run.read(name, 1), source.read(name, 1))
+
+
+def test_a_run_that_cannot_be_written_is_one_line_and_no_checkpoint(tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(ocp.partial, "finalize", full)
+    with pytest.raises(CannotWrite, match=r"checkpoints/0 could not be written \(No space left on device\)"):
+        convert.main([str(QWEN), str(tmp_path / "run"), "--layout", "run"])
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
 @pytest.mark.parametrize("name", ["qwen3", "mamba2", "smollm"])

@@ -3,6 +3,7 @@
 Eager and tiny: nearly all of the time would go into compiling.
 """
 
+from dataclasses import fields
 from typing import NamedTuple
 
 import jax
@@ -14,7 +15,8 @@ from jax import export
 from jaxtyping import config as jaxtyping_config
 
 from tttlm.errors import InputError
-from tttlm.layers import TTTMLP, Attention, Mamba, Mamba2, TTTLinear
+from tttlm.layers import TTTMLP, Attention, InPlaceTTT, Mamba, Mamba2, TTTLinear
+from tttlm.mixers import mixer_names, registered
 
 WIDTH, TIME = 8, 6
 LAYERS = {
@@ -24,11 +26,29 @@ LAYERS = {
     "sliding_attention": lambda **o: Attention(WIDTH, 2, sliding_window=3, qk_norm=True, **o),
     "mamba": lambda **o: Mamba(WIDTH, state_size=2, **o),
     "mamba2": lambda **o: Mamba2(WIDTH, state_size=2, head_dim=4, **o),
+    "inplace_ttt": lambda **o: InPlaceTTT(WIDTH, 12, chunk_size=4, **o),
 }
-ALWAYS = ("ttt_mlp", "attention", "mamba2")  # one of each kind; the others are slow tests
+CHUNKS = {"chunk_size": 4, "local_chunk_size": 2, "local_shard_size": 4, "window": 3}
+
+
+def published(mixer):
+    """The layer of a published learner with chunks that are shorter than the sequences here."""
+    sizes = {name: size for name, size in CHUNKS.items() if name in {field.name for field in fields(mixer.Settings)}}
+    return lambda *, implementation=None, **o: mixer.layer(
+        WIDTH, 2, mixer.Settings(**sizes, implementation=implementation), **o
+    )
+
+
+# All that are registered: what is new is tested as soon as it is there.
+LAYERS |= {name: published(registered(name)) for name in mixer_names() if hasattr(registered(name), "layer")}
+ALWAYS = ("ttt_mlp", "attention", "mamba2", "gated_deltanet")  # one of each kind; the others are slow tests
 each = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in ALWAYS else pytest.mark.slow) for name in LAYERS]
 )
+
+
+def test_every_mixer_of_the_library_is_in_the_table():
+    assert set(LAYERS) == {name for name in mixer_names() if registered(name).__module__.startswith("tttlm.")}
 
 
 def build(name, **options):

@@ -10,20 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import yaml
-from orbax.checkpoint import v1 as ocp
 
 from tttlm.data import Tokenizer
 from tttlm.errors import InputError
 from tttlm.model import ModelConfig
 from tttlm.records import write_file, write_json
-from tttlm.training.checkpoint_files import Damaged, Unreadable, check_path, pick_step, read_facts, reading
-from tttlm.training.checkpoints import Checkpoints
+from tttlm.training.array_by_array import read_array, write_arrays
+from tttlm.training.checkpoint_files import Damaged, Unreadable, check_path, pick_step, read_facts
 from tttlm.training.config import TrainConfig, to_dict
-from tttlm.training.digests import digest_of
 from tttlm.training.run_folder import RunFacts, RunFolder, with_head
 from tttlm.training.step import Model
-
-_PARTIAL = ocp.options.PyTreeOptions(loading=ocp.options.PyTreeOptions.Loading(partial_load=True))
 
 
 class RunParameters:
@@ -72,20 +68,10 @@ class RunParameters:
         return np.fromfile(file, np.uint8, size, offset=repeat * size).view(dtype).reshape(shape)
 
     def _load(self, path: tuple[Any, ...]) -> np.ndarray:
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        tree = self._shapes
+        like: Any = self._shapes
         for part in path:
-            tree = tree[part]
-        like: Any = tree.update(sharding=here, dtype=self.dtype(path, None))
-        for part in reversed(path):
-            like = {part: like}
-        with reading(), ocp.Context(pytree_options=_PARTIAL):
-            loaded = ocp.load_checkpointables(self._path.absolute(), {"params": like})["params"]
-        value = np.asarray(jax.tree.leaves(loaded)[0])
-        name = self.name(path, None)
-        if digest_of(value) != self._facts.params.get(name):
-            raise Damaged(f"the values of params/{name} are not those that were saved")
-        return value
+            like = like[part]
+        return read_array(self._path, self._facts, path, like)
 
     def _tell(self, read: Callable[[], Any]) -> Any:
         try:
@@ -104,7 +90,7 @@ def write_run(
 ) -> None:
     """Makes the folder of a run at step 0, whose parameters come from elsewhere; it can be scored and sampled from.
 
-    The parameters are in memory as a whole, as the library that writes checkpoints wants them.
+    One parameter is in memory at a time, stacked over the blocks.
 
     Args:
         path: the folder; it must not be there, or be empty.
@@ -114,19 +100,19 @@ def write_run(
 
     Raises:
         InputError: there is something in the folder, or it cannot be written.
+        CannotWrite: the checkpoint could not be written.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(f"{path} is there and not empty: choose another folder")
     model = Model(config)
 
-    def value(where: tuple[Any, ...], like: jax.ShapeDtypeStruct) -> jax.Array:
-        keys = tuple(getattr(part, "key", part) for part in where)
-        if keys[0] != "stack":
-            return jnp.asarray(read(keys, None), like.dtype)
+    def value(where: tuple[Any, ...], like: jax.ShapeDtypeStruct) -> np.ndarray:
+        if where[0] != "stack":
+            return read(where, None).astype(like.dtype, copy=False)
         stacked = np.empty(like.shape, like.dtype)
         for repeat in range(len(stacked)):
-            stacked[repeat] = read(keys, repeat)
-        return jnp.asarray(stacked)
+            stacked[repeat] = read(where, repeat)
+        return stacked
 
     folder = RunFolder(path)
     try:
@@ -137,13 +123,7 @@ def write_run(
         if tokenizer is not None:
             write_json(folder.facts, RunFacts("", tokenizer.fingerprint, "", ""))
             folder.keep_tokenizer(tokenizer)
-        checkpoints = Checkpoints(folder.checkpoints, TrainConfig().checkpoint)
-        try:
-            params = jax.tree_util.tree_map_with_path(value, model.shapes)
-            checkpoints.save(0, params, {"converted": jnp.ones(())}, {})
-            checkpoints.wait()
-        finally:
-            checkpoints.close()
+        write_arrays(folder.checkpoints / "0", model.shapes, value, {"converted": jnp.ones(())})
         write_file(folder.config, with_head(text).encode())
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}): make room, or choose another folder") from None
