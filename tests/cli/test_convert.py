@@ -102,8 +102,8 @@ def test_a_run_is_written_with_one_parameter_in_memory(tmp_path):
         value = source.read(path, repeat)
         if not repeat:
             sizes.append(value.nbytes * (1 if repeat is None else source.config.repeats))
-        gc.collect()
-        held.append(sum(a.nbytes for a in jax.live_arrays()) - before)
+            gc.collect()
+            held.append(sum(a.nbytes for a in jax.live_arrays()) - before)
         return value
 
     write_run(tmp_path / "run", source.config, read, None)
