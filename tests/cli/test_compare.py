@@ -246,3 +246,55 @@ def test_ctrl_c_leaves_with_a_status_and_saves(tmp_path):
     assert process.returncode == 130, said
     assert "saved at step" in said
     assert "Traceback" not in said
+
+
+GENERATED = """
+output: {folder}/out
+seeds: [0, 1]
+jobs: 2
+sweep: {{learning_rates: [1e-3, 1e-2], steps: 2}}
+answers: {{lengths: [9, 17], samples: 3}}
+train:
+  data: {{generated: {{tasks: [mqar, copy], lengths: [9, 17]}}}}
+  model: {{vocab_size: 258, hidden_size: 16, num_layers: 1, num_heads: 2, intermediate_size: 16, remat: none}}
+  steps: 3
+  batch_size: 2
+  sequence_length: 16
+  evaluate: {{every: 3, batches: 1}}
+  metrics: {{tensorboard: "off"}}
+models:
+  attention: {{model: {{mixers: [attention]}}}}
+  window: {{model: {{mixers: [sliding_attention], attention: {{sliding_window: 4}}}}}}
+"""
+
+
+@pytest.mark.slow
+def test_models_of_generated_sequences_are_scored_by_their_answers(tmp_path):
+    (tmp_path / "generated.yaml").write_text(GENERATED.format(folder=tmp_path))
+    done = compare(tmp_path / "generated.yaml")
+    assert done.returncode == 0, done.stderr
+    report = (tmp_path / "out" / "report" / "report.md").read_text()
+    values = json.loads((tmp_path / "out" / "report" / "report.json").read_text())
+    assert values["sizes"] == {"mqar": [2, 4], "copy": [3, 7]}
+    for model in values["models"]:
+        assert {task: np.shape(found) for task, found in model["by_task"].items()} == {"mqar": (2, 2), "copy": (2, 2)}
+        losses = [one["loss"] for one in values["sweep"][model["name"]]]
+        rates = [one["learning_rate"] for one in values["sweep"][model["name"]]]
+        assert values["runs"][model["name"]]["optimizer"]["learning_rate"] == rates[int(np.argmin(losses))]
+    # A cache of 32 tokens, or of the window: keys and values in float32, and the positions.
+    states = [model["state_bytes"] for model in values["models"]]
+    assert states[0] > 32 * 2 * 16 * 4 > states[1] > 4 * 2 * 16 * 4
+    assert "Up to 2 runs were trained at the same time" in report
+    assert (tmp_path / "out" / "report" / "recall.png").read_bytes().startswith(b"\x89PNG")
+    again = compare(tmp_path / "generated.yaml")
+    assert again.returncode == 0
+    assert "recall" not in again.stderr
+
+
+def test_generated_sequences_are_not_scored_on_text(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    (tmp_path / "generated.yaml").write_text(GENERATED.format(folder=tmp_path))
+    for flag, says in (("--data", "leave out --data a/folder"), ("--test", "leave out a/folder")):
+        with pytest.raises(InputError, match=says):
+            main([str(tmp_path / "generated.yaml"), flag, "a/folder"])
+    assert not (tmp_path / "out").exists()

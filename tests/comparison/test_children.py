@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tttlm.comparison.children import run_children
+
 ROOT = Path(__file__).parents[2]
 CHILD = """
 import signal, sys, time
@@ -67,3 +69,24 @@ def _runs(process: int) -> bool:
         return ") Z" not in Path(f"/proc/{process}/stat").read_text()
     except FileNotFoundError:
         return False
+
+
+def test_so_many_run_at_a_time_and_each_gives_its_own_status(tmp_path):
+    note = "import os, sys, time; n = int(sys.argv[1]); open(sys.argv[2] + f'/{n}', 'w').close(); "
+    wait = "\nwhile n < 2 and not os.path.exists(sys.argv[2] + f'/{1 - n}'): time.sleep(0.01)\nsys.exit(n)"
+    # The first two wait for each other, so that they end only if they run at the same time.
+    commands = (["-c", note + wait, str(n), str(tmp_path)] for n in range(3))
+    ended = {number: (status, peak) for number, status, peak in run_children(commands, os.environ, jobs=2)}
+    assert {number: status for number, (status, _) in ended.items()} == {0: 0, 1: 1, 2: 2}
+    assert all(peak > 1e6 for _, peak in ended.values())
+
+
+def test_what_still_runs_is_stopped_when_nobody_waits_for_it(tmp_path):
+    sleep = "import sys, time; open(sys.argv[1], 'w').close(); time.sleep(60)"
+    file = tmp_path / "started"
+    quick = f"import os, time\nwhile not os.path.exists({str(file)!r}): time.sleep(0.01)"
+    ended = run_children([["-c", sleep, str(file)], ["-c", quick]], os.environ, jobs=2)
+    started = time.monotonic()
+    assert next(ended)[:2] == (1, 0)
+    ended.close()
+    assert time.monotonic() - started < 30

@@ -1,0 +1,56 @@
+"""The sweep takes the learning rate with the lowest held-out loss, and what it chose is what is trained."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.training.small import small_config
+from tttlm.comparison.experiment import CompareConfig, Comparison, Entry, runs_of, sweep_runs, with_best_rates
+from tttlm.comparison.report import sweep_lines
+from tttlm.comparison.sweep import SweepConfig
+
+RATES = (1e-3, 1.5e-3, 2e-3)
+
+
+def comparison(folder: Path, steps: int) -> Comparison:
+    run = small_config(folder / "runs" / "a-0", **{"optimizer.learning_rate": 0.5})
+    runs = tuple(dataclasses.replace(run, seed=seed, run=f"{folder}/runs/a-{seed}") for seed in (0, 1))
+    config = CompareConfig(output=str(folder), seeds=(0, 1), sweep=SweepConfig(RATES, steps))
+    return Comparison(config, (Entry("a", runs), Entry("done", runs, given=True)), folder)
+
+
+def write_losses(found: Comparison, losses: list[float | None]) -> None:
+    """As runs of the sweep do: an earlier, lower loss does not count."""
+    for (_, run), loss in zip(sweep_runs(found), losses, strict=True):
+        Path(run.run).mkdir(parents=True)
+        lines = [{"step": 1, "validation_loss": 0.5}, {"step": run.steps, "validation_loss": loss}]
+        (Path(run.run) / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.mark.parametrize("steps", [5, 0])
+def test_every_seed_is_trained_at_the_best_rate(tmp_path, steps):
+    found = comparison(tmp_path, steps)
+    runs = [run for _, run in sweep_runs(found)]
+    assert [run.optimizer.learning_rate for run in runs] == list(RATES)
+    assert len({run.run for run in runs}) == 3
+    assert {run.steps for run in runs} == {steps or 12}
+    write_losses(found, [3.0, 2.0, float("nan")])
+    chosen = with_best_rates(found)
+    assert [run.optimizer.learning_rate for _, run in runs_of(chosen)] == [1.5e-3, 1.5e-3]
+    # A sweep of full length has trained the first seed already.
+    where = [Path(run.run).parent.name for _, run in runs_of(chosen)]
+    assert where == (["runs", "runs"] if steps else ["sweep", "runs"])
+    assert [run.steps for _, run in runs_of(chosen)] == [12, 12]
+    assert chosen.entries[1] == found.entries[1]
+
+
+def test_the_table_names_the_best_and_says_if_the_range_was_too_small(tmp_path):
+    found = comparison(tmp_path, 5)
+    write_losses(found, [3.0, 2.5, 2.0])
+    text = "\n".join(sweep_lines(with_best_rates(found)))
+    assert "| a | 3.000 | 2.500 | **2.000** |" in text
+    assert "after 5 steps" in text
+    assert "at an end of the range for a." in text
+    assert not list(sweep_lines(found))
