@@ -5,17 +5,24 @@ import functools
 from itertools import pairwise
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 from tttlm.cli.compare import read_comparison
 from tttlm.comparison.experiment import matched_models
+from tttlm.data import Batch
 from tttlm.mixers import mixer_names, registered
 from tttlm.model import parameter_count
 from tttlm.training.config import TrainConfig, check
+from tttlm.training.sharding import make_mesh
+from tttlm.training.step import Model, make_init, make_train_step
+from tttlm.yaml_file import read_yaml
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "compare"
 FILES = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "shared")
 SLOW = ("small", "context", "recall")  # matched in two fields, which counts the parameters of many shapes
+LEARNERS = tuple(read_yaml(CONFIGS / "learners.yaml")["models"])
 ABLATION = ["linear_attention", "learned_start", "norm_and_residual", "mini_batch_16", "learned_rate", "mamba_backbone"]
 
 
@@ -55,6 +62,23 @@ def test_the_comparison_of_learners_has_every_published_one():
     assert learners <= {mixer for run in models.values() for mixer in run.model.mixers}
     sizes = [parameter_count(run.model) for run in models.values()]
     assert max(sizes) / min(sizes) < 1.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LEARNERS)
+def test_every_model_of_the_comparison_of_learners_learns_at_its_own_shape(name):
+    config = read("learners")[name]
+    at_once = dataclasses.replace(config.schedule, warmup_steps=1, inner_warmup_steps=1)
+    config = dataclasses.replace(config, steps=8, schedule=at_once)
+    model, mesh = Model(config.model), make_mesh(config.mesh, jax.devices()[:1])
+    state, step = make_init(config, model, mesh)(), make_train_step(config, model, mesh)
+    tokens = np.random.default_rng(0).integers(0, 64, (config.batch_size, config.sequence_length + 1)).astype(np.int32)
+    losses = []
+    for _ in range(config.steps):
+        state, numbers = step(state, Batch(tokens[:, :-1], tokens[:, 1:]))
+        assert numbers["good"]
+        losses.append(float(numbers["loss"]))
+    assert losses[-1] < losses[0] - 0.1
 
 
 @pytest.mark.parametrize("name", ["ablation", "125m_ablation"])

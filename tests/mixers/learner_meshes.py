@@ -30,7 +30,8 @@ OPTIONS = {
     "longhorn": {"head_dim": 4, "rate_rank": 4},
     "gla": {"gate_rank": 4},
 }
-SEGMENTS = np.array([[0, 1, 1, 1, 1, 0, 2, 2, 2, 3, 3, 3], [5] * 7 + [6] * 5] * 4)
+# The last are long enough for momentum to be read: it needs two chunks before.
+SEGMENTS = np.array([[0, 1, 1, 1, 1, 0, 2, 2, 2, 3, 3, 3], [5] * 7 + [6] * 5, [7] * 12, [8] * 12] * 2)
 
 
 def config_of(mixers: list[str]) -> ModelConfig:
