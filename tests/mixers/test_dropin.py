@@ -214,6 +214,25 @@ def test_derivatives_forward_and_backward_agree(name, x64):
     np.testing.assert_allclose(push(v), (run(x + step * v) - run(x - step * v)) / (2 * step), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAYERS)
+def test_second_derivatives_are_differences_of_the_first(name, x64):
+    """Reverse over reverse and forward over reverse; of attention at a length that is computed block by block."""
+    layer = build(name, dtype=jnp.float64, param_dtype=jnp.float64)
+    time = 260 if name == "attention" else TIME
+    x, v = (jnp.asarray(np.random.default_rng(i).normal(size=(1, time, WIDTH))) for i in range(2))
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(3 * layer(x)))))
+    step = 1e-5
+    expected = (gradient(x + step * v) - gradient(x - step * v)) / (2 * step)
+    assert float(jnp.max(jnp.abs(expected))) > 1e-6
+    scale = float(jnp.max(jnp.abs(expected)))
+    for product in (
+        jax.jit(jax.grad(lambda x: jnp.vdot(gradient(x), v)))(x),
+        jax.jit(lambda x: jax.jvp(gradient, (x,), (v,))[1])(x),
+    ):
+        np.testing.assert_allclose(product, expected, rtol=1e-4, atol=1e-4 * scale)
+
+
 @each
 @pytest.mark.usefixtures("_as_a_user")
 def test_a_batch_may_be_a_symbol_of_an_exported_program(name):

@@ -119,6 +119,22 @@ def test_a_query_that_sees_nothing_gives_zero_and_no_gradient(function):
     assert all(np.all(np.isfinite(g)) for g in gradients)
 
 
+@pytest.mark.slow
+def test_second_derivatives_are_those_of_the_definition():
+    """Reverse over reverse, and forward over reverse."""
+    case = random_case(11, batch=1, time=10, num_heads=2, num_kv_heads=1, head_dim=2, segmented=True)
+    direction = tuple(jnp.asarray(np.random.default_rng(i).normal(size=a.shape)) for i, a in enumerate(case[:3]))
+
+    def products(function):
+        gradient = jax.grad(lambda qkv: jnp.sum(jnp.sin(function(*qkv, *case[3:], 6))))
+        along = lambda qkv: sum(jnp.vdot(a, b) for a, b in zip(gradient(qkv), direction, strict=True))
+        return jax.jit(lambda qkv: (jax.grad(along)(qkv), jax.jvp(gradient, (qkv,), (direction,))[1]))(case[:3])
+
+    expected = products(reference)
+    assert_same(expected[0], expected[1], 1e-11)
+    assert_same(products(SMALL_BLOCKS), expected, 1e-11)
+
+
 def test_blockwise_memory_grows_with_time_not_its_square():
     def temporary_bytes(time):
         case = random_case(4, batch=1, time=time, num_heads=2, num_kv_heads=1, head_dim=8, dtype=np.float32)

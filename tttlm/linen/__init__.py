@@ -1,7 +1,7 @@
-"""The layers as Flax Linen modules: the same mathematics, parameters as Linen keeps them.
+"""The layers of `tttlm.layers` as Flax Linen modules, with the same computation and the same parameter names.
 
-`init`, `apply`, `@nn.compact`, `nn.scan`, `nn.remat` and the rest work as for any Linen module; `extend` and
-`init_state` are methods of it. `to_linen` and `to_nnx` convert parameters between the two, name by name.
+They are used like any other Linen module, also within `@nn.compact`, `nn.scan` and `nn.remat`; `extend` and
+`init_state` are methods of the module. `to_linen` and `to_nnx` convert parameters between NNX and Linen.
 """
 
 from tttlm import layers

@@ -13,7 +13,7 @@ from tttlm.linen.parameters import filled, to_linen
 
 
 class SequenceModule(nn.Module):
-    """A layer of `tttlm.layers` as a Linen module, with the contract of the layer.
+    """A layer of `tttlm.layers` as a Linen module, with the same interface.
 
     >>> layer = tttlm.linen.TTTLinear(64, 4)
     >>> variables = layer.init(jax.random.key(0), x)
@@ -22,8 +22,8 @@ class SequenceModule(nn.Module):
 
     Attributes:
         layer: The class of the NNX layer.
-        arguments: Its positional arguments.
-        options: Its keyword arguments, all but `rngs`.
+        arguments: The positional arguments of its constructor.
+        options: The keyword arguments of its constructor, except `rngs`.
     """
 
     layer: Callable[..., nnx.Module]
@@ -31,15 +31,15 @@ class SequenceModule(nn.Module):
     options: FrozenDict[str, Any] = FrozenDict()
 
     def __call__(self, x: jax.Array, *arguments: Any, **options: Any) -> jax.Array:
-        """What the NNX layer gives for these arguments."""
+        """Applies the layer; arguments and result are those of the NNX layer."""
         return self._run("__call__", x, *arguments, **options)
 
     def extend(self, x: jax.Array, state: Any, *arguments: Any, **options: Any) -> tuple[jax.Array, Any]:
-        """Goes on from `state` and returns the next one, as the NNX layer does."""
+        """Continues from `state` and returns the next one; arguments are as for the NNX layer."""
         return self._run("extend", x, state, *arguments, **options)
 
     def init_state(self, batch: int | tuple[int, ...]) -> Any:
-        """The state before the first token; learned initial weights make it depend on the parameters."""
+        """The state before the first token. It depends on the parameters if initial inner weights are learned."""
         return self._run("init_state", batch)
 
     def _build(self, key: jax.Array) -> nnx.Module:
@@ -55,7 +55,10 @@ class SequenceModule(nn.Module):
 
 
 def linen_layer(layer: Callable[..., nnx.Module]) -> Callable[..., SequenceModule]:
-    """The Linen module of an NNX layer, as a function of the layer's own arguments, all but `rngs`, and of `name`."""
+    """Returns a function that makes the Linen module of an NNX layer.
+
+    The function takes the arguments of the layer, except `rngs`, and `name`, the name of the Linen module.
+    """
     signature = inspect.signature(layer.__init__)  # type: ignore[misc]
     kept = [p for p in signature.parameters.values() if p.name not in ("self", "rngs")]
     name = inspect.Parameter("name", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=str | None)

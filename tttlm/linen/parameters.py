@@ -1,4 +1,4 @@
-"""Parameters of a layer as a Linen tree, and back: nested dictionaries, keys of text, the names of the NNX layer."""
+"""Conversion of parameters between an NNX layer and the same Linen module: nested dictionaries with the same names."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,16 +10,16 @@ from tttlm.errors import InputError
 
 
 def to_linen(layer: nnx.Module) -> dict[str, Any]:
-    """The parameters of an NNX layer as those of the same Linen module, `{"q_proj": {"kernel": ...}, ...}`."""
+    """Returns the parameters of an NNX layer as those of the same Linen module, `{"q_proj": {"kernel": ...}, ...}`."""
     flat = {tuple(map(str, path)): p[...] for path, p in nnx.to_flat_state(nnx.state(layer, nnx.Param))}
     return unflatten_dict(flat)
 
 
 def to_nnx(layer: nnx.Module, params: Mapping[str, Any]) -> None:
-    """Gives an NNX layer the parameters of the same Linen module, in place.
+    """Sets the parameters of an NNX layer to those of the same Linen module, in place.
 
     Raises:
-        InputError: A parameter is missing, not known to the layer, or of another shape.
+        InputError: A parameter is missing, unknown, or has another shape.
     """
     given = flatten_dict(dict(params))
     state = nnx.state(layer, nnx.Param)
@@ -36,7 +36,7 @@ def to_nnx(layer: nnx.Module, params: Mapping[str, Any]) -> None:
 
 
 def filled(layer: nnx.Module, params: Mapping[str, Any]) -> nnx.Module:
-    """`layer`, which may be abstract, with these parameters."""
+    """Returns `layer`, which may be abstract, with these parameters."""
     graph, state = nnx.split(layer)
     given = flatten_dict(dict(params))
     values = {path: p.replace(given[tuple(map(str, path))]) for path, p in nnx.to_flat_state(state)}
