@@ -41,10 +41,16 @@ def published(mixer):
 
 # All that are registered: what is new is tested as soon as it is there.
 LAYERS |= {name: published(registered(name)) for name in mixer_names() if hasattr(registered(name), "layer")}
-ALWAYS = ("ttt_mlp", "attention", "mamba2", "gated_deltanet")  # one of each kind; the others are slow tests
-each = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in ALWAYS else pytest.mark.slow) for name in LAYERS]
-)
+ALWAYS = ("ttt_mlp", "attention", "mamba2")  # one of each kind; the others are slow tests
+
+
+def slow_unless(names):
+    marks = {name: () if name in names else pytest.mark.slow for name in LAYERS}
+    return pytest.mark.parametrize("name", [pytest.param(name, marks=marks[name]) for name in LAYERS])
+
+
+each = slow_unless(ALWAYS)
+quickly_each = slow_unless((*ALWAYS, "gated_deltanet"))  # a published learner compiles longer
 
 
 def test_every_mixer_of_the_library_is_in_the_table():
@@ -84,7 +90,7 @@ def test_leading_dimensions_are_those_of_the_caller(name):
     assert alone_state.document.shape == ()
 
 
-@each
+@quickly_each
 def test_of_nothing_comes_nothing(name):
     layer = build(name)
     _, state = layer.extend(inputs(2, 3), layer.init_state(2))
@@ -96,7 +102,7 @@ def test_of_nothing_comes_nothing(name):
     assert described(after) == described(layer.init_state(0))
 
 
-@each
+@quickly_each
 @pytest.mark.usefixtures("_as_a_user")
 def test_what_does_not_fit_is_refused_in_one_line(name):
     layer, x = build(name), inputs(2, TIME)
@@ -154,7 +160,7 @@ def test_the_dtypes_of_a_state_stay_whatever_comes(name, x64):
     np.testing.assert_allclose(narrow * real, y * real, rtol=1e-3, atol=1e-5)
 
 
-@each
+@quickly_each
 def test_a_fresh_state_can_be_donated(name):
     pointers = [a.unsafe_buffer_pointer() for a in jax.tree.leaves(build(name).init_state(2)) if a.size]
     assert len(set(pointers)) == len(pointers)
