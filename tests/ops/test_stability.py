@@ -40,7 +40,7 @@ LARGEST_RATES = {"gated_deltanet": 2.0, "kda": 2.0, "gated_deltaproduct": 2.0}
 LARGEST_RATES |= {"mesanet": 1e4, "longhorn": 1e4, "longhorn_diagonal": 1e4}
 
 # Gradients through Newton-Schulz steps grow with their number: those of LaCT at 8k tokens are 1e48 in float64.
-GROWING = ("lact_muon", "lact_prenorm", "atlas", "titans_pytorch_muon")
+GROWING = ("lact_muon", "atlas")
 
 
 def at_limits(gate, like, period):
