@@ -15,6 +15,7 @@ from tttlm.cli.arguments import parse
 from tttlm.cli.compare import read_comparison
 from tttlm.cli.generate import GenerateConfig
 from tttlm.cli.prepare import PrepareArguments
+from tttlm.comparison.experiment import CompareConfig
 from tttlm.evaluation.config import EvalConfig
 from tttlm.fields import field_kinds
 from tttlm.training.config import TrainConfig, check
@@ -117,7 +118,7 @@ def resolves(name: str) -> bool:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_flag_of_a_section_is_a_field(page):
-    configs = (TrainConfig, EvalConfig, GenerateConfig, ImagesConfig, PrepareArguments)
+    configs = (TrainConfig, CompareConfig, EvalConfig, GenerateConfig, ImagesConfig, PrepareArguments)
     known = {name for config in configs for name in dict(field_kinds(config))}
     for flag in re.findall(r"--(?:train\.)?((?!models\.|train\.)[a-z]\w*(?:\.[\w-]+)+)", PAGES[page]):
         section, _, name = flag.replace("-", "_").rpartition(".")
