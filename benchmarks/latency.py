@@ -3,13 +3,16 @@
     python benchmarks/latency.py                                       # 125M models
     python benchmarks/latency.py --hidden_size 256 --num_layers 4 --contexts 1024 16384 131072 --output runs/latency
 
-Beside the time of a token stands that of reading all weights once, which no decoding of one sequence can be faster
-than. Medians are printed; `latency.json` has all numbers and `latency.png` the picture.
+What is compared is timed in turn: a prompt in chunks and in one call; a step after each context, and the reading of all
+weights once, which no decoding of one sequence can be much faster than. Medians are printed; `latency.json` has all
+numbers and `latency.png` the picture.
 """
 
 import json
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -23,7 +26,8 @@ from flax import nnx
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from tttlm.inference import Sampling, begin, decoding, read, with_room_for
+from tttlm.inference import begin, read, with_room_for
+from tttlm.inference.stepping import stepping
 from tttlm.model import LanguageModel, ModelConfig
 
 
@@ -41,7 +45,9 @@ class Arguments:
     chunk: int = 2048
     """Tokens of a prompt that are read at a time."""
     steps: int = 16
-    """Tokens that are drawn; the median counts."""
+    """Tokens that are drawn."""
+    repeats: int = 3
+    """Number of times that a prompt is read."""
     dtype: str = "float32"
     output: Path = Path("runs/latency")
 
@@ -52,8 +58,8 @@ class Row:
 
     Attributes:
         prefill_ms: Time of a token of the prompt, read in chunks, for each sequence.
-        whole_ms: The same for one call on a whole sequence of at most 16,384 tokens.
-        decode_ms: Time of a step, which draws a token for each sequence.
+        whole_ms: The same for one call on the whole prompt.
+        decode_ms: Time of a step, which draws the most likely token for each sequence and reads it.
         weights_ms: Time of reading all weights once.
         state_bytes: Bytes of the state of one sequence with room for the context.
     """
@@ -104,58 +110,74 @@ def measure(arguments: Arguments, mixer: str) -> Iterator[Row]:
         param_dtype=a.dtype,
     )
     model = nnx.jit(lambda: LanguageModel(config, rngs=nnx.Rngs(0)))()
+    weights = reader(model)
     for batch in a.batches:
-        for context in a.contexts:
-            yield measure_at(a, mixer, model, batch, context)
+        prompts = [prefilled(a, model, batch, context) for context in a.contexts]
+        steps = [step for _, _, step in prompts]
+        *decode, weights_s = in_turn([*steps, weights], a.steps)
+        for context, (of_chunks, whole, _), decode_s in zip(a.contexts, prompts, decode, strict=True):
+            yield Row(
+                mixer=mixer,
+                batch=batch,
+                context=context,
+                prefill_ms=1e3 * of_chunks / context,
+                whole_ms=1e3 * whole / context,
+                decode_ms=1e3 * decode_s,
+                weights_ms=1e3 * weights_s,
+                state_bytes=with_room_for(model, room_for(a, context)).config.state_bytes,
+            )
 
 
-def measure_at(a: Arguments, mixer: str, model: LanguageModel, batch: int, context: int) -> Row:
-    """Times one mixer for one batch and context."""
-    room = -(-(context + 2 * a.steps) // a.chunk) * a.chunk
-    model = with_room_for(model, room)
+def room_for(a: Arguments, context: int) -> int:
+    """Tokens that a cache has room for: the context and what is drawn, in complete chunks."""
+    return -(-(context + 2 * a.steps) // a.chunk) * a.chunk
+
+
+def prefilled(
+    a: Arguments, model: LanguageModel, batch: int, context: int
+) -> tuple[float, float, Callable[[], jax.Array]]:
+    """Seconds of reading a prompt in chunks and in one call, and a step that continues from it."""
+    model = with_room_for(model, room_for(a, context))
     tokens = np.random.default_rng(0).integers(0, a.vocab_size, (batch, context))
-    whole, prefill = [], []
-    for _ in range(2 if context > 16_384 else 4):  # the first call compiles; in turn, whole and in chunks
-        prefill.append(timed(lambda: read(model, begin(model, batch), tokens, chunk=a.chunk).logits))
-        whole.append(timed(lambda: last_logits(model, jnp.asarray(tokens[:, :16_384]))))
+    calls = (
+        lambda: read(model, begin(model, batch), tokens, chunk=a.chunk).logits,
+        lambda: last_logits(model, jnp.asarray(tokens)),
+    )
+    of_chunks, whole = in_turn(calls, a.repeats)
     reading = read(model, begin(model, batch), tokens, chunk=a.chunk)
-    decode, weights = stepped(model, reading, a.steps)
-    return Row(
-        mixer=mixer,
-        batch=batch,
-        context=context,
-        prefill_ms=1e3 * median(prefill[1:]) / context,
-        whole_ms=1e3 * median(whole[1:]) / min(context, 16_384),
-        decode_ms=1e3 * decode,
-        weights_ms=1e3 * weights,
-        state_bytes=model.config.state_bytes,
-    )
+    advance, drawn = stepping(model, reading.state), jnp.argmax(reading.logits, axis=-1)
+
+    def step() -> jax.Array:
+        nonlocal drawn
+        drawn = jnp.argmax(advance(drawn, None), axis=-1)
+        return drawn
+
+    return of_chunks, whole, step
 
 
-def stepped(model: LanguageModel, reading: Any, steps: int) -> tuple[float, float]:
-    """Medians of the time of a step, and of reading all weights once."""
-    params = jax.tree.leaves(nnx.state(model))
-    read_all = jax.jit(lambda params: sum(jnp.sum(p, dtype=jnp.float32) for p in params))
-    read_all(params).block_until_ready()
-    forked = reading.take(list(range(len(reading))))
-    drawn = decoding.decode(
-        model,
-        forked,
-        Sampling(temperature=0.0),
-        max_tokens=steps + 2,
-        ends=(),
-        samples=[0] * len(reading),
-        vocab_size=model.config.vocab_size,
-        stopped=np.zeros(len(reading), bool),
-    )
-    next(drawn)  # compiles, and from here on one step is always under way
-    step_times = []
-    weight_times = [timed(lambda: read_all(params)) for _ in range(steps)][1:]  # the first waits for that step
-    for _ in range(steps):
-        start = time.perf_counter()
-        next(drawn)
-        step_times.append(time.perf_counter() - start)
-    return median(step_times[1:]), median(weight_times)
+def in_turn(calls: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
+    """Median seconds of each call; in every second round they run in reverse order."""
+    for call in calls:
+        jax.block_until_ready(call())  # compiles
+    times: list[list[float]] = [[] for _ in calls]
+    order = list(zip(calls, times, strict=True))
+    for _ in range(repeats):
+        for call, of_call in order:
+            of_call.append(timed(call))
+        order.reverse()
+    return [median(of_call) for of_call in times]
+
+
+def reader(model: LanguageModel) -> Callable[[], Any]:
+    """Reads all weights once: on a CPU by a thread for each core, elsewhere by a sum."""
+    leaves = jax.tree.leaves(nnx.state(model))
+    if jax.default_backend() != "cpu":
+        read_all = jax.jit(lambda leaves: sum(jnp.sum(leaf, dtype=jnp.float32) for leaf in leaves))
+        return lambda: read_all(leaves)
+    bits = [np.asarray(leaf).reshape(-1).view(np.int32) for leaf in leaves]
+    parts = [part for leaf in bits for part in np.array_split(leaf, max(1, leaf.nbytes >> 20))]
+    threads = ThreadPoolExecutor(os.cpu_count())
+    return lambda: list(threads.map(np.max, parts))
 
 
 @nnx.jit

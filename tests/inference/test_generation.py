@@ -17,6 +17,7 @@ from tttlm.inference import (
     stream,
     with_room_for,
 )
+from tttlm.inference import reading as reading_of
 from tttlm.inference.sampling import Sampling, draw
 
 
@@ -118,6 +119,15 @@ def test_what_was_read_is_read_on_from_and_forked_and_kept(tmp_path):
         assert forks[0].tokens == whole.tokens
         np.testing.assert_allclose(forks[0].log_probs, whole.log_probs, atol=1e-4)
         assert forks[1].tokens[0] == logits_of(model, book[:40])[-1].argmax()
+
+
+def test_a_rest_without_padding_is_read_as_in_training(monkeypatch):
+    model = made("ttt_linear")
+    sizes, run = [], reading_of._read
+    monkeypatch.setattr(reading_of, "_read", lambda *args: (sizes.append((args[5].shape[1], args[6])), run(*args))[1])
+    found = read(model, begin(model, 1), [ids(48)], chunk=32)
+    assert sizes == [(32, None), (16, None)]
+    np.testing.assert_allclose(found.logits[0], logits_of(model, ids(48))[-1], rtol=1e-4, atol=1e-4)
 
 
 def test_a_saved_state_is_checked_before_it_is_believed(tmp_path):

@@ -62,7 +62,8 @@ def read(
     """Reads tokens, `chunk` of each sequence at a time; sequences may have different numbers of tokens.
 
     While every sequence has a complete chunk left they are read as in training. The rest is read in chunks of powers
-    of two, with padding where a sequence has fewer tokens, so that few programs are compiled for any lengths.
+    of two, with padding where a sequence has fewer tokens, so that few programs are compiled for any lengths; a chunk
+    that needs no padding is read as in training too.
 
     Args:
         model: The model, bound to its parameters.
@@ -94,6 +95,7 @@ def read(
         else:
             size = _size(int(left.max()), chunk)
             lengths = np.minimum(left, size)
+            whole = lengths.min() == size and size % align == 0
         padded = np.zeros((len(parts), size), np.int32)
         for row, (part, at, length) in enumerate(zip(parts, done, lengths, strict=True)):
             padded[row, :length] = part[at : at + length]
