@@ -156,15 +156,16 @@ def prefilled(
 
 
 def in_turn(calls: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
-    """Median seconds of each call; in every second round they run in reverse order."""
+    """Median seconds of each call; every round has an order of its own, as a call finds in caches what the last left."""
     for call in calls:
         jax.block_until_ready(call())  # compiles
     times: list[list[float]] = [[] for _ in calls]
     order = list(zip(calls, times, strict=True))
+    shuffled = np.random.default_rng(0)
     for _ in range(repeats):
-        for call, of_call in order:
+        for at in shuffled.permutation(len(order)):
+            call, of_call = order[at]
             of_call.append(timed(call))
-        order.reverse()
     return [median(of_call) for of_call in times]
 
 
