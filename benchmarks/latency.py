@@ -156,7 +156,7 @@ def prefilled(
 
 
 def in_turn(calls: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
-    """Median seconds of each call; every round has an order of its own, as a call finds in caches what the last left."""
+    """Median seconds of each call; rounds are shuffled, as a call finds in caches what the last left."""
     for call in calls:
         jax.block_until_ready(call())  # compiles
     times: list[list[float]] = [[] for _ in calls]
