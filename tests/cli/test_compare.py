@@ -281,9 +281,9 @@ def test_models_of_generated_sequences_are_scored_by_their_answers(tmp_path):
         losses = [one["loss"] for one in values["sweep"][model["name"]]]
         rates = [one["learning_rate"] for one in values["sweep"][model["name"]]]
         assert values["runs"][model["name"]]["optimizer"]["learning_rate"] == rates[int(np.argmin(losses))]
-    # A cache of 32 tokens, or of the window: keys and values in float32, and the positions.
+    # A cache of 17 tokens, or of the window of 4: keys and values in float32, and the positions.
     states = [model["state_bytes"] for model in values["models"]]
-    assert states[0] > 32 * 2 * 16 * 4 > states[1] > 4 * 2 * 16 * 4
+    assert states[0] > 17 * 2 * 16 * 4 > states[1] > 4 * 2 * 16 * 4
     assert "Up to 2 runs were trained at the same time" in report
     assert (tmp_path / "out" / "report" / "recall.png").read_bytes().startswith(b"\x89PNG")
     again = compare(tmp_path / "generated.yaml")
