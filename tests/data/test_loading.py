@@ -413,7 +413,8 @@ def test_missing_data_is_prepared_if_the_configuration_names_a_source(tmp_path, 
 def test_processes_that_start_together_prepare_once(tmp_path, text_folder, sentencepiece_file):
     config = DataConfig(path=str(tmp_path / "data"), prepare=small_config(text_folder, sentencepiece_file))
     code = f"""
-from tttlm.data import Batch, DataConfig, DatasetConfig, PrepareConfig, open_data
+from tttlm.data.config import *
+from tttlm.data import open_data
 print(open_data({config!r}, split="train", batch_size=2, sequence_length=32).fingerprint)
 """
     command = [sys.executable, "-c", code]
