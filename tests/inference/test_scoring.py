@@ -32,19 +32,17 @@ OTHERS = sorted({*MIXERS} - {"ttt_linear"})
 @pytest.mark.parametrize(
     "mixers", [("ttt_linear",), *(pytest.param((name,), marks=pytest.mark.slow) for name in OTHERS)]
 )
-def test_losses_are_those_of_a_whole_forward_pass(mixers):
-    model = made(*mixers)
+def test_losses_are_those_of_a_whole_forward_pass(mixers, x64):
+    model = made(*mixers, dtype="float64", param_dtype="float64")
     found = [streamed(model, documents(), rows=rows, chunk=chunk) for rows, chunk in ((3, 8), (1, 96))]
     for number, length in enumerate(LENGTHS):
-        logits = logits_of(model, ids(length, length)).astype(np.float64)
-        logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
-        targets = ids(length, length)[1:]
+        logits = logits_of(model, ids(length, length))
+        logits = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         targets = ids(length, length)[1:]
         expected = -logits[np.arange(length - 1), targets]
         for one in found:
             nats, hit = one.get(number, np.zeros((0, 2))).T
-            np.testing.assert_allclose(nats, expected, rtol=1e-5, atol=5e-5)  # rounding of float32 logits
-            assert nats.sum() == pytest.approx(expected.sum(), rel=1e-5)
+            np.testing.assert_allclose(nats, expected, rtol=1e-9, atol=1e-9)
             np.testing.assert_array_equal(hit, logits[:-1].argmax(axis=1) == targets)
 
 
