@@ -9,16 +9,20 @@ QUICK := tests/test_house.py tests/test_package.py tests/test_fields.py tests/te
 	tests/training/test_config.py tests/cli/test_hostile_values.py tests/cli/test_plot.py \
 	tests/ops/test_rope.py tests/ops/test_projection.py tests/ops/test_documents.py tests/model/test_language_model.py
 
-.PHONY: train test quick test-slow test-lm-eval test-reference lint format docs wheel clean
+.PHONY: train test test-all quick test-slow test-lm-eval test-reference lint format docs wheel clean
 
 train: $(VENV)/ready
 	$(PY) train.py --config configs/quickstart.yaml
 
 test: $(VENV)/ready lint
+	$(PY) -m pytest -m "not long and not slow and not reference" --numprocesses 2 --dist loadfile
+
+# What continuous integration runs: the tests that take some seconds each as well.
+test-all: $(VENV)/ready lint
 	$(PY) -m pytest -m "not slow and not reference" --numprocesses 2 --dist loadfile
 
 quick: $(VENV)/ready lint
-	$(PY) -m pytest -m "not slow and not reference" --numprocesses 2 --dist loadfile $(QUICK)
+	$(PY) -m pytest -m "not long and not slow and not reference" --numprocesses 2 --dist loadfile $(QUICK)
 
 test-slow: $(VENV)/ready
 	$(PY) -m pytest -m "slow and not reference"

@@ -35,6 +35,7 @@ def read(name: str) -> dict[str, TrainConfig]:
     return {name: dataclasses.replace(run, model=matched[name].config) for name, run in models.items()}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in FILES])
 def test_every_model_of_a_comparison_can_be_trained_and_no_two_are_the_same(name):
     models = read(name)
@@ -46,6 +47,7 @@ def test_every_model_of_a_comparison_can_be_trained_and_no_two_are_the_same(name
         assert len({repr(getattr(run, field)) for run in models.values()}) == 1
 
 
+@pytest.mark.long
 def test_the_small_comparison_has_every_layer_and_models_of_one_size():
     models = read("small")
     assert {mixer for run in models.values() for mixer in run.model.mixers} == {

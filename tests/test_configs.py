@@ -68,6 +68,7 @@ def test_every_model_of_a_size_has_the_papers_recipe_at_every_context(size):
                 assert getattr(config.model, field) == getattr(preset, field), (size, name, field)
 
 
+@pytest.mark.long
 def test_no_other_files_stand_among_them_and_no_two_share_a_folder_of_runs():
     runs = []
     for size in RECIPE:

@@ -44,6 +44,7 @@ def test_a_sample_is_predicted_by_the_model_that_plain_steps_on_it_give():
     assert not np.allclose(predicted, tiny()(inputs), atol=1e-2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("reset", ["sample", "never", "document"])
 @pytest.mark.parametrize("batch_size", [1, 3])
 @settings(max_examples=2)

@@ -41,6 +41,7 @@ def maker(norm=None):
 make = maker()
 
 
+@pytest.mark.long
 def test_it_learns_both_tasks_or_the_main_one_alone(tmp_path):
     key, start = jax.random.key(0), make(None)
     both = train_jointly(make, OBJECTIVE, IMAGES, LABELS, CONFIG, tmp_path / "joint")

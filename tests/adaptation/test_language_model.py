@@ -45,6 +45,7 @@ def losses(mixers, tokens, config) -> np.ndarray:
     return evaluation(config, *mixers)([tokens]).losses[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "mixer", [pytest.param(m, marks=() if m in ("ttt_linear", "attention") else pytest.mark.slow) for m in MIXERS]
 )
@@ -68,6 +69,7 @@ def test_the_same_test_catches_a_score_taken_after_learning():
     assert not np.array_equal(cheat(changed)[:here], cheat(REPEATED)[:here])
 
 
+@pytest.mark.long
 def test_without_learning_it_is_the_loss_of_the_model():
     model = made("ttt_linear", "attention")
     tokens = np.random.default_rng(1).integers(0, 32, 45)
@@ -77,6 +79,7 @@ def test_without_learning_it_is_the_loss_of_the_model():
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.long
 def test_a_step_is_a_step_of_the_optimiser_on_the_stretch_that_was_read():
     model, tokens = made("mamba"), jnp.asarray(REPEATED[:17])
     config = DynamicConfig(learning_rate=0.3, stretch=8, clip=0.5)
@@ -95,6 +98,7 @@ def test_a_step_is_a_step_of_the_optimiser_on_the_stretch_that_was_read():
     np.testing.assert_allclose(losses(["mamba"], REPEATED[:17], config)[8:], expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("learns", ["all", "norms", "feed_forward", "lora"])
 def test_what_learns_is_what_was_asked_for(learns):
     model = made("ttt_linear", "attention")
@@ -129,6 +133,7 @@ def test_documents_start_from_the_first_parameters_or_from_the_last():
     assert on[1].mean() < again[1].mean() - 0.05
 
 
+@pytest.mark.long
 def test_decay_towards_the_first_parameters_undoes_learning():
     model = ["ttt_linear"]
     static = losses(model, REPEATED, STATIC)

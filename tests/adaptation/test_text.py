@@ -26,6 +26,7 @@ def readers():
     return [Reader(name, make(i), encode, texts[i]) for i, name in enumerate(("first", "second"))]
 
 
+@pytest.mark.long
 def test_every_model_reads_every_text_and_the_report_says_what_it_made_of_it(readers, tmp_path, monkeypatch):
     adapt = DynamicConfig(learning_rate=0.2, stretch=16)
     readings = read_all(readers, adapt, tmp_path)

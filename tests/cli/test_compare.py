@@ -65,6 +65,7 @@ def compared(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str], 
     return folder, compare(*words), first
 
 
+@pytest.mark.long
 def test_killed_in_the_middle_it_goes_on_and_repeats_nothing(compared):
     folder, done, first = compared
     assert done.returncode == 0, done.stderr
@@ -116,6 +117,7 @@ def test_the_report_holds_what_was_measured(compared):
     assert window["difference"]["mean"] == pytest.approx((losses["window"] - losses["attention"]).mean())
 
 
+@pytest.mark.long
 def test_finished_runs_are_taken_as_they_are(compared):
     folder, _, _ = compared
     runs = folder / "out" / "runs"
@@ -233,6 +235,7 @@ def test_one_document_is_not_enough_and_two_are(tmp_path):
         assert len(list(held_out_documents(tmp_path / f"data{count}"))) == 1
 
 
+@pytest.mark.long
 def test_ctrl_c_leaves_with_a_status_and_saves(tmp_path):
     write_texts(tmp_path / "texts")
     (tmp_path / "small.yaml").write_text(SMALL.format(folder=tmp_path))

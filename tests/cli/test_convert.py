@@ -55,6 +55,7 @@ def test_a_stream_becomes_a_folder_a_run_and_a_stream_again(tmp_path, capsys):
     assert {key: tensor[1:3] for key, tensor in before.items()} == {key: tensor[1:3] for key, tensor in after.items()}
 
 
+@pytest.mark.long
 def test_a_run_takes_its_tokenizer_along_and_can_be_read(tmp_path, capsys):
     folder = tmp_path / "released"
     folder.mkdir()
@@ -93,6 +94,7 @@ def test_a_run_takes_its_tokenizer_along_and_can_be_read(tmp_path, capsys):
     same_tensors(folder, tmp_path / "out")
 
 
+@pytest.mark.long
 def test_a_run_is_written_with_one_parameter_in_memory(tmp_path):
     source = FolderParameters(QWEN)
     sizes, held = [0], []

@@ -64,6 +64,7 @@ def flags(folder: Path, output: Path, *more: str) -> list[str]:
     return [*models, *more, *named, *SMALL, *RECALL]
 
 
+@pytest.mark.long
 def test_tables_results_and_pictures_of_all_tasks(folder, tmp_path, capsys, monkeypatch):
     arguments = flags(folder, tmp_path / "out", "--task", "loss", "positions", "recall")
     assert main(arguments) == 0
@@ -152,6 +153,7 @@ def test_an_evaluation_that_was_killed_goes_on(folder, tmp_path):
     assert before >= 1
 
 
+@pytest.mark.long
 def test_another_inner_model_is_evaluated_and_said(folder, capsys):
     text = ["--text", str(folder / "texts" / "0.txt"), "--tokenizer", "bytes", "--chunk", "32", "--json"]
 

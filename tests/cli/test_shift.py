@@ -44,6 +44,7 @@ def texts(tmp_path):
     return tmp_path / "a", tmp_path / "b"
 
 
+@pytest.mark.long
 def test_arrays(tmp_path, capsys):
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((60, 3)), rng.standard_normal((50, 3)) + np.array([0, 1.5, 0])
@@ -80,6 +81,7 @@ def test_images_of_two_formats(tmp_path):
     assert record["differs_most"][0]["name"] == "pixel (2, 3)"
 
 
+@pytest.mark.long
 def test_text_by_words(texts, tmp_path, capsys):
     record = compare(*texts, tmp_path)
     assert record["kind"] == "text"
@@ -93,6 +95,7 @@ def test_text_by_words(texts, tmp_path, capsys):
     assert named(same, "MMD^2, median width")["p_value"] > 0.05
 
 
+@pytest.mark.long
 def test_text_by_the_features_of_a_released_model(texts, tmp_path):
     config = ModelConfig(
         vocab_size=258,

@@ -96,6 +96,7 @@ def test_plot(tmp_path):
     assert every_call_fails_once(command, tmp_path / "original", tmp_path / "copy") >= 3
 
 
+@pytest.mark.long
 def test_the_start_of_training(prepared, tmp_path, monkeypatch):
     """Up to where the first step would be compiled."""
 
@@ -131,7 +132,8 @@ def test_the_start_of_a_comparison(prepared, tmp_path, monkeypatch):
     class Started(Exception):
         pass
 
-    def run_children(*_: Any) -> Any:
+    def run_children(commands: Iterator[Any], *_: Any) -> Any:
+        next(commands)
         raise Started
 
     monkeypatch.setattr("tttlm.comparison.children.run_children", run_children)

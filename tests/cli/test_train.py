@@ -61,6 +61,7 @@ def test_one_command_goes_from_text_to_a_score_a_curve_and_a_sample(trained):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.long
 def test_eval_scores_held_out_text_and_files_the_same_however_it_is_asked(trained, tmp_path):
     folder, done = trained
     printed = next(line.split()[-1] for line in done.stdout.splitlines() if line.startswith("bits per byte"))

@@ -108,6 +108,7 @@ def test_all_snippets_are_run_somewhere():
     assert set(SNIPPETS) >= {"README.md", "docs/layers.md", "docs/generation.md"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "page",
     [pytest.param(p, marks=[pytest.mark.slow] * (p in SLOW)) for p in sorted(set(SNIPPETS) - ELSEWHERE)],

@@ -47,6 +47,7 @@ def alone(model) -> tuple[float, int]:
     return nats, count
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("rows", "chunk"), [(3, 16)])
 def test_rows_and_chunks_do_not_change_the_score(model, alone, rows, chunk):
     told: list[int] = []
@@ -72,6 +73,7 @@ def attention() -> LanguageModel:
     return model
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("rows", "chunk"), [(3, 32)])
 def test_attention_needs_room_for_one_document_not_for_all_of_a_row(attention, rows, chunk):
     nats = 0.0

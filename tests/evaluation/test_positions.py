@@ -31,6 +31,7 @@ def parts() -> list[Stretch]:
     return [Stretch(document, rng.integers(0, 50, length).astype(np.int32)) for document, length in lengths]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("rows", "chunk"), [(3, 8)])
 def test_rows_and_chunks_do_not_change_it(model, rows, chunk):
     nats, tokens = losses_by_position(model, parts(), BINS, rows=rows, chunk=chunk, description="scoring")

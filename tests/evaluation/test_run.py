@@ -15,6 +15,7 @@ from tttlm.evaluation.run import load_run
 from tttlm.training.loop import train
 
 
+@pytest.mark.long
 def test_caches_of_attention_get_room_for_what_is_scored(tmp_path):
     prepare(prepare_config(write_texts(tmp_path / "texts")), tmp_path / "data")
     options = {"steps": 1, "evaluate.every": 0, "model.attention.max_length": 32}
@@ -40,6 +41,7 @@ def finished(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_a_sample_goes_on_from_held_out_text_with_tokens_that_the_tokenizer_has(finished):
     run = load_run(finished / "run")
     first = next(run.held_out())
@@ -50,6 +52,7 @@ def test_a_sample_goes_on_from_held_out_text_with_tokens_that_the_tokenizer_has(
     assert run.tokenizer().vocab_size < 2000
 
 
+@pytest.mark.long
 def test_a_run_is_evaluated_from_another_folder_without_the_data_or_elsewhere(finished, tmp_path, monkeypatch):
     here = load_run(finished / "run").score_held_out()
     moved = Path(shutil.copytree(finished / "run", tmp_path / "run"))

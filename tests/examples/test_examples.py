@@ -44,6 +44,7 @@ def folders(tmp_path):
     return tuple(str(tmp_path / name) for name in ("released", "text", "finetuned"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in ALWAYS else pytest.mark.slow) for name in SMALL]
 )

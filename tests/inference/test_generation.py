@@ -31,6 +31,7 @@ PROMPTS = [ids(n, n).tolist() for n in (21, 3, 44, 16)]
 OTHERS = sorted({*MIXERS} - {"ttt_linear", "attention"})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mixers", [(), *(pytest.param((name,), marks=pytest.mark.slow) for name in OTHERS)])
 def test_greedy_decoding_is_the_argmax_of_the_whole_forward_pass(mixers):
     model, prompt = made(*mixers) if mixers else hybrid(), ids(37)
@@ -42,6 +43,7 @@ def test_greedy_decoding_is_the_argmax_of_the_whole_forward_pass(mixers):
     assert found.finish_reason == "length"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_ragged_prompts_give_each_what_it_gives_alone(dtype):
     model = hybrid() if dtype == "float32" else made("ttt_linear", "attention", dtype=dtype)
@@ -130,6 +132,7 @@ def test_a_rest_without_padding_is_read_as_in_training(monkeypatch):
     np.testing.assert_allclose(found.logits[0], logits_of(model, ids(48))[-1], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.long
 def test_a_saved_state_is_checked_before_it_is_believed(tmp_path):
     model = made("ttt_linear")
     file = tmp_path / "state.safetensors"
@@ -153,6 +156,7 @@ def test_a_saved_state_is_checked_before_it_is_believed(tmp_path):
         save_reading(tmp_path / "none" / "x", begin(model, 1), model)
 
 
+@pytest.mark.long
 def test_a_saved_cache_of_attention_fits_a_model_with_more_room(tmp_path):
     model, file = made("attention"), tmp_path / "state.safetensors"
     save_reading(file, read(model, begin(model, 1), [ids(9)]), model)

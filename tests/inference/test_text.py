@@ -51,6 +51,7 @@ def test_a_stop_string_ends_the_text_and_is_not_shown_in_part(stop, expected):
     assert made.stopped == (expected is not None)
 
 
+@pytest.mark.long
 def test_a_model_stops_at_a_stop_string_and_streams_what_it_returns():
     model = made("ttt_linear", vocab_size=260)
     free = generate(model, ["ab", "c"], BYTES, max_tokens=24, temperature=1.0, seed=5, end_ids=())

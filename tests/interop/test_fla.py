@@ -141,6 +141,7 @@ def reference(kind, values, tensors, tokens):
     return rms_norm(h, tensors["model.norm.weight"]) @ head.T
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_are_those_of_the_definition_and_the_folder_goes_out_as_it_came_in(name, tmp_path, x64):
     kind, values, tensors = make(tmp_path, name)

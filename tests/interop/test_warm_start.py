@@ -17,6 +17,7 @@ FIXTURES = Path(__file__).parents[1] / "fixtures" / "reference"
 SMOLLM, QWEN2 = FIXTURES / "smollm", FIXTURES / "qwen2"
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("folder", "mixers", "num_layers", "backbone"),

@@ -22,6 +22,7 @@ LAYERS = {
 X = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 8)), jnp.float32)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", LAYERS)
 def test_parameters_go_both_ways_and_outputs_and_states_agree(name):
     arguments, options = LAYERS[name]
@@ -53,6 +54,7 @@ def test_arguments_are_those_of_the_layer():
     assert written == set(inspect.signature(layers.TTTLinear.__init__).parameters) - {"self", "rngs"} | {"name"}
 
 
+@pytest.mark.long
 def test_a_compact_model_is_scanned_and_recomputed():
     class Block(nn.Module):
         @nn.compact

@@ -145,6 +145,7 @@ def test_a_count_below_one_is_refused_by_its_name(option, layer):
         layer(WIDTH, 2, **{option: 0}, rngs=nnx.Rngs(0))
 
 
+@pytest.mark.long
 @each
 @pytest.mark.usefixtures("_as_a_user")
 def test_the_dtypes_of_a_state_stay_whatever_comes(name, x64):
@@ -166,6 +167,7 @@ def test_a_fresh_state_can_be_donated(name):
     assert len(set(pointers)) == len(pointers)
 
 
+@pytest.mark.long
 @each
 def test_strict_promotion_is_for_the_callers_code(name):
     layer, x = build(name, dtype=jnp.bfloat16), inputs(2, TIME, dtype=jnp.bfloat16)
@@ -239,6 +241,7 @@ def test_second_derivatives_are_differences_of_the_first(name, x64):
         np.testing.assert_allclose(product, expected, rtol=1e-4, atol=1e-4 * scale)
 
 
+@pytest.mark.long
 @each
 @pytest.mark.usefixtures("_as_a_user")
 def test_a_batch_may_be_a_symbol_of_an_exported_program(name):

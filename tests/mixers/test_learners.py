@@ -25,6 +25,7 @@ IDS = jnp.asarray([[0, 1, 1, 1, 1, 0, 2, 2, 2, 3, 3, 3], [5, 5, 5, 5, 5, 5, 5, 6
 QUICK = ("gated_deltanet", "comba", "inplace_ttt")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in LAYERS])
 def test_cut_within_a_chunk_and_packed_a_layer_gives_what_it_gives_whole(name, x64):
     graph, parameters = nnx.split(nnx.jit(lambda: LAYERS[name](nnx.Rngs(0)))())

@@ -27,6 +27,7 @@ def close(a, b):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_reversed_sequence_gives_reversed_outputs(name):
     layer, x = LAYERS[name](), inputs(2, TIME)
@@ -38,6 +39,7 @@ def test_a_reversed_sequence_gives_reversed_outputs(name):
     assert float(jnp.max(jnp.abs(y[:, 0] - 2 * layer(x)[:, 0]))) > 1e-4  # what comes later reaches the first token
 
 
+@pytest.mark.long
 def test_padding_is_left_out_of_both_passes():
     layer, x = Bidirectional(LAYERS["ttt_linear"]()), inputs(1, TIME)
     padded = x.at[:, 4:].set(jnp.nan)
@@ -132,6 +134,7 @@ def test_all_matrix_products_have_the_precision_of_the_layer(name):
         LAYERS[name](precision="exact")
 
 
+@pytest.mark.long
 def test_without_rotation_there_are_no_positions():
     layer, x = LAYERS["attention"](rope_theta=None), inputs(1, 3)
     swapped = x[:, jnp.asarray([1, 0, 2])]

@@ -27,6 +27,7 @@ def own():
     return names
 
 
+@pytest.mark.long
 def test_the_example_passes_the_conformance_of_every_learner(own, x64):
     learner, _ = own["LogCosh"].recipe(own["ChunkedConfig"](chunk_size=4), 3, 4)
     args = make(learner)
@@ -35,6 +36,7 @@ def test_the_example_passes_the_conformance_of_every_learner(own, x64):
     close(found, expected)
 
 
+@pytest.mark.long
 def test_the_example_trains_and_decodes(own):
     config = ModelConfig(
         vocab_size=13,

@@ -39,6 +39,7 @@ def tokens(seed=0, shape=(2, 20)):
     return jax.random.randint(jax.random.key(seed), shape, 0, 31)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("segment_ids", [None, SEGMENTS])
 def test_extend_gives_what_the_whole_gives(config, x64, segment_ids):
     config = dataclasses.replace(config, dtype="float64", param_dtype="float64")
@@ -66,6 +67,7 @@ def test_more_tokens_than_the_attention_cache_has_room_for_are_refused():
     assert np.isnan(logits[:, 2]).all()  # not known when it is compiled: never silently wrong
 
 
+@pytest.mark.long
 def test_a_packed_document_gives_what_it_gives_alone(x64):
     config = dataclasses.replace(SMALL, dtype="float64", param_dtype="float64")
     model = LanguageModel(config, rngs=nnx.Rngs(0))
@@ -74,6 +76,7 @@ def test_a_packed_document_gives_what_it_gives_alone(x64):
     np.testing.assert_allclose(packed[:1, 8:16], alone, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("remat", ["block", pytest.param("dots", marks=pytest.mark.slow)])
 def test_what_is_computed_again_changes_no_gradient(remat):
     def gradient(remat):
@@ -99,6 +102,7 @@ def test_dots_computes_less_again_than_block_does():
     assert products("none") < products("dots") < products("block")
 
 
+@pytest.mark.long
 def test_bfloat16_computes_close_to_float32_and_keeps_its_state_in_float32():
     low = LanguageModel(dataclasses.replace(SMALL, dtype="bfloat16"), rngs=nnx.Rngs(0))
     high = LanguageModel(SMALL, rngs=nnx.Rngs(0))

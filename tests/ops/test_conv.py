@@ -26,6 +26,7 @@ def by_definition(x, kernel, bias, segment_ids):
     return jnp.stack(rows)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("x64")
 @given(time=st.integers(1, 9), width=st.integers(1, 4), seed=st.integers(0, 99), packed=st.booleans())
 def test_outputs_and_gradients_are_those_of_the_definition(time, width, seed, packed):

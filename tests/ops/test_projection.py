@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tttlm.ops.projection import projection
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("x64")
 @given(rows=st.sampled_from([(3,), (2, 5), (2, 3, 4)]), inputs=st.integers(1, 4), outputs=st.integers(1, 4))
 def test_gradients_are_those_of_the_product(rows, inputs, outputs):

@@ -105,6 +105,7 @@ def everything(implementation, args, state, segment_ids, **options):
     return results, gradients
 
 
+@pytest.mark.long
 @given(
     seed=st.integers(0, 2**16),
     time=st.integers(1, 40),
@@ -150,6 +151,7 @@ def test_dual_is_the_definition_at_published_head_widths(head_dim, mini_batch, d
     close(everything("dual", args, None, None), everything("reference", args, None, None))
 
 
+@pytest.mark.long
 def test_without_norm_bias_and_start_it_is_linear_attention():
     """Theorem 1, with documents: `z_t = sum_{s <= t} v_s (k_s . q_t)`, and the state is the sum of `k v^T`."""
     time, head_dim = 40, 8
@@ -172,6 +174,7 @@ def test_without_norm_bias_and_start_it_is_linear_attention():
     close(state.pending.gradients[0].kernel, -jnp.einsum("bthi,btho->bhio", k[:, :39], v[:, :39]))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("packed", [False, True])
 @given(seed=st.integers(0, 2**16), cuts=st.lists(st.sampled_from([1, 5, 9]), min_size=2, max_size=6))
 def test_any_cut_gives_the_same_outputs_and_state(packed, seed, cuts):
@@ -221,6 +224,7 @@ def test_a_step_reduces_the_inner_loss():
     assert losses[1] < 0.9 * losses[0]
 
 
+@pytest.mark.long
 def test_from_bfloat16_it_computes_in_float32_keeps_the_state_in_it_and_rounds_the_outputs_alone():
     narrow = jax.tree.map(lambda a: a.astype(jnp.bfloat16), inputs(0, 1, 20, 2, 8, 16, 1))
     out, state = ttt(*narrow)

@@ -81,6 +81,7 @@ def test_statistics_are_those_of_the_definition(x64, depth, normed, biases):
         np.testing.assert_allclose(a, b, rtol=1e-9, err_msg=name)
 
 
+@pytest.mark.long
 def test_a_document_counts_as_it_does_alone_and_padding_does_not_count(x64):
     k, v, rates, token_scale, weights, norm = make(1)
     cut, end = 2 * M, 5 * M - 1  # the second document ends within its last mini-batch, then comes padding

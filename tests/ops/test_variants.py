@@ -48,6 +48,7 @@ def compare(case, how, dtype, tolerance, gradient_tolerance):
         assert distance(gradients[name], expected, smallest) < gradient_tolerance, f"grad/{name}"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("which", CASES)
 def test_it_is_the_published_learner(which):
     """In float64 to 1e-9, in float32 as exact as the definition itself."""

@@ -45,6 +45,7 @@ def compiled() -> dict:
     return json.loads(done.stdout)
 
 
+@pytest.mark.long
 def test_collectives_are_counted_as_often_as_their_loops_turn(compiled):
     assert compiled["exchanges"] == {
         "known": True,

@@ -49,6 +49,7 @@ def test_the_numbers_are_those_of_scipy_and_scikit_learn():
         assert found.accuracy.low <= value <= found.accuracy.high
 
 
+@pytest.mark.long
 def test_under_no_shift_five_per_cent_are_rejected():
     rng = np.random.default_rng(0)
     found = []

@@ -26,6 +26,7 @@ def numeric(p, q, points) -> np.ndarray:
     return np.array([kl(p, q), kl(q, p), (kl(p, m) + kl(q, m)) / 2])
 
 
+@pytest.mark.long
 def test_nearest_neighbours_find_the_divergence_of_known_densities():
     rng = np.random.default_rng(0)
     p, q = stats.norm(0, 1), stats.norm(0.8, 1.2)

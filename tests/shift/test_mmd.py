@@ -85,6 +85,7 @@ def linear_test(a, b, seed):
     return linear_time_mmd(a, b, widths=1.0, seed=seed)
 
 
+@pytest.mark.long
 def test_under_no_shift_five_per_cent_are_rejected():
     rng = np.random.default_rng(0)
     assert rejections(permutation_test, normal(rng, 20), normal(rng, 25), 2000) == pytest.approx(0.05, abs=0.015)

@@ -61,6 +61,7 @@ def test_unusable_samples_are_one_line(measure):
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.long
 def test_all_measures_stand_side_by_side_and_say_when_they_cannot():
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((120, 3)), rng.standard_normal((100, 3)) + 1

@@ -54,6 +54,7 @@ def test_sliced_distance_averages_the_exact_ones(x64):
     assert sliced_wasserstein(a, b, directions=20, seed=5).value == pytest.approx(np.sqrt(np.mean(each)), rel=1e-10)
 
 
+@pytest.mark.long
 def test_entropic_distance_becomes_the_exact_one(x64):
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((40, 2)), rng.standard_normal((40, 2)) + np.array([2, 0])

@@ -55,6 +55,7 @@ def some_documents(seed: int = 0) -> list[list[np.ndarray]]:
     return [[rng.integers(0, 300, length + 1) for length in at_position] for at_position in lengths]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_the_losses_of_all_steps_are_those_of_the_whole_documents(x64, mixer):
     config = config_of(mixer, **{"model.dtype": "float64", "model.param_dtype": "float64"})
@@ -75,6 +76,7 @@ def test_the_losses_of_all_steps_are_those_of_the_whole_documents(x64, mixer):
     assert total == pytest.approx(float(whole), rel=1e-9)
 
 
+@pytest.mark.long
 def test_the_gradient_reaches_the_initial_state_and_ends_at_the_beginning_of_a_step(x64):
     config = config_of("ttt_linear", **{"model.dtype": "float64", "model.param_dtype": "float64"})
     model = Model(config.model)
@@ -90,6 +92,7 @@ def test_the_gradient_reaches_the_initial_state_and_ends_at_the_beginning_of_a_s
     assert float(jnp.abs(inner).max()) == 0
 
 
+@pytest.mark.long
 def test_a_batch_taken_in_parts_has_the_gradient_and_the_state_of_the_whole(x64):
     changes = {"batch_size": 4, "model.dtype": "float64", "model.param_dtype": "float64"}
     documents = [*some_documents(), [np.arange(40)]]
@@ -105,6 +108,7 @@ def test_a_batch_taken_in_parts_has_the_gradient_and_the_state_of_the_whole(x64)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12), *found)
 
 
+@pytest.mark.long
 def test_after_a_step_that_is_skipped_no_document_goes_on_from_another(x64):
     """The second step, in which a document begins, is not applied: the third goes on from what it began with."""
     config = config_of("ttt_linear", **{"faults.policy": "skip", "optimizer.learning_rate": 1e-30})
@@ -136,6 +140,7 @@ def run_config(folder, data, **changes):
     return small_config(folder, data, **{"model.num_layers": 1, "evaluate.every": 4, "evaluate.batches": 3, **changes})
 
 
+@pytest.mark.long
 def test_a_run_that_carries_state_goes_on_bit_for_bit(long_documents, tmp_path, monkeypatch):
     whole = run_config(tmp_path / "whole", long_documents)
     assert loop.train(whole).reason == "finished"

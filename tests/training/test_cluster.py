@@ -67,6 +67,7 @@ def reports(two: Path, run: int) -> list[dict[str, Any]]:
     return [report[run] for report in json.loads((two / "reports.json").read_text())]
 
 
+@pytest.mark.long
 def test_two_processes_have_the_losses_of_one_and_read_each_its_half(two, data, alone):
     config = small_config(**changes(two / "rows", data))
     assert_same(config, alone[0])

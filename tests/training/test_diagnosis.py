@@ -36,6 +36,7 @@ def changed(params, path: str, value):
 TTT = "stack/blocks/1/mixer"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("path", "value", "says"),
     [
@@ -52,6 +53,7 @@ def test_the_first_that_is_not_finite_is_named(healthy, path, value, says):
     assert says in diagnose(CONFIG, model, changed(params, path, lambda x: x * value), batch, 1)
 
 
+@pytest.mark.long
 def test_where_all_is_finite_the_largest_gradient_and_a_growing_inner_loss_are_named(healthy):
     model, params, batch = healthy
     said = diagnose(CONFIG, model, params, batch, 1)

@@ -192,6 +192,7 @@ def test_training_in_a_thread_works_like_anywhere_else(finished, data, tmp_path)
     assert numbers(config) == numbers(finished)
 
 
+@pytest.mark.long
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_layer(data, tmp_path):
     config = small_config(
         tmp_path / "run",
@@ -215,6 +216,7 @@ def spoil(number: int, batch: Batch[np.ndarray]) -> Batch[np.ndarray]:
     return batch._replace(weights=np.full(batch.targets.shape, np.inf if number == 6 else 1.0, np.float32))
 
 
+@pytest.mark.long
 def test_a_faulty_step_is_skipped_when_asked_and_changes_nothing(data, tmp_path, monkeypatch):
     config = small_config(tmp_path / "run", data, **{"faults.policy": "skip", "evaluate.every": 0})
     on_batch(monkeypatch, spoil)
@@ -247,6 +249,7 @@ def test_a_spike_of_the_gradient_norm_is_a_fault_where_it_is_configured(data, tm
     assert "everything is finite; the largest gradient is of" in outcome.message
 
 
+@pytest.mark.long
 def test_rolling_back_goes_on_from_the_checkpoint_with_the_batches_after_the_fault(data, tmp_path, monkeypatch):
     config = small_config(tmp_path / "run", data, **{"faults.policy": "rollback", "evaluate.every": 0})
     seen: list[int] = []

@@ -90,6 +90,7 @@ def check_exchanges(found: dict, size: dict[str, int]) -> None:
     assert max(math.prod(shape) for shape in found["arrays"]) == most
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "mixers",
     [["ttt_linear", "attention"], pytest.param(["ttt_linear", "attention", "mamba", "mamba2"], marks=pytest.mark.slow)],

@@ -34,6 +34,7 @@ def assert_close(found, wanted) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a.astype(np.float32), b, atol=3e-5, rtol=8e-3), found, wanted)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_run_starts_from_the_parameters_of_another(finished, data, tmp_path, dtype):
     config = small_config(tmp_path / "run", data, init_from=finished.run, **{**STILL, "model.param_dtype": dtype})
@@ -99,6 +100,7 @@ def test_another_tokenizer_is_refused(finished, data, tmp_path):
         loop.train(small_config(tmp_path / "run", data, init_from=str(other)))
 
 
+@pytest.mark.long
 def test_a_run_goes_on_in_another_dtype(finished, data, tmp_path, monkeypatch):
     config = small_config(tmp_path / "run", data, **{"steps": 2, "checkpoint.every": 1})
     loop.train(config)

@@ -25,6 +25,7 @@ def params():
     return jax.tree.map(np.asarray, init_state(config, Model(config.model)).params)
 
 
+@pytest.mark.long
 def test_a_batch_taken_in_parts_has_the_gradient_of_the_whole(params, x64):
     weights = np.random.default_rng(1).integers(0, 2, (ROWS, LENGTH)).astype(np.float64)
     rows = batch(weights=weights)
@@ -40,6 +41,7 @@ def test_a_batch_taken_in_parts_has_the_gradient_of_the_whole(params, x64):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), whole, parts)
 
 
+@pytest.mark.long
 def test_a_faulty_step_leaves_the_state_as_it_was_and_halts_unless_told_to_skip(params):
     bad = batch(weights=np.full((ROWS, LENGTH), np.nan, np.float32))
     good = batch(1, weights=np.ones((ROWS, LENGTH), np.float32))

@@ -20,6 +20,7 @@ HYBRID = {
 }
 
 
+@pytest.mark.long
 def test_every_ttt_layer_is_measured_every_so_many_steps_and_the_run_is_the_same(data, tmp_path):
     measured = small_config(tmp_path / "measured", data, **HYBRID, **{"telemetry.every": 3})
     plain = small_config(tmp_path / "plain", data, **HYBRID)
@@ -43,6 +44,7 @@ def test_every_ttt_layer_is_measured_every_so_many_steps_and_the_run_is_the_same
     assert first["layer_00/inner_learning_rate"] == pytest.approx(0.5 / 8 / 8, rel=0.1)
 
 
+@pytest.mark.long
 def test_a_layer_within_the_model_is_measured_on_what_it_reads(x64):
     config = small_config(**HYBRID, **{"model.dtype": "float64", "model.param_dtype": "float64"}).model
     model = LanguageModel(config, rngs=nnx.Rngs(0))
