@@ -80,6 +80,7 @@ def test_killed_in_the_middle_it_goes_on_and_repeats_nothing(compared):
     assert "scoring" not in again.stderr
 
 
+@pytest.mark.long
 def test_the_report_holds_what_was_measured(compared):
     folder, done, _ = compared
     report = folder / "out" / "report"
@@ -134,6 +135,7 @@ def test_finished_runs_are_taken_as_they_are(compared):
     assert [model["seeds"] for model in models] == [[0, 1], [0]]
 
 
+@pytest.mark.long
 def test_another_configuration_in_the_same_folder_is_refused(compared, monkeypatch):
     folder, _, _ = compared
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")

@@ -55,6 +55,7 @@ def test_ragged_prompts_give_each_what_it_gives_alone(dtype):
             np.testing.assert_allclose(a.log_probs, b.log_probs, atol=1e-4 if dtype == "float32" else 5e-2)
 
 
+@pytest.mark.long
 def test_samples_of_a_prompt_differ_and_are_those_of_it_alone():
     several = generate(hybrid(), PROMPTS[:2], max_tokens=8, chunk=16, num_samples=2)
     assert [(one.prompt, one.sample) for one in several] == [(0, 0), (0, 1), (1, 0), (1, 1)]

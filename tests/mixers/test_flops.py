@@ -66,7 +66,10 @@ def operations(jaxpr) -> float:
     return total
 
 
-@pytest.mark.parametrize("case", MIXERS)
+@pytest.mark.parametrize(
+    "case",  # MesaNet's elimination is written out in products, which takes long to trace
+    [pytest.param(case, marks=pytest.mark.long if case.startswith("mesanet") else ()) for case in MIXERS],
+)
 def test_the_formula_counts_the_operations_of_the_traced_program(case):
     name, changes = case.partition(",")[0], dict(MIXERS[case])
     options = changes.pop("mixer_options", {})

@@ -239,6 +239,7 @@ def test_a_fault_that_there_is_no_room_to_trace_is_reported_all_the_same(data, t
     assert said in outcome.message
 
 
+@pytest.mark.long
 def test_a_spike_of_the_gradient_norm_is_a_fault_where_it_is_configured(data, tmp_path):
     config = small_config(tmp_path / "run", data, **{"faults.spike": 0.9, "evaluate.every": 0})
     outcome = loop.train(config)  # the norm grows as the run begins
