@@ -53,6 +53,7 @@ def test_it_learns_both_tasks_or_the_main_one_alone(tmp_path):
     assert same(nnx.state(read), nnx.state(both))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("norm", [None, nnx.BatchNorm])
 def test_stopped_by_ctrl_c_it_goes_on_bit_for_bit(tmp_path, norm):
     calls = []

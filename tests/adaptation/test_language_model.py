@@ -59,6 +59,7 @@ def test_every_mixer_learns_and_no_later_token_changes_an_earlier_score(mixer):
     np.testing.assert_array_equal(losses([mixer], changed, STEP)[:here], dynamic[:here])
 
 
+@pytest.mark.long
 def test_the_same_test_catches_a_score_taken_after_learning():
     changed, here = REPEATED.copy(), 29
     changed[here + 1 :] = (changed[here + 1 :] + 1) % 32

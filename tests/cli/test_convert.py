@@ -33,6 +33,7 @@ def same_tensors(one: Path, other: Path) -> None:
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
+@pytest.mark.long
 def test_a_stream_becomes_a_folder_a_run_and_a_stream_again(tmp_path, capsys):
     assert convert.main([str(OFFICIAL), str(tmp_path / "hf")]) == 0
     out = capsys.readouterr().out

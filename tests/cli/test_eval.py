@@ -110,6 +110,7 @@ def test_tables_results_and_pictures_of_all_tasks(folder, tmp_path, capsys, monk
     assert json.loads(capsys.readouterr().out)["positions"] == results["positions"]
 
 
+@pytest.mark.long
 def test_an_evaluation_that_was_stopped_goes_on_with_the_documents_that_are_left(folder, tmp_path, monkeypatch, capsys):
     arguments = [*flags(folder, tmp_path, "--rows", "1"), "--json"]
     put, kept = Journal.put, []

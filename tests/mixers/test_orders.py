@@ -145,6 +145,7 @@ def test_without_rotation_there_are_no_positions():
     assert float(jnp.max(jnp.abs(ttt(x) - LAYERS["ttt_linear"]()(x)))) > 1e-5
 
 
+@pytest.mark.long
 def test_the_inner_model_is_read_out_without_learning():
     layer, x = LAYERS["ttt_linear"](), inputs(1, TIME)
     _, state = layer.extend(x[:, :4], layer.init_state(1))

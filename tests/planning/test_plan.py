@@ -56,6 +56,7 @@ def test_collectives_are_counted_as_often_as_their_loops_turn(compiled):
     }
 
 
+@pytest.mark.long
 def test_replicas_communicate_gradients_and_shards_communicate_parameters(compiled):
     parameters = parameter_count(small_config().model)
     data, fsdp = ({one["kind"]: one["bytes"] for one in compiled[name]["collectives"]} for name in ("data", "fsdp"))

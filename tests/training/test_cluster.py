@@ -76,12 +76,14 @@ def test_two_processes_have_the_losses_of_one_and_read_each_its_half(two, data, 
     np.testing.assert_array_equal(np.concatenate([first, second], axis=1), whole)
 
 
+@pytest.mark.long
 def test_processes_that_share_rows_read_the_same_ones(two, data, alone):
     assert_same(small_config(**changes(two / "num_heads", data)), alone[0])
     whole = alone[1][: 4 * STEPS]
     assert [report["read"][: 4 * STEPS] for report in reports(two, 1)] == [whole, whole]
 
 
+@pytest.mark.long
 def test_sigterm_to_one_stops_both_at_the_same_step_with_a_checkpoint_that_one_process_reads(
     two, data, alone, tmp_path
 ):

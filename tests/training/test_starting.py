@@ -45,6 +45,7 @@ def test_a_run_starts_from_the_parameters_of_another(finished, data, tmp_path, d
     assert line["loss"] < numbers(finished)[0]["loss"] - 0.3
 
 
+@pytest.mark.long
 def test_any_checkpoint_of_it_can_be_named(finished, data, tmp_path):
     at_8 = small_config(tmp_path / "run", data, init_from=f"{finished.run}/checkpoints/8", **STILL)
     loop.train(at_8)
