@@ -95,6 +95,7 @@ def test_what_is_wrong_is_said_in_a_line(more, says, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=says) as error:
         main(more)
     assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())  # a refused command claims no folder
 
 
 def test_rank_correlation_leaves_out_what_could_not_be_measured():

@@ -136,13 +136,13 @@ class Experiment:
         if not config.seeds or not config.corruptions or not config.severities:
             raise InputError("name at least one seed, one corruption and one severity")
         self.config, self.folder = config, Path(config.output)
-        self._keep_settings()
         self.methods = METHODS + (("batch_statistics",) if config.norm == "batch" else ())
         shifts = [
             Condition(name, severity) for name in config.corruptions for severity in sorted(set(config.severities))
         ]
         self.conditions = [Condition(CLEAN, 0), *shifts]
         self.train, self.test, self.reference = self._read()
+        self._keep_settings()
         self._uda_optimizer = optax.sgd(config.methods.uda_learning_rate, momentum=0.9)
         self._models: dict[tuple[int, bool], Any] = {}
         self._adapters: dict[tuple[int, str], Adapter] = {}
