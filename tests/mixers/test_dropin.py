@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from flax.nnx import summary
 from jax import export
 from jaxtyping import config as jaxtyping_config
 
@@ -178,9 +179,32 @@ def test_strict_promotion_is_for_the_callers_code(name):
     np.testing.assert_array_equal(y, expected)
 
 
+@pytest.fixture
+def _methods_put_back(monkeypatch):
+    """Where a table fails, Flax leaves its own classes changed."""
+    overwrite, before = summary._overwrite_methods, {}
+
+    def noting(methods):
+        for owner, name in methods:
+            before.setdefault((owner, name), getattr(owner, name))
+        overwrite(methods)
+
+    monkeypatch.setattr(summary, "_overwrite_methods", noting)
+    yield
+    overwrite(before)
+
+
+SIX = ("ttt_linear", "ttt_mlp", "attention", "sliding_attention", "mamba", "mamba2")
+FAILS = pytest.mark.xfail(
+    raises=TypeError,
+    strict=True,
+    reason="flax.nnx.summary cannot list the state that a memory within it is called with",
+)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.usefixtures("_as_a_user")
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in (*SIX, "inplace_ttt") else FAILS) for n in LAYERS])
+@pytest.mark.usefixtures("_as_a_user", "_methods_put_back")
 def test_a_table_lists_the_parts_of_a_layer(name):
     layer = build(name)
     table = nnx.tabulate(layer, inputs(1, TIME), console_kwargs={"force_terminal": False, "width": 200})
@@ -201,6 +225,7 @@ class TakesPairs(nnx.Module):
 @pytest.mark.xfail(
     raises=TypeError, strict=True, reason="flax.nnx.summary takes a named tuple for a list: docs/layers.md"
 )
+@pytest.mark.usefixtures("_methods_put_back")
 def test_a_table_of_a_method_that_takes_a_state():
     """With any module; once Flax can, the page says what is no longer so."""
     nnx.tabulate(TakesPairs(), jnp.ones(2), Pair(jnp.ones(2)), method="extend")
