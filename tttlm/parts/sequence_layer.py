@@ -30,7 +30,7 @@ def own_promotion(method: F) -> F:
     """Decorates a method that broadcasts and promotes by JAX's own rules.
 
     `jax_numpy_rank_promotion` and `jax_numpy_dtype_promotion` are there to find mistakes in a caller's own code.
-    Matrix products have the precision of the layer.
+    Matrix products have the precision of the layer, those of its projections too.
     """
 
     @functools.wraps(method)

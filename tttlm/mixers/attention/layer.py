@@ -145,7 +145,6 @@ class Attention(SequenceLayer[AttentionState]):
                 use_bias=use_bias,
                 dtype=dtype,
                 param_dtype=param_dtype,
-                precision=self.precision,
                 kernel_init=kernel_init,
                 dot_general=projection,
                 rngs=rngs,

@@ -37,6 +37,7 @@ from tttlm.parts.sequence_layer import (
     at_least_one,
     check_implementation,
     checked_precision,
+    own_promotion,
 )
 from tttlm.ranges import Count, PositiveFloat, Size
 
@@ -113,7 +114,6 @@ class InPlaceTTT(LearningLayer[InPlaceTTTState]):
                 use_bias=False,
                 dtype=dtype,
                 param_dtype=param_dtype,
-                precision=self.precision,
                 kernel_init=kernel_init,
                 dot_general=projection,
                 rngs=rngs,
@@ -129,6 +129,7 @@ class InPlaceTTT(LearningLayer[InPlaceTTTState]):
         dtype, sizes = self.dtype or self.param_dtype, (self.intermediate_size, self.hidden_size)
         return InPlaceTTTState(inner, Neighbors(*(jnp.zeros((batch, 2, size), dtype) for size in sizes)))
 
+    @own_promotion
     def inner_statistics(
         self,
         x: Float[Array, "B T D"],

@@ -26,6 +26,7 @@ from tttlm.parts.sequence_layer import (
     at_least_one,
     check_implementation,
     checked_precision,
+    own_promotion,
 )
 
 default_kernel_init = nnx.initializers.normal(0.02)
@@ -223,6 +224,7 @@ class TTT(LearningLayer[TTTState]):
         position = None if self.conventions.rope_theta is None else jnp.zeros((batch,), jnp.int32)
         return TTTState(tuple(memory.init_state(batch) for memory in self.memories), tails, position)
 
+    @own_promotion
     def inner_statistics(
         self,
         x: Float[Array, "B T D"],

@@ -123,7 +123,6 @@ class Mamba(SequenceLayer[MambaState]):
             nnx.Linear,
             dtype=dtype,
             param_dtype=param_dtype,
-            precision=self.precision,
             dot_general=projection,
             rngs=rngs,
         )

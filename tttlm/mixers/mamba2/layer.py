@@ -144,7 +144,6 @@ class Mamba2(SequenceLayer[Mamba2State]):
             use_bias=use_bias,
             dtype=dtype,
             param_dtype=param_dtype,
-            precision=self.precision,
             dot_general=projection,
             rngs=rngs,
         )

@@ -40,6 +40,7 @@ from tttlm.parts.sequence_layer import (
     check_implementation,
     checked_positions,
     checked_precision,
+    own_promotion,
 )
 
 default_kernel_init = nnx.initializers.normal(0.02)  # of the released models
@@ -186,7 +187,6 @@ class MiniBatchTTT(LearningLayer[TTTState]):
                 use_bias=use_bias,
                 dtype=dtype,
                 param_dtype=param_dtype,
-                precision=self.precision,
                 kernel_init=kernel_init,
                 dot_general=projection,
                 rngs=rngs,
@@ -285,6 +285,7 @@ class MiniBatchTTT(LearningLayer[TTTState]):
         inner = init_learner_state(self.learner, self._inner_weights(), batch, self.head_dim, self.head_dim)
         return TTTState(inner, tail)
 
+    @own_promotion
     def inner_statistics(
         self,
         x: Float[Array, "B T D"],
