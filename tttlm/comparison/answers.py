@@ -19,7 +19,6 @@ from tttlm.comparison.report import (
     training_line,
 )
 from tttlm.comparison.scores import device_name
-from tttlm.data.generated import size_of
 from tttlm.errors import InputError
 from tttlm.evaluation.config import EvalConfig, RecallConfig
 from tttlm.evaluation.evaluate import evaluate
@@ -153,7 +152,8 @@ def write_answers_report(comparison: Comparison, command: str, folder: Path) -> 
     assert answers is not None, f"{file} has no scores"
     folder.mkdir(parents=True, exist_ok=True)
     models = accuracies(comparison, answers)
-    sizes = {task: [_size(comparison, task, length) for length in job.lengths] for task in job.tasks}
+    of_a_run = answers.cells[: len(job.tasks) * len(job.lengths)]
+    sizes = {task: [cell.pairs or 0 for cell in of_a_run if cell.task == task] for task in job.tasks}
     draw_recall(models, sizes, folder / "recall.png")
     values = {
         "command": command,
@@ -168,10 +168,6 @@ def write_answers_report(comparison: Comparison, command: str, folder: Path) -> 
     lines = _lines(comparison, answers, models, sizes, command)
     write_file(folder / "report.md", ("\n".join(lines) + "\n").encode())
     return folder / "report.md"
-
-
-def _size(comparison: Comparison, task: str, length: int) -> int:
-    return size_of(task, length, min(258, comparison.entries[0].configs[0].model.vocab_size))
 
 
 def recall_table(models: list[Accuracy], sizes: dict[str, list[int]], task: str) -> Iterator[str]:
