@@ -49,6 +49,31 @@ def test_names_are_those_of_the_layer_and_what_is_wrong_is_named():
         to_nnx(layer, {**params, "other": {"kernel": jnp.ones(1)}})
 
 
+def test_every_layer_has_its_module():
+    built_on_another = {"Bidirectional", "scan_image"}
+    assert set(layers.__all__) - built_on_another <= set(tttlm.linen.__all__)
+
+
+@pytest.mark.long
+def test_a_function_that_makes_a_layer_becomes_a_module():
+    build = lambda width, *, rngs: layers.Bidirectional(layers.Mamba(width, state_size=2, rngs=rngs))
+    module = tttlm.linen.linen_layer(build)(8)
+    variables, layer = module.init(jax.random.key(0), X), build(8, rngs=nnx.Rngs(1))
+    to_nnx(layer, variables["params"])
+    np.testing.assert_allclose(module.apply(variables, X), layer(X), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["GLA", "LaCT", "Titans"])
+def test_a_published_learner_takes_its_configuration(name):
+    layer = getattr(layers, name)
+    config = layer.Config(**({} if name == "GLA" else {"chunk_size": 4}))
+    module, nnx_layer = getattr(tttlm.linen, name)(8, 2, config), layer(8, 2, config, rngs=nnx.Rngs(1))
+    variables = module.init(jax.random.key(0), X)
+    to_nnx(nnx_layer, variables["params"])
+    np.testing.assert_allclose(module.apply(variables, X), nnx_layer(X), rtol=1e-5, atol=1e-6)
+
+
 def test_arguments_are_those_of_the_layer():
     written = set(inspect.signature(tttlm.linen.TTTLinear).parameters)
     assert written == set(inspect.signature(layers.TTTLinear.__init__).parameters) - {"self", "rngs"} | {"name"}

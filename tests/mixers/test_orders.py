@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.mixers import test_dropin
+from tests.mixers.test_dropin import _as_a_user  # noqa: F401
 from tttlm.errors import InputError
 from tttlm.layers import Attention, Bidirectional, Mamba, TTTLinear, scan_image
 
@@ -27,25 +29,59 @@ def close(a, b):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("name", LAYERS)
-def test_a_reversed_sequence_gives_reversed_outputs(name):
-    layer, x = LAYERS[name](), inputs(2, TIME)
+def test_what_a_call_is_given_is_reversed_where_the_pass_is():
+    """The second pass is that of the reversed sequence with everything that belongs to its tokens."""
+    layer, x = LAYERS["attention"](), inputs(2, TIME)
+    rng = np.random.default_rng(3)
+    given = {
+        "positions": jnp.asarray(rng.integers(0, 9, (2, TIME))),
+        "attention_mask": jnp.asarray(rng.random((2, TIME, TIME)) < 0.6) | jnp.eye(TIME, dtype=bool),
+        "mask": jnp.asarray([[False, True, True, True, False, True]] * 2),
+    }
+    ids = jnp.asarray([[1, 1, 1, 2, 2, 2]] * 2)
+    turned = {name: a[:, ::-1] for name, a in given.items()}
+    turned["attention_mask"] = turned["attention_mask"][..., ::-1]
+    y = Bidirectional(layer)(x, ids, **given)
+    close(y, layer(x, ids, **given) + layer(x[:, ::-1], ids[:, ::-1], **turned)[:, ::-1])
+
+
+def test_arguments_that_the_layer_does_not_take_are_refused():
+    both, x = Bidirectional(LAYERS["mamba"]()), inputs(1, TIME)
+    with pytest.raises(InputError, match="positions must be None: Mamba does not take it"):
+        both(x, positions=jnp.arange(TIME)[None])
+    with pytest.raises(InputError, match="attention_mask must be None: Mamba does not"):
+        both(x, attention_mask=jnp.tri(TIME, dtype=bool))
+    with pytest.raises(InputError, match="inner_learning_rate_multiplier must be None: Mamba does not"):
+        scan_image(both.layer, x[None], inner_learning_rate_multiplier=0.0)
+
+
+MARKS = {"attention": pytest.mark.long, "mamba": pytest.mark.long}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=MARKS.get(name, pytest.mark.slow)) for name in test_dropin.LAYERS]
+)
+def test_every_mixer_reads_forward_and_backward(name):
+    """A reversed sequence gives reversed outputs, and padding is left out of both passes."""
+    layer, x = test_dropin.build(name, kernel_init=nnx.initializers.normal(0.4)), inputs(1, TIME)
     both, halves = Bidirectional(layer), Bidirectional(layer, merge="concatenate")
-    y = both(x)
+    y, split = both(x), halves(x)
     close(both(x[:, ::-1]), y[:, ::-1])
-    close(halves(x)[..., :WIDTH] + halves(x)[..., WIDTH:], y)
-    close(halves(x)[..., :WIDTH], layer(x))
+    close(split[..., :WIDTH], layer(x))
+    close(split[..., :WIDTH] + split[..., WIDTH:], y)
     assert float(jnp.max(jnp.abs(y[:, 0] - 2 * layer(x)[:, 0]))) > 1e-4  # what comes later reaches the first token
+    padded = jnp.full(x.shape, jnp.nan).at[:, 1:5].set(x[:, :4])
+    alone = both(x[:, :4])
+    close(both(padded, mask=jnp.asarray([[False, *[True] * 4, False]]))[:, 1:5], alone)
+    close(both(padded[:, 1:], lengths=jnp.asarray([4]))[:, :4], alone)
 
 
 @pytest.mark.long
-def test_padding_is_left_out_of_both_passes():
-    layer, x = Bidirectional(LAYERS["ttt_linear"]()), inputs(1, TIME)
-    padded = x.at[:, 4:].set(jnp.nan)
-    close(layer(padded, lengths=jnp.asarray([4]))[:, :4], layer(x[:, :4]))
-    left = jnp.roll(padded, 2, axis=1)
-    close(layer(left, mask=jnp.asarray([[False] * 2 + [True] * 4]))[:, 2:], layer(x[:, :4]))
+def test_both_passes_are_read_out_without_learning():
+    layer, x = LAYERS["ttt_linear"](), inputs(1, TIME)
+    y = Bidirectional(layer)(x, inner_learning_rate_multiplier=0.0)
+    once, back = (layer(a, inner_learning_rate_multiplier=0.0) for a in (x, x[:, ::-1]))
+    close(y, once + back[:, ::-1])
 
 
 def test_a_transposed_image_gives_the_transposed_result():
@@ -53,6 +89,20 @@ def test_a_transposed_image_gives_the_transposed_result():
     y = scan_image(layer, image)
     assert y.shape == image.shape
     close(scan_image(layer, image.swapaxes(1, 2)), y.swapaxes(1, 2))
+
+
+@pytest.mark.long
+def test_padding_around_an_image_is_left_out_of_every_scan():
+    layer, image = Bidirectional(LAYERS["mamba"]()), inputs(1, 2, 3)
+    padded = jnp.full((1, 4, 4, WIDTH), jnp.nan).at[:, 1:3, :3].set(image)
+    real = jnp.zeros((1, 4, 4), bool).at[:, 1:3, :3].set(True)
+    close(scan_image(layer, padded, mask=real)[:, 1:3, :3], scan_image(layer, image))
+
+
+@pytest.mark.usefixtures("_as_a_user")
+def test_a_mask_of_another_image_is_refused():
+    with pytest.raises(InputError, match=r"mask must have shape \(1, 2, 3\) .* got \(1, 3, 2\)"):
+        scan_image(LAYERS["mamba"](), inputs(1, 2, 3), mask=jnp.ones((1, 3, 2), bool))
 
 
 def test_attention_that_is_not_causal_sees_all_of_its_document():

@@ -58,8 +58,14 @@ def linen_layer(layer: Callable[..., nnx.Module]) -> Callable[..., SequenceModul
     """Returns a function that makes the Linen module of an NNX layer.
 
     The function takes the arguments of the layer, except `rngs`, and `name`, the name of the Linen module.
+
+    >>> both = linen_layer(lambda rngs: Bidirectional(TTTLinear(64, 4, rngs=rngs)))
+    >>> module = both(name="both")
+
+    Args:
+        layer: A class of `tttlm.layers`, or a function of `rngs` and other arguments that makes such a layer.
     """
-    signature = inspect.signature(layer.__init__)  # type: ignore[misc]
+    signature = inspect.signature(layer.__init__ if isinstance(layer, type) else layer)  # type: ignore[misc]
     kept = [p for p in signature.parameters.values() if p.name not in ("self", "rngs")]
     name = inspect.Parameter("name", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=str | None)
 
