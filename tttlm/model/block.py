@@ -106,9 +106,9 @@ class Block(nnx.Module):
         if self.conv is not None and self.conv_norm is not None:
             x = self.conv_norm(h)
             if tail is None:
-                h = h + self.conv.along_stream(x, docs)
+                h = h + self.conv.along_stream(x, docs=docs)
             else:
-                y, tail = self.conv(x, tail, docs)
+                y, tail = self.conv(x, tail, docs=docs)
                 h = h + y
             h = with_sharding(h, "BT")
         return h, self.mixer_norm(h), tail

@@ -53,6 +53,7 @@ class CausalConv(nnx.Module):
         self,
         x: Float[Array, "B T C"],
         tail: Float[Array, "B P C"] | None = None,
+        *,
         docs: Documents | None = None,
         channels: slice = slice(None),
     ) -> tuple[Float[Array, "B T C"], Float[Array, "B P C"]]:
@@ -60,7 +61,7 @@ class CausalConv(nnx.Module):
         x, kernel, bias = self._promote(x)
         return causal_conv(x, kernel[:, channels], None if bias is None else bias[channels], tail=tail, docs=docs)
 
-    def along_stream(self, x: Float[Array, "B T C"], docs: Documents | None = None) -> Float[Array, "B T C"]:
+    def along_stream(self, x: Float[Array, "B T C"], *, docs: Documents | None = None) -> Float[Array, "B T C"]:
         """The outputs for complete sequences of the stream; see `tttlm.parts.partition.conv_along_stream`."""
         return conv_along_stream(*self._promote(x), docs)
 

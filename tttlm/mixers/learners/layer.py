@@ -222,7 +222,7 @@ class TTT(LearningLayer[TTTState]):
         dtype = self.dtype or self.param_dtype
         tails = tuple(None if conv is None else conv.init_tail(batch, dtype) for conv in self._convs)
         position = None if self.conventions.rope_theta is None else jnp.zeros((batch,), jnp.int32)
-        return TTTState(tuple(memory.init_state(batch) for memory in self.memories), tails, position)
+        return TTTState(tuple(memory._init_state(batch) for memory in self.memories), tails, position)
 
     @own_promotion
     def inner_statistics(
@@ -237,10 +237,10 @@ class TTT(LearningLayer[TTTState]):
         found = [
             learner_statistics(
                 memory.learner,
-                memory.inputs(x, tokens, inner_learning_rate_multiplier),
-                memory.weights(),
-                slow=memory.slow_parameters(),
-                position_scale=memory.scale_of_positions(),
+                memory._inputs(x, tokens, inner_learning_rate_multiplier),
+                memory.weights,
+                slow=memory.slow_parameters,
+                position_scale=memory.scale_of_positions,
                 segment_ids=segment_ids,
             )
             for memory in self.memories
@@ -269,7 +269,7 @@ class TTT(LearningLayer[TTTState]):
         projected, tails = [], []
         for proj, conv, tail in zip((self.q_proj, self.k_proj, self.v_proj), self._convs, old, strict=True):
             a = to_heads(proj(x))
-            a, tail = (a, None) if conv is None else conv(a, tail, docs)
+            a, tail = (a, None) if conv is None else conv(a, tail, docs=docs)
             projected.append(a)
             tails.append(tail)
         activations = (conventions.activation,) * 2 + (conventions.value_activation,)
@@ -301,8 +301,8 @@ class TTT(LearningLayer[TTTState]):
     ) -> tuple[Float[Array, "B T D"], TTTState]:
         values, tails, tokens, position = self._tokens(x, state, docs)
         results = [
-            memory.learn(
-                memory.inputs(x, tokens, multiplier),
+            memory._learn(
+                memory._inputs(x, tokens, multiplier),
                 None if state is None else state.inner[i],
                 docs,
                 aligned=self.aligned,

@@ -51,6 +51,9 @@ class Tokens(NamedTuple):
 class Memory(nnx.Module):
     """A learner, its gates and its initial weights.
 
+    What the layer calls is private or a property, because `nnx.tabulate` lists calls of public methods, and fails at
+    states and inputs that are named tuples within a list.
+
     Args:
         learner: the description.
         hidden_size: size `D` of a token.
@@ -128,6 +131,7 @@ class Memory(nnx.Module):
         scaled = steps is not None and steps.position_scale
         self.position_scale = nnx.Param(jnp.zeros((learner.clocks.anchor or 1,), param_dtype)) if scaled else None
 
+    @property
     def weights(self) -> Any:
         """The initial weights `[H, ...]`."""
         shapes = initial_weights(self.learner, self.num_heads, self.key_dim, self.value_dim)
@@ -136,6 +140,7 @@ class Memory(nnx.Module):
         kernels, vectors = iter(self.kernels), iter(self.vectors)
         return jax.tree.map(lambda a: next(kernels if a.ndim == 3 else vectors)[...], shapes)
 
+    @property
     def slow_parameters(self) -> Any:
         """The parameters that only the outer training changes."""
         if isinstance(self.learner.optimizer, Ridge):
@@ -146,6 +151,7 @@ class Memory(nnx.Module):
         structure = jax.tree.structure(jax.eval_shape(lambda: self.learner.model.init_slow(1, 1)))
         return jax.tree.unflatten(structure, [a[...] for a in self.slow])
 
+    @property
     def scale_of_positions(self) -> Float[Array, "M"] | None:
         """`max(0, 1/(p + 1) + learned)`, as the released TTT models have it."""
         if self.position_scale is None:
@@ -154,11 +160,11 @@ class Memory(nnx.Module):
         scale = scale.astype(jnp.promote_types(scale.dtype, jnp.float32))
         return jnp.maximum(0, scale + 1 / jnp.arange(1, scale.size + 1, dtype=scale.dtype))
 
-    def init_state(self, batch: int) -> LearnerState:
+    def _init_state(self, batch: int) -> LearnerState:
         """The state before the first token, for `batch` sequences."""
-        return init_learner_state(self.learner, self.weights(), batch, self.key_dim, self.value_dim)
+        return init_learner_state(self.learner, self.weights, batch, self.key_dim, self.value_dim)
 
-    def inputs(self, x: Float[Array, "B T D"], tokens: Tokens, multiplier: float | Float[Array, ""]) -> LearnerInputs:
+    def _inputs(self, x: Float[Array, "B T D"], tokens: Tokens, multiplier: float | Float[Array, ""]) -> LearnerInputs:
         """The inputs of the learner; `multiplier` multiplies the rates."""
         optimizer = self.learner.optimizer
 
@@ -189,7 +195,7 @@ class Memory(nnx.Module):
             return jax.tree.unflatten(structure, [rates[..., i] for i in range(len(leaves))])
         return rates if kind == "value" or learner.window > 1 else rates[..., 0]
 
-    def learn(
+    def _learn(
         self,
         inputs: LearnerInputs,
         state: LearnerState | None,
@@ -201,7 +207,7 @@ class Memory(nnx.Module):
         implementation: str | None,
     ) -> tuple[Float[Array, "B T H V"], LearnerState]:
         """Runs the learner, each device on its own heads; see `tttlm.ops.ttt.learn`."""
-        weights, slow = self.weights(), self.slow_parameters()
+        weights, slow = self.weights, self.slow_parameters
 
         def run(inputs, weights, slow, scale, state, docs):
             return learn(
@@ -223,5 +229,5 @@ class Memory(nnx.Module):
         of_state = of_heads._replace(offset="B", document="B")
         dims: Any = jax.tree.map(lambda _: "B_H", inputs)
         ins = (dims, "H", "H", "_", of_state, "B")
-        given = (inputs, weights, slow, self.scale_of_positions(), state, docs)
+        given = (inputs, weights, slow, self.scale_of_positions, state, docs)
         return each_device(run, ins, ("B_H", of_state))(*given)

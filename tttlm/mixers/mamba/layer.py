@@ -141,7 +141,7 @@ class Mamba(SequenceLayer[MambaState]):
         self, x: Float[Array, "B T D"], state: MambaState, docs: Documents | None
     ) -> tuple[Float[Array, "B T D"], MambaState]:
         x, gate = project(self.in_proj, x, (self.D.shape[0],) * 2)
-        x, tail = self.conv(to_heads(x), state.tail, docs)
+        x, tail = self.conv(to_heads(x), state.tail, docs=docs)
         x = jax.nn.silu(x)
         parts = with_sharding(project_heads(self.x_proj, x, "H_"), "B")
         dt, B, C = jnp.split(parts, (self.dt_rank, self.dt_rank + self.state_size), axis=-1)

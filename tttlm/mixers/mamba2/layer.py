@@ -165,8 +165,8 @@ class Mamba2(SequenceLayer[Mamba2State]):
         batch, time = x.shape[:2]
         inner, of_groups = self.inner, 2 * self.num_groups * self.state_size
         gate, x, BC, dt = project(self.in_proj, x, (inner, inner, of_groups, self.num_heads))
-        x, tail_x = self.conv(to_heads(x), state.tail[..., :inner], docs, slice(inner))
-        BC, tail_BC = self.conv(with_sharding(BC, "B"), state.tail[..., inner:], docs, slice(inner, None))
+        x, tail_x = self.conv(to_heads(x), state.tail[..., :inner], docs=docs, channels=slice(inner))
+        BC, tail_BC = self.conv(with_sharding(BC, "B"), state.tail[..., inner:], docs=docs, channels=slice(inner, None))
         x = jax.nn.silu(x).reshape(batch, time, self.num_heads, -1)
         B, C = jnp.split(jax.nn.silu(BC).reshape(batch, time, 2 * self.num_groups, -1), 2, axis=2)
         dtype = state.ssm.dtype

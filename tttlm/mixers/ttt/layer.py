@@ -387,8 +387,8 @@ class MiniBatchTTT(LearningLayer[TTTState]):
             return shared, to_heads(self.k_proj(x)), None
         assert self.conv_q is not None
         assert self.conv_k is not None
-        q, new_tail = self.conv_q(shared, tail, docs)
-        k, _ = self.conv_k(shared, tail, docs)
+        q, new_tail = self.conv_q(shared, tail, docs=docs)
+        k, _ = self.conv_k(shared, tail, docs=docs)
         return q, k, new_tail
 
     def _inner_norm(self) -> InnerNorm | None:
