@@ -149,7 +149,6 @@ def _newton(x: jax.Array, labels: jax.Array, weights: jax.Array, l2: float) -> j
 
 
 def _mlp_scores(train, labels, weights, test, l2, hidden_size, steps, learning_rate, seed) -> np.ndarray:
-    optimizer = optax.adam(learning_rate)
     key_in, key_out = jax.random.split(jax.random.key(seed))
     features = train.shape[1]
     parameters = {
@@ -158,26 +157,30 @@ def _mlp_scores(train, labels, weights, test, l2, hidden_size, steps, learning_r
         "w2": jax.random.normal(key_out, (hidden_size,), train.dtype) / np.sqrt(hidden_size),
         "b2": jnp.zeros((), train.dtype),
     }
+    return np.asarray(_mlp(_fit_mlp(parameters, train, labels, weights, l2, steps, learning_rate), test))
 
-    def scores(parameters, x):
-        return jax.nn.gelu(x @ parameters["w1"] + parameters["b1"]) @ parameters["w2"] + parameters["b2"]
 
-    def loss(parameters, x, labels, weights):
-        z = scores(parameters, x)
+@jax.jit
+def _mlp(parameters, x):
+    return jax.nn.gelu(x @ parameters["w1"] + parameters["b1"]) @ parameters["w2"] + parameters["b2"]
+
+
+@partial(jax.jit, static_argnames=("steps", "learning_rate"))
+def _fit_mlp(parameters, x, labels, weights, l2, steps, learning_rate):
+    """Compiled once for all pairs of samples of equal sizes."""
+    optimizer = optax.adam(learning_rate)
+
+    def loss(parameters):
+        z = _mlp(parameters, x)
         penalty = l2 / 2 * (jnp.sum(parameters["w1"] ** 2) + jnp.sum(parameters["w2"] ** 2))
         return jnp.mean(weights * (jax.nn.softplus(z) - labels * z)) + penalty / len(x)
 
-    @jax.jit
-    def fit(parameters, x, labels, weights):
-        def train_step(carry, _):
-            parameters, opt_state = carry
-            gradients = jax.grad(loss)(parameters, x, labels, weights)
-            updates, opt_state = optimizer.update(gradients, opt_state)
-            return (optax.apply_updates(parameters, updates), opt_state), None
+    def train_step(carry, _):
+        parameters, opt_state = carry
+        updates, opt_state = optimizer.update(jax.grad(loss)(parameters), opt_state)
+        return (optax.apply_updates(parameters, updates), opt_state), None
 
-        return jax.lax.scan(train_step, (parameters, optimizer.init(parameters)), None, length=steps)[0][0]
-
-    return np.asarray(jax.jit(scores)(fit(parameters, train, labels, weights), test))
+    return jax.lax.scan(train_step, (parameters, optimizer.init(parameters)), None, length=steps)[0][0]
 
 
 def _held_out_test(scores: np.ndarray, size: int, permutations: int, rng: np.random.Generator) -> ClassifierTest:
