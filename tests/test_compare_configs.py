@@ -57,6 +57,7 @@ def test_the_small_comparison_has_every_layer_and_models_of_one_size():
     assert max(sizes) / min(sizes) < 1.05
 
 
+@pytest.mark.long
 def test_the_comparison_of_learners_has_every_published_one():
     models = read("learners")
     learners = {name for name in mixer_names() if registered(name).__module__.startswith("tttlm.mixers.learners")}

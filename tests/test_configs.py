@@ -34,6 +34,7 @@ def read(file: Path) -> TrainConfig:
     return config
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", RECIPE)
 def test_every_model_of_a_size_has_the_papers_recipe_at_every_context(size):
     steps, rate = RECIPE[size]

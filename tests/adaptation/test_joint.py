@@ -71,6 +71,7 @@ def test_stopped_by_ctrl_c_it_goes_on_bit_for_bit(tmp_path, norm):
     assert same(nnx.state(resumed), nnx.state(whole))
 
 
+@pytest.mark.long
 def test_batch_statistics_of_training_are_kept_and_used_afterwards(tmp_path):
     model = train_jointly(maker(partial(nnx.BatchNorm, momentum=0.8)), OBJECTIVE, IMAGES, LABELS, CONFIG, tmp_path)
     norm = model.shared.layers[1]

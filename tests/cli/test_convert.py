@@ -161,6 +161,7 @@ def test_an_array_has_the_same_digest_in_the_memory_of_the_host(dtype, monkeypat
     assert digests({"x": jnp.asarray(array)}) == {"x": digest_of(array)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("tokens", [0, pytest.param(32, marks=pytest.mark.slow)])
 def test_a_warm_start_is_a_run_with_the_first_logits_of_the_transformer(tmp_path, capsys, tokens):
     words = ["--mixers", "attention", "ttt_linear", "--zero_readout", "--check_tokens", str(tokens)]

@@ -65,6 +65,7 @@ def test_arrays(tmp_path, capsys):
     assert table.strip().endswith("shift.png")
 
 
+@pytest.mark.long
 def test_images_of_two_formats(tmp_path):
     from matplotlib.image import imsave
 

@@ -90,11 +90,16 @@ def test_eval_scores_held_out_text_and_files_the_same_however_it_is_asked(traine
     ("name", "arguments", "says"),
     [
         ("train.py", ["--stps", "3"], "unknown flag '--stps' (did you mean '--steps'?)"),
-        ("train.py", ["--config", "no.yaml"], "no.yaml: cannot be read: No such file or directory"),
+        pytest.param(
+            "train.py",
+            ["--config", "no.yaml"],
+            "no.yaml: cannot be read: No such file or directory",
+            marks=pytest.mark.long,
+        ),
         ("train.py", ["--data.path", "no/such/data"], "no/such/data"),
-        ("eval.py", ["no/such/run"], "no/such/run is no folder"),
+        pytest.param("eval.py", ["no/such/run"], "no/such/run is no folder", marks=pytest.mark.long),
         ("eval.py", [".", "--text", "no.txt"], "no files under 'no.txt'"),
-        ("eval.py", [], "name the folder of a run"),
+        pytest.param("eval.py", [], "name the folder of a run", marks=pytest.mark.long),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(name, arguments, says):
@@ -112,6 +117,7 @@ def test_help_names_every_field_with_its_default():
         assert flag in done.stdout
 
 
+@pytest.mark.long
 def test_sigterm_saves_and_leaves_with_its_own_status(tmp_path):
     file = config_file(tmp_path, steps=100_000)
     process = subprocess.Popen(

@@ -226,6 +226,7 @@ run_command(lambda: preparation.prepare({config!r}, {str(folder)!r}))
     return [sys.executable, "-c", code]
 
 
+@pytest.mark.long
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path, texts, sentencepiece_file):
     source = tmp_path / "all.jsonl"
     source.write_bytes(json_lines([text for i in range(8) for text in (*texts, make_text(i, 3_000))]))

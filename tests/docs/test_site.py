@@ -28,6 +28,7 @@ def built(tmp_path_factory) -> tuple[Path, str]:
     return folder, done.stderr
 
 
+@pytest.mark.long
 def test_it_is_built_without_a_warning_and_every_page_is_in_the_menu(built):
     site, log = built
     assert "WARNING" not in log

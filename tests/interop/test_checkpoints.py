@@ -190,6 +190,7 @@ def written(tmp_path_factory) -> dict[str, Path]:
     return {family: folder / family for family in FAMILIES}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_tensor_is_missed_and_measured_under_its_name(written, tmp_path, family):
     """Of every family the first, the last and the largest tensor: missing, of another shape or kind, or cut off."""

@@ -191,6 +191,7 @@ def test_rows_may_stand_at_different_offsets(case):
         close(y[row : row + 1], alone)
 
 
+@pytest.mark.long
 @of_each_kind
 def test_a_ragged_batch_gives_each_sequence_what_it_gives_alone(case):
     """Outputs, gradients and the state to go on from, with padding on any side; NaN in it reaches nothing."""

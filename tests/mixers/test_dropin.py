@@ -78,6 +78,7 @@ def described(tree):
     return jax.tree.map(lambda a: (a.shape, a.dtype), tree)
 
 
+@pytest.mark.long
 @each
 def test_leading_dimensions_are_those_of_the_caller(name):
     layer, x = build(name), inputs(2, 2, TIME)

@@ -20,7 +20,7 @@ CASES = [pytest.param([name], MESHES, marks=pytest.mark.slow, id=name) for name 
 @pytest.mark.parametrize(
     ("mixers", "meshes"),
     [
-        pytest.param(["gated_deltanet"], ("fsdp=2,tensor=2",), id="one"),
+        pytest.param(["gated_deltanet"], ("fsdp=2,tensor=2",), marks=pytest.mark.long, id="one"),
         pytest.param(["attention", "inplace_ttt"], OF_ONE_HEAD, marks=pytest.mark.slow, id="inplace_ttt"),
         *CASES,
     ],

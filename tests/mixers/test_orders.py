@@ -84,6 +84,7 @@ def test_both_passes_are_read_out_without_learning():
     close(y, once + back[:, ::-1])
 
 
+@pytest.mark.long
 def test_a_transposed_image_gives_the_transposed_result():
     layer, image = LAYERS["mamba"](), inputs(2, 2, 3)
     y = scan_image(layer, image)
@@ -146,6 +147,7 @@ def test_an_attention_mask_and_positions_follow_their_tokens_past_padding():
     close(layer(x[:, :4], attention_mask=allowed[0], positions=positions), alone)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["attention", pytest.param("ttt_linear", marks=pytest.mark.slow)])
 def test_positions_may_be_given(name):
     """Those that a layer counts change nothing; others do, the same however the sequence is cut."""

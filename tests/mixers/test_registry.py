@@ -35,6 +35,7 @@ def test_no_mixer_is_named_outside_of_its_place():
             assert not [line for line in named if not line.strip().startswith(allowed)], path
 
 
+@pytest.mark.long
 def test_a_mixer_from_outside_trains_the_same_on_a_mesh_as_on_one_device():
     """Its own rules are followed: no matrix of it is stored whole anywhere, and tokens are exchanged for channels."""
     changes = {

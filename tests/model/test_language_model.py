@@ -93,6 +93,7 @@ def test_what_is_computed_again_changes_no_gradient(remat):
     assert count(run) > count(expected)
 
 
+@pytest.mark.long
 def test_dots_computes_less_again_than_block_does():
     def products(remat):
         graph, parameters = nnx.split(LanguageModel(dataclasses.replace(SMALL, remat=remat), rngs=nnx.Rngs(0)))

@@ -34,17 +34,17 @@ ALWAYS = {
     ("mesanet", "linear_scan"),
     ("lact_prenorm", "chunked"),
     ("tnt_local", "dual"),
-    ("atlas", "chunked"),
-    ("clipped_swiglu", "chunked"),
 }
-assert set(PAIRS) >= ALWAYS
+LONG = {("atlas", "chunked"), ("clipped_swiglu", "chunked")}
+assert set(PAIRS) >= ALWAYS | LONG
 
 
-def slow_unless(always, all_of_them):
-    return [pytest.param(each, marks=() if each in always else pytest.mark.slow) for each in all_of_them]
+def slow_unless(always, long, all_of_them):
+    marks = dict.fromkeys(long, pytest.mark.long) | dict.fromkeys(always, ())
+    return [pytest.param(each, marks=marks.get(each, pytest.mark.slow)) for each in all_of_them]
 
 
-NAMES = slow_unless({name for name, _ in ALWAYS}, LEARNERS)
+NAMES = slow_unless({name for name, _ in ALWAYS}, {name for name, _ in LONG}, LEARNERS)
 
 # Documents that start anywhere, some within one chunk, with padding before, within, between and behind them.
 ANYWHERE = np.array(
@@ -93,7 +93,7 @@ def everything(learner, how, cuts, args, with_gradients):
 
 
 @pytest.mark.parametrize("with_gradients", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("pair", slow_unless(ALWAYS, [p for p in PAIRS if p[1] != "reference"]), ids="-".join)
+@pytest.mark.parametrize("pair", slow_unless(ALWAYS, LONG, [p for p in PAIRS if p[1] != "reference"]), ids="-".join)
 def test_cut_anywhere_with_documents_anywhere_it_is_the_definition(pair, with_gradients):
     name, how = pair
     learner, args = LEARNERS[name], make(LEARNERS[name])
@@ -139,7 +139,7 @@ def test_a_document_gives_packed_what_it_gives_alone(name):
 WITH_CLOCKS = ["ttt_mlp", "titans_mlp", "lact_prenorm", "tnt_local", "atlas", "inplace_ttt"]
 
 
-@pytest.mark.parametrize("name", slow_unless(["ttt_mlp", "inplace_ttt"], WITH_CLOCKS))
+@pytest.mark.parametrize("name", slow_unless(["ttt_mlp", "inplace_ttt"], (), WITH_CLOCKS))
 def test_alignment_is_decided_when_the_program_is_traced(name):
     """What it promises away is not in the program: branches for documents within a chunk, and for rows within one."""
     learner = LEARNERS[name]
@@ -160,7 +160,7 @@ def test_alignment_is_decided_when_the_program_is_traced(name):
             assert f"length={T // M + 1}" not in promised
 
 
-@pytest.mark.parametrize("name", slow_unless(["titans_mlp"], WITH_CLOCKS))
+@pytest.mark.parametrize("name", slow_unless(["titans_mlp"], (), WITH_CLOCKS))
 def test_from_a_boundary_the_aligned_path_gives_the_same(name):
     learner = LEARNERS[name]
     inputs, weights, options = make(learner)
@@ -179,7 +179,7 @@ def test_from_a_boundary_the_aligned_path_gives_the_same(name):
 MEASURED = ["gated_deltanet", "lact_prenorm", "mesanet", "titans_mlp", "longhorn_diagonal"]
 
 
-@pytest.mark.parametrize("name", slow_unless(MEASURED[:2], MEASURED))
+@pytest.mark.parametrize("name", slow_unless(MEASURED[:2], (), MEASURED))
 def test_statistics_are_those_of_the_definition(name):
     """The drift by the states of the definition, and learning lowers the loss of what was learned from."""
     learner = LEARNERS[name]

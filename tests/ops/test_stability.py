@@ -79,6 +79,7 @@ def assert_finite(tree):
         assert jnp.all(jnp.isfinite(leaf)), jax.tree_util.keystr(path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_at_the_limits_of_gates_rates_and_keys_outputs_and_gradients_are_finite(name):
     inputs, weights, options = make(LEARNERS[name], batch=1, time=2 * M, dtype=np.float32)

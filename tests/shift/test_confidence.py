@@ -78,6 +78,7 @@ def test_atc_is_exact_where_the_threshold_tells_right_from_wrong():
     assert average_thresholded_confidence(mixed, 3 - mixed.argmax(1) * 0 - (mixed.argmax(1) == 3), mixed).value == 0
 
 
+@pytest.mark.long
 def test_intervals_cover_and_tests_have_their_level():
     rng = np.random.default_rng(0)
     # The expectations, from a sample so large that its own chance is nothing beside the intervals.

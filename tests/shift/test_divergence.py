@@ -145,6 +145,7 @@ def test_without_smoothing_a_token_of_one_side_alone_is_infinite():
     assert count_divergence([3, 0], [0, 2], smoothing=0).jensen_shannon.value == pytest.approx(np.log(2))
 
 
+@pytest.mark.long
 def test_documents_with_topics_are_no_shift():
     """Tokens come in documents of one topic: a test of single tokens would reject nearly always."""
     rng = np.random.default_rng(0)
@@ -182,6 +183,7 @@ def test_intervals_of_counts_cover():
         np.testing.assert_allclose(np.mean(kind, 0), 0.95, atol=0.04)
 
 
+@pytest.mark.long
 def test_intervals_of_gaussians_and_neighbours_cover():
     rng = np.random.default_rng(0)
     covered = []

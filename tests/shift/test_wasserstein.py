@@ -111,6 +111,7 @@ def test_the_bias_of_few_samples_is_found():
     assert abs(corrected) < plain / 5
 
 
+@pytest.mark.long
 def test_intervals_cover():
     rng = np.random.default_rng(0)
     covered = []

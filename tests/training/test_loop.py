@@ -82,7 +82,9 @@ def test_a_run_learns_writes_every_step_once_and_keeps_the_last_checkpoints(fini
     assert yaml.safe_load(RunFolder(finished.run).config.read_text()) == to_dict(finished)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+@pytest.mark.parametrize(
+    ("number", "status"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.long), (signal.SIGTERM, 75)]
+)
 def test_a_stopped_run_saves_and_goes_on_with_the_same_numbers(finished, data, tmp_path, monkeypatch, number, status):
     config = small_config(tmp_path / "run", data)
 
@@ -326,6 +328,7 @@ def test_a_full_disk_stops_the_run_with_the_earlier_checkpoints_intact(
     jax.tree.map(np.testing.assert_array_equal, params(config), params(finished))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("limit", [5000, 1000])  # with room for the metrics, and without
 def test_a_full_disk_is_passed_over_when_told_to(finished, data, tmp_path, monkeypatch, capsys, limit, room_again):
     config = small_config(tmp_path / "run", data, **{"checkpoint.on_failure": "continue"})
