@@ -3,7 +3,11 @@
 import errno
 import gc
 import json
+import math
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -16,8 +20,11 @@ from safetensors.numpy import load_file, save_file
 import tttlm
 from tttlm.cli import convert
 from tttlm.errors import CannotWrite, InputError
+from tttlm.interop import convert as library
+from tttlm.interop.checkpoint import abstract_parameters
 from tttlm.interop.convert import FolderParameters, streamed_logits
 from tttlm.interop.stream import read_stream
+from tttlm.model import ModelConfig
 from tttlm.training.digests import digest_of, digests
 from tttlm.training.run_parameters import RunParameters, write_run
 
@@ -117,6 +124,47 @@ def test_a_run_is_written_with_one_parameter_in_memory(tmp_path):
     np.testing.assert_array_equal(run.read(name, 1), source.read(name, 1))
 
 
+class Repeated:
+    """A model of a gigabyte whose values are the same few."""
+
+    def __init__(self):
+        sizes = {"vocab_size": 4096, "hidden_size": 1024, "num_layers": 50, "num_heads": 16, "intermediate_size": 2736}
+        self.config = ModelConfig(**sizes, backbone="transformer", dtype="bfloat16", param_dtype="bfloat16")
+        self.shapes = {path: p.shape for path, p in abstract_parameters(self.config)[1].items()}
+        self.values = np.random.default_rng(0).normal(size=999).astype(jnp.bfloat16)
+
+    def read(self, path, repeat):
+        return np.resize(self.values, self.shapes[path] if repeat is None else self.shapes[path][1:])
+
+    def dtype(self, path, repeat):
+        return self.values.dtype
+
+    def name(self, path, repeat):
+        return "repeated"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["official_jax", "run"])
+def test_memory_is_that_of_two_of_the_largest_tensors(layout, tmp_path):
+    """Peak memory of the process is under twice the largest tensor and 500 MB, with the check of the logits."""
+    source = Repeated()
+    written = library.convert(source, tmp_path / "from", "huggingface")
+    total = sum(math.prod(tensor.shape) * 2 for tensor in written)
+    stacked = max(math.prod(shape) * 2 for shape in source.shapes.values())
+    largest = stacked if layout == "run" else max(math.prod(tensor.shape) * 2 for tensor in written)
+    limit = 2 * largest + 500 * 10**6
+    assert total > limit
+    command = f"{sys.executable} -m tttlm.cli.convert {tmp_path}/from {tmp_path}/to --layout {layout}"
+    measured = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)"
+    measured += "; print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)"
+    done = subprocess.run(
+        [sys.executable, "-c", measured, *command.split()], check=True, capture_output=True, text=True
+    )
+    for folder in ("from", "to"):
+        shutil.rmtree(tmp_path / folder)
+    assert total / 10 < int(done.stdout) < limit
+
+
 def test_a_run_that_cannot_be_written_is_one_line_and_no_checkpoint(tmp_path, monkeypatch):
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -136,7 +184,6 @@ def test_logits_of_one_block_at_a_time_are_those_of_the_model(name):
 
 def test_the_check_of_logits_can_fail(tmp_path, monkeypatch):
     """What is written is read back from the disk: here it is altered in between."""
-    from tttlm.interop import convert as library
 
     def altered(source, folder, layout, **options):
         written = original(source, folder, layout, **options)

@@ -135,7 +135,8 @@ def streamed_logits(source: Parameters, tokens: np.ndarray) -> Float[np.ndarray,
     """
     config = replace(source.config, num_layers=len(source.config.mixers), dtype="float32", param_dtype="float32")
     graph, state = nnx.split(nnx.eval_shape(lambda: Pattern(config, rngs=nnx.Rngs(0))))
-    abstract = nnx.to_flat_state(state)
+    # The largest are read first, while no others are in memory.
+    abstract = sorted(nnx.to_flat_state(state), key=lambda item: -item[1].size)
 
     @jax.jit
     def run(parameters, h):

@@ -1,6 +1,7 @@
 """The parameters of a checkpoint written and read one array at a time, for models that need not fit in memory."""
 
 import contextlib
+import gc
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -39,6 +40,7 @@ def read_array(path: Path, facts: Facts, where: tuple[Any, ...], like: jax.Shape
     if name not in facts.params:
         raise Damaged(f"it has no array {name}")
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    gc.collect()  # arrays that were loaded before are in reference cycles of the library
     saved = like.update(sharding=here, dtype=jnp.dtype(facts.params[name].partition(":")[0]))
     with reading(), ocp.Context(pytree_options=_PARTIAL):
         loaded = ocp.load_checkpointables(path.absolute(), {"params": _nested(where, saved)})["params"]
