@@ -10,7 +10,16 @@ from typing import Any, Literal
 import pytest
 
 from tttlm.errors import InputError
-from tttlm.records import MAX_LINE_BYTES, RecordError, from_plain, read_lines, read_record, write_json, write_sealed
+from tttlm.records import (
+    MAX_LINE_BYTES,
+    RecordError,
+    from_plain,
+    read_lines,
+    read_record,
+    shown,
+    write_json,
+    write_sealed,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +145,17 @@ def test_a_file_of_another_version_is_called_that(tmp_path: Path) -> None:
     path.write_text('{"format": 7, "unknown": 1}')
     with pytest.raises(InputError, match="has format 7, this version reads 1; make it again"):
         read_record(path, Facts, advice="make it again", format=1, sealed=True)
+
+
+def test_a_value_is_shown_on_one_short_line() -> None:
+    itself: list[Any] = []
+    itself.append(itself)
+    for value in (itself, "x\n" * 10**6, list(range(10**6)), {"key": "y" * 10**6}, -(10**6000), [10**6000], "\x1b[31m"):
+        text = shown(value)
+        assert len(text) <= 80
+        assert text.isprintable()
+    assert shown(10**100) == "101 digits"
+    assert shown("a name", quote=False) == "a name"
 
 
 def test_a_number_may_be_written_without_a_point() -> None:

@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from tttlm.errors import InputError
-from tttlm.records import RecordError, from_plain
+from tttlm.records import RecordError, from_plain, shown
 
 C = TypeVar("C")
 
@@ -152,16 +152,6 @@ def _read(value: Any, kind: Any, name: str, begin: str = "") -> Any:
         return from_plain(value, kind, name)
     except RecordError as error:
         raise InputError(f"{begin}{error}") from None
-
-
-def shown(value: Any, *, quote: bool = True) -> str:
-    """A value as it is shown in errors: on one line, and truncated if it is long."""
-    try:
-        text = repr(value) if quote else str(value)
-    except (ValueError, RecursionError):  # an integer with too many digits for Python, or a list that contains itself
-        text = f"a {type(value).__name__} too large to be shown"
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:100])
-    return text if len(text) <= 80 else f"{text[:60]}..."
 
 
 def nearest(name: str, known: Mapping[str, Any], dashes: str = "") -> str:

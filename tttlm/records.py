@@ -27,6 +27,8 @@ MAX_BYTES = 64 << 20  # largest file; a manifest of a thousand shards is 1 MB
 MAX_LINE_BYTES = 1 << 20  # longest line in a file of JSON lines
 _DIGEST = "digest"  # the key of the digest in a sealed file
 _SHOWN = 60  # characters of a wrong key that a message shows
+_REPR = reprlib.Repr()  # of a few items of a list, however long or nested it is
+_REPR.maxstring = _REPR.maxother = 100
 
 
 class RecordError(ValueError):
@@ -64,7 +66,7 @@ def read_record(
     try:
         value = (parse or parse_json)(text)
         if format is not None and isinstance(value, dict) and value.get("format", 0) != format:
-            raise RecordError(f"has format {_shown(value.get('format', 0))}, this version reads {format}")
+            raise RecordError(f"has format {shown(value.get('format', 0))}, this version reads {format}")
         if sealed and isinstance(value, dict):
             if _DIGEST not in value:
                 raise RecordError(f"key '{_DIGEST}' is missing")
@@ -147,7 +149,7 @@ def from_plain(value: Any, kind: Any, key: str = "") -> Any:
                 try:
                     value = rule.read(value)
                 except ValueError as error:
-                    raise RecordError(f"{f'{key!r} ' if key else ''}must be {error}, got {_shown(value)}") from None
+                    raise RecordError(f"{f'{key!r} ' if key else ''}must be {error}, got {shown(value)}") from None
         return value
     if origin is typing.Literal:
         if not any(type(value) is type(choice) and value == choice for choice in arguments):
@@ -323,12 +325,19 @@ def _scalar(value: Any, kind: Any, key: str) -> Any:
 
 
 def _mismatch(key: str, wanted: str, value: Any) -> RecordError:
-    return RecordError(f"{_at(key)}{wanted} was expected, got {_shown(value)}")
+    return RecordError(f"{_at(key)}{wanted} was expected, got {shown(value)}")
 
 
-def _shown(value: Any) -> str:
-    huge = isinstance(value, int) and _digits(value) > _SHOWN
-    return f"{_digits(value)} digits" if huge else reprlib.repr(value)
+def shown(value: Any, *, quote: bool = True) -> str:
+    """A value as it is shown in errors: on one line, and truncated if it is long."""
+    if isinstance(value, int) and _digits(value) > _SHOWN:
+        return f"{_digits(value)} digits"
+    try:
+        text = _REPR.repr(value) if quote or not isinstance(value, str) else value
+    except ValueError:  # a list has an integer with too many digits for Python
+        text = f"a {type(value).__name__} too large to be shown"
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:100])
+    return text if len(text) <= 80 else f"{text[:60]}..."
 
 
 def _at(key: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from tttlm.errors import InputError
-from tttlm.fields import shown
+from tttlm.records import shown
 
 MOST_BYTES = 2**17  # largest file: the configuration of a run has four thousand
 MOST_VALUES = 50_000  # with every use of an anchor counted

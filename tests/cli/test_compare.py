@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.cli.started import start
 from tests.training.small import write_texts
 from tttlm.cli.compare import main, read_comparison
 from tttlm.comparison.text import held_out_fraction
@@ -56,7 +57,7 @@ def compared(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str], 
     (folder / "small.yaml").write_text(SMALL.format(folder=folder))
     words = (folder / "small.yaml", "--data", folder / "texts", "--test", folder / "test")
     second = folder / "out" / "runs" / "window-0"
-    process = subprocess.Popen(arguments(*words), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=ROOT)
+    process = start("compare", *words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     while process.poll() is None and not second.exists():
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
@@ -242,7 +243,7 @@ def test_ctrl_c_leaves_with_a_status_and_saves(tmp_path):
     write_texts(tmp_path / "texts")
     (tmp_path / "small.yaml").write_text(SMALL.format(folder=tmp_path))
     words = (tmp_path / "small.yaml", "--data", tmp_path / "texts", "--train.steps", "100000")
-    process = subprocess.Popen(arguments(*words), stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True)
+    process = start("compare", *words, stderr=subprocess.PIPE, start_new_session=True)
     metrics = tmp_path / "out" / "runs" / "attention-0" / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
         time.sleep(0.1)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.started import start
 from tests.training.small import write_texts
 from tttlm.cli.arguments import run_command
 from tttlm.cli.train import main
@@ -120,9 +121,7 @@ def test_help_names_every_field_with_its_default():
 @pytest.mark.long
 def test_sigterm_saves_and_leaves_with_its_own_status(tmp_path):
     file = config_file(tmp_path, steps=100_000)
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "train.py", "--config", file], stderr=subprocess.PIPE, text=True, cwd=ROOT
-    )
+    process = start("train", "--config", file, stderr=subprocess.PIPE)
     metrics = tmp_path / "run" / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
         time.sleep(0.2)

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from tttlm.adaptation.experiment import TITLES, Experiment
 from tttlm.adaptation.results import Results
+from tttlm.plot_style import tidy
 
 # Colours for colour-blind readers (Okabe and Ito).
 COLORS = {
@@ -38,7 +39,7 @@ def draw_errors(experiment: Experiment, results: Results, png: Path) -> None:
     left.set_ylabel("error (%)")
     right.set(xlabel="severity (0 is clean)", ylabel="error (%)", xticks=severities)
     left.legend(frameon=False, fontsize=8, ncols=2)
-    _tidy(left, right)
+    tidy(left, right)
     figure.savefig(png, dpi=130)
 
 
@@ -58,7 +59,7 @@ def draw_shifts(results: Results, png: Path) -> None:
         axes.remove()
     for axes in panels[: len(names) : columns]:
         axes.set_ylabel("accuracy lost (points)", fontsize=8)
-    _tidy(*panels[: len(names)])
+    tidy(*panels[: len(names)])
     figure.savefig(png, dpi=130)
 
 
@@ -77,7 +78,7 @@ def draw_alignment(results: Results, png: Path) -> None:
         axes.axhline(0, color="#7f7f7f", linewidth=0.8)
         axes.axvline(0, color="#7f7f7f", linewidth=0.8)
         axes.set(xlabel="cosine of main and self-supervised gradient", ylabel="main loss lowered by TTT (nats)")
-    _tidy(left, right)
+    tidy(left, right)
     figure.savefig(png, dpi=130)
 
 
@@ -89,9 +90,3 @@ def _mean(experiment: Experiment, results: Results, method: str, **of: Any) -> n
 
 def _spread(values: np.ndarray) -> np.ndarray | None:
     return values.std(axis=1, ddof=1) if values.shape[1] > 1 else None
-
-
-def _tidy(*all_axes: Any) -> None:
-    for axes in all_axes:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from tttlm.adaptation.language_model import DynamicConfig, DynamicEvaluation, TextLosses
 from tttlm.errors import InputError
 from tttlm.model import LanguageModel
+from tttlm.plot_style import tidy
 from tttlm.progress import progress_bar
 from tttlm.ranges import OutputPath, Range
 from tttlm.records import read_record, write_file, write_json, write_sealed
@@ -209,8 +210,7 @@ def _draw(readings: Sequence[Reading], png: Path) -> None:
         axes.plot(reading.position, reading.dynamic_curve, color="#d55e00", label="dynamic evaluation")
         axes.set_title(f"model of {reading.model} reads {reading.text}", fontsize=9)
         axes.set(xlabel="tokens read, documents joined", ylabel="nats per token")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
+        tidy(axes)
     panels[0][0].legend(frameon=False)
     figure.savefig(png, dpi=130)
 

@@ -18,7 +18,8 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 import tttlm
 from tttlm.cli.faults import run_command as run_command  # for those who parse as well
 from tttlm.errors import InputError
-from tttlm.fields import field_kinds, is_section, nearest, read_again, read_fields, shown, with_fields
+from tttlm.fields import field_kinds, is_section, nearest, read_again, read_fields, with_fields
+from tttlm.records import shown
 from tttlm.yaml_file import read_yaml
 
 C = TypeVar("C")

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from tttlm.cli.arguments import find_config, parse, program, read_section, run_command, split_bases
 from tttlm.errors import InputError
-from tttlm.fields import from_values, read_fields, shown
+from tttlm.fields import from_values, read_fields
+from tttlm.records import shown
 from tttlm.yaml_file import read_yaml
 
 if TYPE_CHECKING:  # they import JAX, which reads the environment that `main` sets

@@ -25,6 +25,7 @@ from typing import NoReturn
 
 from tttlm.errors import CannotWrite, InputError
 from tttlm.extras import advice
+from tttlm.termination import Handler, in_time
 
 FAULT, BAD_INPUT, TERMINATED, INTERRUPTED, READER_LEFT = 1, 2, 75, 130, 141
 
@@ -70,7 +71,7 @@ def run_command(command: Callable[[], int | None], *, kept: str = "run the same 
             stream.reconfigure(errors="backslashreplace")
     status: int | str | None = FAULT
     try:
-        with _sigterm():
+        with _sigterm(kept):
             try:
                 status = command()
             except SystemExit as leaving:  # raised by --help
@@ -172,8 +173,8 @@ def _where(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _sigterm() -> Iterator[None]:
-    """A context in which SIGTERM raises `Terminated`, in the main thread."""
+def _sigterm(kept: str) -> Iterator[None]:
+    """A context in which SIGTERM raises `Terminated`, in the main thread, or ends the process if that takes long."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Terminated
@@ -181,9 +182,11 @@ def _sigterm() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, Handler(stop))
+    statuses: dict[int, int] = {signal.SIGTERM: TERMINATED, signal.SIGINT: INTERRUPTED}
     try:
-        yield
+        with in_time(statuses, f"stopped within a long computation; {kept}"):
+            yield
     finally:
         signal.signal(signal.SIGTERM, before)
 

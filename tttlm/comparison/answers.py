@@ -10,7 +10,6 @@ import jax
 import numpy as np
 
 from tttlm.comparison.experiment import Comparison, Entry
-from tttlm.comparison.plots import COLORS, MARKERS, tidy
 from tttlm.comparison.report import (
     markdown_table,
     matching_line,
@@ -24,6 +23,7 @@ from tttlm.evaluation.config import EvalConfig, RecallConfig
 from tttlm.evaluation.evaluate import evaluate
 from tttlm.evaluation.results import RecallRecord
 from tttlm.model import parameter_count
+from tttlm.plot_style import COLORS, MARKERS, tidy
 from tttlm.records import read_record, write_file, write_json
 from tttlm.training.config import to_dict
 

@@ -9,10 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
 from tttlm.comparison.results import Result, Results
+from tttlm.plot_style import COLORS, MARKERS, tidy
 
-# Colours for colour-blind readers (Okabe and Ito), each with a marker.
-COLORS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7f7f7f")
-MARKERS = "osD^vPX*h"
 COSTS = (
     ("tokens", "training tokens"),
     ("flops", "training FLOPs, by each model's formula"),
@@ -75,12 +73,6 @@ def _styled(results: Results) -> Iterator[tuple[Result, dict[str, Any]]]:
     for i, model in enumerate(results.models):
         look = {"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)]}
         yield model, {**look, "markersize": 4, "linewidth": 1.4}
-
-
-def tidy(axes: Any) -> None:
-    """Removes the frame above and beside a plot, and adds a light grid."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
 
 
 DRAWINGS: dict[str, Callable[[Results, Path], Path]] = {"curves.png": draw_curves, "positions.png": draw_positions}

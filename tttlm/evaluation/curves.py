@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tttlm.errors import InputError
+from tttlm.plot_style import tidy
 from tttlm.training.metrics import Record, by_step, read_metrics
 from tttlm.training.run_folder import RunFolder
 
@@ -142,8 +143,7 @@ def _draw_panel(axes: Axes, runs: Sequence[RunMetrics], names: Sequence[str], ag
             style = STYLES[i % len(STYLES)] if several else "-"
             label = " ".join([*([run.label] if len(runs) > 1 or not several else []), *([name] if several else [])])
             lines.append((_draw_line(axes, points, colour, style, crowded=several), label))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
+    tidy(axes)
     chosen = np.unique(np.linspace(0, len(lines) - 1, min(len(lines), MOST_NAMED)).round().astype(int))
     handles, labels = zip(*[lines[i] for i in chosen], strict=True)
     axes.legend(handles, labels, frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))

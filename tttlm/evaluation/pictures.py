@@ -9,10 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from tttlm.evaluation.results import CurveRecord, RecallRecord, Results
-
-# Told apart by people who see colours differently as well (Okabe and Ito).
-COLORS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
-MARKERS = "osD^vPX*"
+from tttlm.plot_style import COLORS, MARKERS, tidy
 
 
 def draw(results: Results, folder: Path) -> Iterator[Path]:
@@ -39,8 +36,7 @@ def _draw_curves(curves: Sequence[CurveRecord], models: Sequence[str], label: st
                 _draw_line(axes, curve, models.index(curve.model))
         axes.set(xscale="log", xlabel="tokens read before", title=f"{protocol}, {against}" if against else protocol)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
+        tidy(axes)
     all_axes[0].set_ylabel(label)
     figure.legend(*all_axes[0].get_legend_handles_labels(), frameon=False, loc="outside right upper")
     figure.savefig(png, dpi=150)

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from tttlm.plot_style import tidy
 from tttlm.training.metrics import by_step, read_metrics
 
 
@@ -23,8 +24,7 @@ def loss_curve(metrics: Path, png: Path) -> Path:
     if len(held_out):
         axes.plot(*held_out.T, color="#c4472f", marker="o", markersize=4, linewidth=1.4, label="held out")
     axes.set(xlabel="step", ylabel="loss (nats per token)")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
+    tidy(axes)
     axes.legend(frameon=False)
     figure.savefig(png, dpi=150)
     return png

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tttlm.errors import InputError
-from tttlm.fields import shown
+from tttlm.records import shown
 
 S = TypeVar("S")
 AxisRule = tuple[str, tuple[str, ...]]

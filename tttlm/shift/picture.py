@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tttlm.errors import InputError
+from tttlm.plot_style import tidy
 
 COLOURS = "#2a5d9f", "#c4472f"
 _POINTS = 2000
@@ -98,7 +99,7 @@ def _draw_projection(axes: Axes, a: np.ndarray, b: np.ndarray, names: tuple[str,
         xlabel=f"first principal direction ({fractions[0]:.0%} of variance)",
         ylabel=f"second ({fractions[1]:.0%})",
     )
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes, grid=False)
     marks = [axes.scatter([], [], s=40, color=colour) for colour in COLOURS]
     axes.legend(marks, names, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
 
@@ -111,5 +112,5 @@ def _draw_ranking(axes: Axes, differences: list[Difference], names: tuple[str, s
     for colour, name in zip(COLOURS, names, strict=True):
         axes.barh([0], [0], color=colour, label=f"more in {name}")
     axes.set(title="what differs most", xlabel=unit)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes, grid=False)
     axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)

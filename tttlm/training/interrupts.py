@@ -14,19 +14,27 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from tttlm.termination import Handler
+
 INTERRUPTED = 130  # the exit status after Ctrl-C, as in shells
 PREEMPTED = 75  # the exit status after SIGTERM: "try again later", which a scheduler can distinguish from a failure
 
 
 class Interrupts:
-    """The signals of this process, and whether all processes stop."""
+    """The signals of this process, and whether all processes stop.
+
+    Attributes:
+        handler: Handler of the signals. Until a step was computed there is nothing to save, and the process need not
+            wait for the end of a long compilation.
+    """
 
     def __init__(self) -> None:
+        self.handler = Handler(self._handle)
         self._requested: signal.Signals | None = None
         self._asked = 0  # number of calls of `stop`, which grows even when steps are rolled back
         self._reached = False
 
-    def handle(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         """Records a signal; a second Ctrl-C raises KeyboardInterrupt."""
         if self._requested == number == signal.SIGINT:
             raise KeyboardInterrupt
@@ -36,9 +44,10 @@ class Interrupts:
 
     def stop(self) -> bool:
         """Whether to save and stop now; called before every step, with the same result in every process."""
+        self.handler.patient = self._asked > 0
+        self._asked += 1
         if jax.process_count() == 1:
             return self._requested is not None
-        self._asked += 1
         self._reached = self._reached or multihost_utils.reached_preemption_sync_point(self._asked)
         return self._reached
 
@@ -58,7 +67,7 @@ def catch_interrupts() -> Iterator[Interrupts]:
     interrupts = Interrupts()
     # With several processes JAX catches SIGTERM.
     caught = (signal.SIGINT, signal.SIGTERM) if jax.process_count() == 1 else (signal.SIGINT,)
-    with _handlers(dict.fromkeys(caught, interrupts.handle)):
+    with _handlers(dict.fromkeys(caught, interrupts.handler)):
         yield interrupts
 
 

@@ -1,0 +1,66 @@
+"""SIGTERM is answered in time, also where Python cannot run a handler, unless there is something to save."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tttlm.training.interrupts import catch_interrupts
+
+# A call of the C library that no signal ends: it reads from standard input.
+COMMAND = """
+import ctypes, signal, sys
+from tttlm import termination
+from tttlm.cli.faults import run_command
+
+termination.GRACE = 0.3
+
+def command():
+    if {saves}:
+        handler = termination.Handler(lambda number, frame: sys.exit(7))
+        handler.patient = True
+        signal.signal(signal.SIGTERM, handler)
+    signal.siginterrupt(signal.SIGTERM, False)
+    print("ready", flush=True)
+    ctypes.CDLL(None).read(0, ctypes.create_string_buffer(1), 1)
+
+run_command(command, kept="all is kept")
+"""
+
+
+@pytest.mark.parametrize("saves", [False, True])
+def test_a_long_call_of_a_library_does_not_make_a_process_deaf(saves):
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND.format(saves=saves)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    if saves:  # waits for the end of the call, however long it takes
+        time.sleep(1)
+        assert process.poll() is None
+        _, said = process.communicate("x", timeout=30)
+        assert (process.returncode, said) == (7, "")
+    else:
+        assert process.wait(timeout=30) == 75
+        assert process.stderr.read() == "stopped within a long computation; all is kept\n"
+    process.communicate()
+
+
+def test_training_waits_only_once_it_has_something_to_save():
+    with catch_interrupts() as interrupts:
+        assert not interrupts.stop()
+        assert not interrupts.handler.patient  # the first step is compiled
+        assert not interrupts.stop()
+        assert interrupts.handler.patient
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupts.stop()
+        assert interrupts.handler.heard
