@@ -11,7 +11,7 @@ F64 = {"dtype": jnp.float64, "param_dtype": jnp.float64, "kernel_init": nnx.init
 
 
 def _layer(layer, **config):
-    return lambda rngs: layer(WIDTH, 2, layer.Config(**config), rngs=rngs, **F64)
+    return lambda rngs: layer(WIDTH, layer.heads or 2, layer.Config(**config), rngs=rngs, **F64)
 
 
 LAYERS = {
@@ -37,5 +37,5 @@ LAYERS = {
         rngs=rngs,
         **F64,
     ),
-    "inplace_ttt": lambda rngs: of.InPlaceTTT(WIDTH, 24, chunk_size=4, rngs=rngs, **F64),
+    "inplace_ttt": _layer(of.InPlaceTTT, intermediate_size=24, chunk_size=4),
 }

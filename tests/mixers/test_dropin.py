@@ -16,7 +16,7 @@ from jax import export
 from jaxtyping import config as jaxtyping_config
 
 from tttlm.errors import InputError
-from tttlm.layers import TTTMLP, Attention, InPlaceTTT, Mamba, Mamba2, TTTLinear
+from tttlm.layers import TTTMLP, Attention, Mamba, Mamba2, TTTLinear
 from tttlm.mixers import mixer_names, registered
 
 WIDTH, TIME = 8, 6
@@ -27,7 +27,6 @@ LAYERS = {
     "sliding_attention": lambda **o: Attention(WIDTH, 2, sliding_window=3, qk_norm=True, **o),
     "mamba": lambda **o: Mamba(WIDTH, state_size=2, **o),
     "mamba2": lambda **o: Mamba2(WIDTH, state_size=2, head_dim=4, **o),
-    "inplace_ttt": lambda **o: InPlaceTTT(WIDTH, 12, chunk_size=4, **o),
 }
 CHUNKS = {"chunk_size": 4, "local_chunk_size": 2, "local_shard_size": 4, "window": 3}
 
@@ -36,7 +35,7 @@ def published(mixer):
     """The layer of a published learner with chunks that are shorter than the sequences here."""
     sizes = {name: size for name, size in CHUNKS.items() if name in {field.name for field in fields(mixer.Settings)}}
     return lambda *, implementation=None, **o: mixer.layer(
-        WIDTH, 2, mixer.Settings(**sizes, implementation=implementation), **o
+        WIDTH, mixer.layer.heads or 2, mixer.Settings(**sizes, implementation=implementation), **o
     )
 
 

@@ -180,20 +180,14 @@ class TTT(LearningLayer[TTTState]):
         self.dtype, self.param_dtype = dtype, param_dtype
         self.precision = checked_precision(precision)
         self.remat_chunks, self.implementation = remat_chunks, implementation
-        self.writes_per_token = writes = learners[0].clocks.writes_per_token
+        self.writes_per_token = learners[0].clocks.writes_per_token
         dtypes: Any = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
 
-        def linear(inputs: int, outputs: int, use_bias: bool = False) -> nnx.Linear:
-            init: Any = {"kernel_init": kernel_init, "dot_general": projection, "precision": self.precision}
-            return nnx.Linear(inputs, outputs, use_bias=use_bias, **init, **dtypes)
+        def linear(inputs: int, outputs: int, use_bias: bool = False, init: Initializer = kernel_init) -> nnx.Linear:
+            how: Any = {"kernel_init": init, "dot_general": projection, "precision": self.precision}
+            return nnx.Linear(inputs, outputs, use_bias=use_bias, **how, **dtypes)
 
-        sizes = (num_heads * head_dim, num_heads * writes * head_dim, num_heads * writes * value_dim)
-        self.q_proj, self.k_proj, self.v_proj = (linear(hidden_size, size) for size in sizes)
-        convs = [conventions.conv_kernel > 0] * 2 + [conventions.conv_kernel > 0 and conventions.conv_values]
-        self.conv_q, self.conv_k, self.conv_v = (
-            CausalConv(size, conventions.conv_kernel, use_bias=False, **dtypes) if used else None
-            for size, used in zip(sizes, convs, strict=True)
-        )
+        self._add_projections(linear, dtypes)
         features = self._features(jax.ShapeDtypeStruct((1, head_dim), jnp.float32))
         self.memories = nnx.List(
             Memory(
@@ -209,20 +203,37 @@ class TTT(LearningLayer[TTTState]):
             )
             for one in learners
         )
-        outputs, gate = num_heads * value_dim, conventions.output_gate
-        self.skip = nnx.Param(jnp.ones((outputs,), param_dtype)) if conventions.skip else None
-        self.o_norm = nnx.Param(jnp.ones((value_dim,), param_dtype)) if conventions.output_norm else None
-        self.g_down = linear(hidden_size, gate.rank) if gate and gate.rank else None
-        self.g_proj = (
-            linear(gate.rank or hidden_size, num_heads if gate.per_head else outputs, gate.use_bias) if gate else None
+        self._add_outputs(linear)
+
+    def _add_projections(self, linear: Callable[..., nnx.Linear], dtypes: dict[str, Any]) -> None:
+        """Creates the parameters that `_tokens` reads."""
+        conventions, heads, writes = self.conventions, self.num_heads, self.writes_per_token
+        sizes = (heads * self.head_dim, heads * writes * self.head_dim, heads * writes * self.value_dim)
+        self.q_proj, self.k_proj, self.v_proj = (linear(self.hidden_size, size) for size in sizes)
+        convs = [conventions.conv_kernel > 0] * 2 + [conventions.conv_kernel > 0 and conventions.conv_values]
+        self.conv_q, self.conv_k, self.conv_v = (
+            CausalConv(size, conventions.conv_kernel, use_bias=False, **dtypes) if used else None
+            for size, used in zip(sizes, convs, strict=True)
         )
-        self.o_proj = linear(outputs, hidden_size)
+
+    def _add_outputs(self, linear: Callable[..., nnx.Linear]) -> None:
+        """Creates the parameters that `_output` reads."""
+        outputs, gate = self.num_heads * self.value_dim, self.conventions.output_gate
+        ones = lambda size: nnx.Param(jnp.ones((size,), self.param_dtype))
+        self.skip = ones(outputs) if self.conventions.skip else None
+        self.o_norm = ones(self.value_dim) if self.conventions.output_norm else None
+        self.g_down = linear(self.hidden_size, gate.rank) if gate and gate.rank else None
+        gates = self.num_heads if gate and gate.per_head else outputs
+        self.g_proj = linear(gate.rank or self.hidden_size, gates, gate.use_bias) if gate else None
+        self.o_proj = linear(outputs, self.hidden_size)
 
     def _init_state(self, batch: int) -> TTTState:
-        dtype = self.dtype or self.param_dtype
-        tails = tuple(None if conv is None else conv.init_tail(batch, dtype) for conv in self._convs)
+        tails = self._init_tails(batch, self.dtype or self.param_dtype)
         position = None if self.conventions.rope_theta is None else jnp.zeros((batch,), jnp.int32)
         return TTTState(tuple(memory._init_state(batch) for memory in self.memories), tails, position)
+
+    def _init_tails(self, batch: int, dtype: Dtype) -> tuple[Array | None, ...]:
+        return tuple(None if conv is None else conv.init_tail(batch, dtype) for conv in self._convs)
 
     @own_promotion
     def inner_statistics(
@@ -233,7 +244,7 @@ class TTT(LearningLayer[TTTState]):
         inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
     ) -> InnerStatistics:
         """Statistics of learning and drift of the inner model on `x`; of several learners the mean."""
-        _, _, tokens, _ = self._tokens(x, None, documents(segment_ids))
+        tokens, _, _ = self._tokens(x, None, documents(segment_ids))
         found = [
             learner_statistics(
                 memory.learner,
@@ -262,7 +273,7 @@ class TTT(LearningLayer[TTTState]):
         return (q, k, None) if feature_map is None else (feature_map(q), feature_map(k), None)
 
     def _tokens(self, x, state, docs):
-        """Values `[B, T, H V]` of the last write, next tails, what tokens bring to every learner, next position."""
+        """What tokens bring to every learner, the next tails and the next position."""
         batch, time, _ = x.shape
         conventions, writes = self.conventions, self.writes_per_token
         old = (None, None, None) if state is None else state.tails
@@ -287,8 +298,7 @@ class TTT(LearningLayer[TTTState]):
             turn = partial(rotate_halves, base=conventions.rope_theta)
             q = turn(q, positions).astype(q.dtype)
             k = turn(k, jnp.repeat(positions, writes, axis=1)).astype(k.dtype)
-        last = values[:, writes - 1 :: writes].reshape(batch, time, -1)
-        return last, tuple(tails), Tokens(q, k, values, error_keys), position
+        return Tokens(q, k, values, error_keys), tuple(tails), position
 
     def _extend(
         self,
@@ -299,7 +309,7 @@ class TTT(LearningLayer[TTTState]):
         multiplier: Any,
         on_boundary: bool = False,
     ) -> tuple[Float[Array, "B T D"], TTTState]:
-        values, tails, tokens, position = self._tokens(x, state, docs)
+        tokens, tails, position = self._tokens(x, state, docs)
         results = [
             memory._learn(
                 memory._inputs(x, tokens, multiplier),
@@ -312,15 +322,19 @@ class TTT(LearningLayer[TTTState]):
             )
             for i, memory in enumerate(self.memories)
         ]
-        y = reduce(jnp.add, (out for out, _ in results))  # [B, T, H, V]
+        y = self._output(x, tokens, reduce(jnp.add, (out for out, _ in results)))
+        return y, TTTState(tuple(after for _, after in results), tails, position)
+
+    def _output(self, x: Float[Array, "B T D"], tokens: Tokens, y: Float[Array, "B T H V"]) -> Float[Array, "B T D"]:
+        """The layer's outputs, of those of its learners."""
         if self.skip is not None:
-            y = y + (values * self.skip[...].astype(values.dtype)).reshape(y.shape)
+            last = tokens.values[:, self.writes_per_token - 1 :: self.writes_per_token]
+            y = y + last * self.skip[...].astype(last.dtype).reshape(last.shape[2:])
         y = self._normed(y)
         if self.g_proj is not None and self.conventions.output_gate is not None:
             gate = to_heads(self.g_proj(x if self.g_down is None else self.g_down(x)))
             y = y * self.conventions.output_gate.activation(gate).reshape(*y.shape[:3], -1)
-        y = self.o_proj(to_stream(y.reshape(*x.shape[:2], -1)))
-        return y, TTTState(tuple(after for _, after in results), tails, position)
+        return self.o_proj(to_stream(y.reshape(*x.shape[:2], -1)))
 
     def _normed(self, y: Float[Array, "B T H V"]) -> Float[Array, "B T H V"]:
         """The RMS norm of every head's output, computed in float32 at least."""

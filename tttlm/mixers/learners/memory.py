@@ -27,13 +27,13 @@ class Gates:
     """Descriptions of the rates and gates of a learner; None for the default of the learner.
 
     Attributes:
-        rate: learning rates of the gradients.
+        rate: learning rates of the gradients; a number is the rate of every token.
         momentum: input of the momentum gate.
         decay: input of the decay gate.
         step_size: factor of the transformed step.
     """
 
-    rate: TokenGate | None = None
+    rate: TokenGate | float | None = None
     momentum: TokenGate | None = None
     decay: TokenGate | None = None
     step_size: TokenGate | None = None
@@ -111,7 +111,11 @@ class Memory(nnx.Module):
 
         rate = TokenGate() if gates.rate is None else gates.rate
         size = rates_per_write(learner, num_heads, key_dim, value_dim)
-        self.rate = gate(rate, None, size * learner.clocks.writes_per_token) if size else None
+        self.num_rates = num_heads * size * learner.clocks.writes_per_token
+        if isinstance(rate, TokenGate):
+            self.rate: Gate | float | None = gate(rate, None, self.num_rates // num_heads) if size else None
+        else:
+            self.rate = rate
         self.decay = coefficient(gates.decay, learner.optimizer.decay)
         self.momentum = None if steps is None else coefficient(gates.momentum, steps.momentum)
         self.step_size = gate(gates.step_size, factor, 1) if steps is not None and steps.step_size else None
@@ -186,7 +190,12 @@ class Memory(nnx.Module):
         if self.rate is None:
             return None
         (batch, time, _), learner, writes = x.shape, self.learner, self.learner.clocks.writes_per_token
-        rates = multiplier * self.rate(x).reshape(batch, time, self.num_heads, writes, -1)
+        of_tokens = (
+            self.rate(x)
+            if isinstance(self.rate, Gate)
+            else jnp.full((batch, time, self.num_rates), self.rate, jnp.promote_types(x.dtype, jnp.float32))
+        )
+        rates = multiplier * of_tokens.reshape(batch, time, self.num_heads, writes, -1)
         rates = rates.swapaxes(2, 3).reshape(batch, time * writes, self.num_heads, -1)  # [B, T n, H, ...]
         kind = "token" if isinstance(learner.optimizer, Ridge) else learner.optimizer.rate
         if kind == "matrix":

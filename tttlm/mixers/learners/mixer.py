@@ -12,7 +12,7 @@ from flax.typing import Dtype, Initializer
 
 from tttlm.errors import InputError
 from tttlm.mixers.learners.layer import TTT, Conventions, default_kernel_init
-from tttlm.mixers.registry import Mixer
+from tttlm.mixers.registry import AxisRule, Mixer
 from tttlm.ops.ttt import Learner, Shapes, check_choice
 from tttlm.ops.ttt.cost import flops_per_token
 from tttlm.parts.partition import CONV_KERNEL, FEATURES, FROM_FEATURES, TO_FEATURES
@@ -21,8 +21,19 @@ from tttlm.ranges import Count, Size, SizeOrZero
 
 
 @dataclass(frozen=True)
-class LearnerConfig:
-    """The configuration fields common to layers of published learners."""
+class ImplementationConfig:
+    """How a learner is computed, which changes no result."""
+
+    remat_chunks: Count = 1
+    """The backward pass stores the state before every so many chunks and recomputes those between: a larger number
+    saves memory and takes time."""
+    implementation: str | None = None
+    """Implementation of `tttlm.ops.ttt.learn`; None: the fastest exact one."""
+
+
+@dataclass(frozen=True)
+class LearnerConfig(ImplementationConfig):
+    """The configuration fields common to layers of published learners with heads."""
 
     head_dim: Size | None = None
     """Size of a query and key; None: hidden_size / num_heads, times the factor of the layer's paper."""
@@ -30,11 +41,6 @@ class LearnerConfig:
     """Size of a value; None: hidden_size / num_heads, times the factor of the layer's paper."""
     conv_kernel: SizeOrZero = 4
     """Number of taps of the convolutions of queries, keys and values; 0 for none."""
-    remat_chunks: Count = 1
-    """The backward pass stores the state before every so many chunks and recomputes those between: a larger number
-    saves memory and takes time. It changes no result."""
-    implementation: str | None = None
-    """Implementation of `tttlm.ops.ttt.learn`; None: the fastest exact one."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class ChunkedConfig(LearnerConfig):
     """Number of tokens of a chunk."""
 
 
-C = TypeVar("C", bound=LearnerConfig)
+C = TypeVar("C", bound=ImplementationConfig)
 
 
 class PublishedLayer(TTT):
@@ -69,8 +75,10 @@ class PublishedLayer(TTT):
         InputError: the heads do not divide the hidden size.
     """
 
-    Config: ClassVar[type[LearnerConfig]] = LearnerConfig
+    Config: ClassVar[type[ImplementationConfig]] = LearnerConfig
     """The class of the configuration."""
+    heads: ClassVar[int | None] = None
+    """Number of heads of the layer in every model; None for the model's."""
     expand: ClassVar[tuple[float, float]] = (1.0, 1.0)
     """Default sizes of a key and of a value, as multiples of hidden_size / num_heads."""
 
@@ -78,7 +86,7 @@ class PublishedLayer(TTT):
         self,
         hidden_size: int,
         num_heads: int,
-        config: LearnerConfig | None = None,
+        config: ImplementationConfig | None = None,
         *,
         norm_eps: float = 1e-6,
         aligned: bool = False,
@@ -114,7 +122,7 @@ class PublishedLayer(TTT):
         """Creates the parameters that only this layer has."""
 
     @classmethod
-    def head_sizes(cls, hidden_size: int, num_heads: int, config: LearnerConfig) -> tuple[int, int]:
+    def head_sizes(cls, hidden_size: int, num_heads: int, config: Any) -> tuple[int, int]:
         """Sizes of a key and of a value."""
         given, sizes = (config.head_dim, config.value_dim), []
         for size, expand in zip(given, cls.expand, strict=True):
@@ -143,7 +151,7 @@ class LearnerMixer(Mixer[C]):
     has_inner_model: ClassVar[bool] = True
     extends_on_boundary: ClassVar[bool] = True
     changes_no_result: ClassVar[tuple[str, ...]] = ("remat_chunks",)
-    parameter_rules = (
+    parameter_rules: ClassVar[tuple[AxisRule, ...]] = (
         (r"kernels/\d+$", ("tensor context", "fsdp", "")),  # H I O
         (r"(vectors|slow)/\d+$", ("tensor context", "fsdp")),  # H O, H K
         (r"(^|/)(bias|log_scale|skip)$", FEATURES),  # H N, H, H V
@@ -156,13 +164,22 @@ class LearnerMixer(Mixer[C]):
     def build(self, *, rngs: nnx.Rngs) -> PublishedLayer:
         return self.layer(
             self.model.hidden_size,
-            self.model.num_heads,
+            self.num_heads,
             self.settings,
             norm_eps=self.model.norm_eps,
             kernel_init=self.kernel_init,
             rngs=rngs,
             **self.dtypes,
         )
+
+    @property
+    def num_heads(self) -> int:
+        """Number of heads of the layer."""
+        return self.layer.heads or self.model.num_heads
+
+    @property
+    def sharded(self) -> tuple[str, int]:
+        return "heads", self.num_heads
 
     @property
     def learners(self) -> tuple[Learner, ...]:
@@ -172,10 +189,10 @@ class LearnerMixer(Mixer[C]):
 
     @property
     def _sizes(self) -> tuple[int, int]:
-        return self.layer.head_sizes(self.model.hidden_size, self.model.num_heads, self.settings)
+        return self.layer.head_sizes(self.model.hidden_size, self.num_heads, self.settings)
 
     def check(self) -> None:
-        shapes = Shapes(1, 2, self.model.num_heads, *self._sizes)
+        shapes = Shapes(1, 2, self.num_heads, *self._sizes)
         try:
             for learner in self.learners:
                 check_choice(learner, shapes, self.settings.implementation)
@@ -187,7 +204,7 @@ class LearnerMixer(Mixer[C]):
         inner = sum(
             flops_per_token(one, *sizes, sequence_length, self.settings.implementation) for one in self.learners
         )
-        return _outer_flops(self) + self.model.num_heads * inner
+        return _outer_flops(self) + self.num_heads * inner
 
     @property
     def alignment(self) -> int:
