@@ -11,6 +11,8 @@ from matplotlib.ticker import EngFormatter
 from tttlm.evaluation.results import CurveRecord, RecallRecord, Results
 from tttlm.plot_style import COLORS, MARKERS, tidy
 
+FEW = 32  # positions below which a loss is that of few tokens, and high
+
 
 def draw(results: Results, folder: Path) -> Iterator[Path]:
     """Writes the pictures that there are numbers for, and gives where each is."""
@@ -37,6 +39,10 @@ def _draw_curves(curves: Sequence[CurveRecord], models: Sequence[str], label: st
         axes.set(xscale="log", xlabel="tokens read before", title=f"{protocol}, {against}" if against else protocol)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         tidy(axes)
+    later = [v for c in curves for start, v in zip(c.bins, c.mean, strict=False) if start >= FEW and v is not None]
+    if later and min(later) < max(later):  # what is compared fills the picture; the first tokens may leave it
+        margin = 0.15 * (max(later) - min(later))
+        all_axes[0].set_ylim(min(later) - margin, max(later) + margin)
     all_axes[0].set_ylabel(label)
     figure.legend(*all_axes[0].get_legend_handles_labels(), frameon=False, loc="outside right upper")
     figure.savefig(png, dpi=150)
