@@ -248,7 +248,7 @@ def test_a_run_begins_from_a_stream_of_the_official_trainer(tmp_path):
         ([str(QWEN), "OUT", "--zero_readout"], "--zero_readout is for a warm start"),
         ([str(QWEN), "OUT", "--mixers", "ttt_linear", "--zero_readout"], "only where all of its attention stays"),
         ([str(QWEN), "OUT", "--mixers", "ttt_linear", "--layout", "huggingface"], "a warm start makes a run"),
-        (["no/such/folder", "OUT"], "config.json: is missing"),
+        (["no/such/folder", "OUT"], "no/such/folder is no folder"),
     ],
 )
 def test_what_cannot_be_converted_is_one_line_and_leaves_nothing(tmp_path, words, message):

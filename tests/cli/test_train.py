@@ -119,6 +119,12 @@ def test_help_names_every_field_with_its_default():
 
 
 @pytest.mark.long
+def test_every_command_runs_as_a_module():
+    commands = [path for path in (ROOT / "tttlm" / "cli").glob("*.py") if "\ndef run() -> None:" in path.read_text()]
+    assert len(commands) >= 9
+    assert all('if __name__ == "__main__":\n    run()' in path.read_text() for path in commands)
+
+
 def test_sigterm_saves_and_leaves_with_its_own_status(tmp_path):
     file = config_file(tmp_path, steps=100_000)
     process = start("train", "--config", file, stderr=subprocess.PIPE)

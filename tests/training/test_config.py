@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.training.small import small_config
-from tttlm.cli.arguments import parse
+from tttlm.cli.arguments import find_config, parse
 from tttlm.errors import InputError
 from tttlm.training.config import TrainConfig, check, differences, from_dict, to_dict
 
@@ -95,6 +95,11 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_is_read(tmp_path, monkeypatc
         check(small_config("~/a"))
 
 
+def test_a_misspelt_configuration_of_the_package_is_answered_with_the_name():
+    with pytest.raises(InputError, match=r"nor a configuration of that name: did you mean quickstart\?"):
+        find_config("quickstrt")
+
+
 def test_a_configuration_of_the_package_is_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("quickstart", "quickstart.yaml", "configs/quickstart.yaml"):
@@ -134,6 +139,8 @@ def test_a_saved_configuration_reads_back_the_same(tmp_path):
         ("base: {a: 1}", [], "x.yaml: 'base' names another YAML file or a list of them, got {'a': 1}"),
         ("model: {hidden_size: 30, num_heads: 4}", [], "heads must divide model.hidden_size"),
         ("steps: 1", ["--stepz", "2"], "train.py: unknown flag '--stepz' (did you mean '--steps'?)"),
+        ("steps: 1", ["--confg", "y"], "train.py: unknown flag '--confg' (did you mean '--config'?)"),
+        ("steps: 1", ["quickstart"], "Unrecognized options: quickstart (a configuration is named with --config"),
         ("steps: 1", ["--steps", "x"], "train.py: --steps: invalid literal"),
         ("steps: 1", ["--faults.policy", "hope"], "train.py: invalid choice 'hope'"),
         ("steps: 1", ["--steps"], "Missing value for argument '--steps'"),
@@ -180,7 +187,7 @@ def test_an_error_is_the_same_sentence_where_the_terminal_has_no_utf_8():
         ({"optimizer.learning_rate": 1e-6}, "schedule.final = 1e-05 is above optimizer.learning_rate = 1e-06"),
         ({"mesh.data": -1}, "only one axis of the mesh can be -1"),
         ({"mesh.tensor": 0}, "'mesh.tensor' must be at least 1 or -1, got 0"),
-        ({"data.path": ""}, "name the data by either path"),
+        ({"data.path": ""}, "name the data by either data.path"),
     ],
 )
 def test_impossible_combinations_are_refused(changes, says):

@@ -4,6 +4,7 @@ Files and flags have the same types and ranges. Every error is one line (`InputE
 """
 
 import contextlib
+import difflib
 import io
 import os
 import re
@@ -97,6 +98,11 @@ def find_config(name: str | Path) -> Path:
     for candidate in (shipped, shipped.with_name(f"{shipped.name}.yaml")):
         if parts and ".." not in parts and os.path.isfile(candidate):
             return candidate
+    if "." not in path.name:  # not the name of a file
+        names = [str(file.relative_to(CONFIGS).with_suffix("")) for file in CONFIGS.rglob("*.yaml")]
+        close = difflib.get_close_matches(str(path)[:100], names, n=1)
+        hint = f"did you mean {close[0]}?" if close else "name a YAML file, or quickstart for instance"
+        raise InputError(f"there is neither a file {shown(str(path))} nor a configuration of that name: {hint}")
     return path
 
 
@@ -169,6 +175,7 @@ def _refuse_unknown_flag(flag: str, known: Mapping[str, Any], prog: str) -> None
             return
     if name == "help" or name.startswith("tyro_"):
         return
+    known = {**known, "config": None}
     raise InputError(f"{prog}: unknown flag '{shown(flag.partition('=')[0], quote=False)}'{nearest(name, known, '--')}")
 
 
@@ -214,6 +221,8 @@ def _one_line_errors(begin: str) -> Iterator[None]:
             .partition("; use sys.")[0]
             .partition(". Got errors:")[0]
         )
+        if text.startswith("Unrecognized options"):
+            text += " (a configuration is named with --config, and values with the names of their fields)"
         raise InputError(f"{begin}{text}") from None
 
 

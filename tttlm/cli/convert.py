@@ -125,6 +125,8 @@ def _open(path: Path, step: int | None) -> tuple[Any, Any]:
     from tttlm.interop.convert import FolderParameters
     from tttlm.interop.origin import Origin
 
+    if not path.is_dir():
+        raise InputError(f"{path} is no folder: name the folder of a run or of a released model")
     if (path / "config.yaml").is_file() and not (path / "config.json").exists():
         from tttlm.training.run_parameters import RunParameters
 

@@ -51,3 +51,7 @@ def main(arguments: list[str]) -> int:
 
 def run() -> None:
     run_command(lambda: main(sys.argv[1:]), kept="finished results are kept in --output: the same command resumes")
+
+
+if __name__ == "__main__":
+    run()

@@ -130,3 +130,7 @@ def print_sample(run: "Run") -> None:
 def run() -> None:
     kept = "prepared data and checkpoints are kept: the same command resumes"
     run_command(lambda: main(sys.argv[1:]), kept=kept)
+
+
+if __name__ == "__main__":
+    run()

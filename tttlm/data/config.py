@@ -154,7 +154,8 @@ class DataConfig:
             return
         if bool(self.path) == bool(self.mixture):
             raise InputError(
-                "name the data by either path (one prepared folder) or mixture (several), not both or none"
+                "name the data by either data.path, the folder of its tokens (made of data.prepare.source if it is not "
+                "there), or data.mixture, several such folders; not by both or none"
             )
         if len(self.mixture) > 1000:
             raise InputError(f"a mixture of {len(self.mixture)} folders; at most 1000 are possible")
