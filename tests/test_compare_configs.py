@@ -61,7 +61,7 @@ def test_the_small_comparison_has_every_layer_and_models_of_one_size():
 def test_the_comparison_of_learners_has_every_published_one():
     models = read("learners")
     learners = {name for name in mixer_names() if registered(name).__module__.startswith("tttlm.mixers.learners")}
-    assert len(learners) == 13
+    assert len(learners) == 15
     assert learners <= {mixer for run in models.values() for mixer in run.model.mixers}
     sizes = [parameter_count(run.model) for run in models.values()]
     assert max(sizes) / min(sizes) < 1.05

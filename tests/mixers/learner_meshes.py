@@ -23,6 +23,8 @@ CHUNKED = {"chunk_size": 4}
 LARGE = {**CHUNKED, "inner_learning_rate": 1.0}  # so that what is learned shows
 OPTIONS = {
     "titans": {**LARGE, "inner_size": 6},
+    "titans_gate": {**LARGE, "sliding_window": 5},
+    "titans_context": LARGE,
     "lact": CHUNKED,
     "tnt": {**LARGE, "local_chunk_size": 2, "local_shard_size": 4},
     "atlas": {**LARGE, "window": 3},

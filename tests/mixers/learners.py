@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from flax import nnx
 
+from tttlm.mixers import Attention
 from tttlm.mixers import learners as of
 from tttlm.ops.ttt import published
 
@@ -12,6 +13,14 @@ F64 = {"dtype": jnp.float64, "param_dtype": jnp.float64, "kernel_init": nnx.init
 
 def _layer(layer, **config):
     return lambda rngs: layer(WIDTH, layer.heads or 2, layer.Config(**config), rngs=rngs, **F64)
+
+
+def _hybrid(kind, layer=of.Titans, window=5, **config):
+    def build(rngs):
+        memory = layer(WIDTH, 2, layer.Config(**config), rngs=rngs, **F64)
+        return kind(memory, Attention(WIDTH, 2, sliding_window=window, rngs=rngs, **F64))
+
+    return build
 
 
 LAYERS = {
@@ -25,6 +34,8 @@ LAYERS = {
     "longhorn": _layer(of.Longhorn, head_dim=4, rate_rank=3),
     "titans": _layer(of.Titans, chunk_size=4, inner_learning_rate=1.0),
     "titans_mlp": _layer(of.Titans, chunk_size=4, inner_size=6, inner_learning_rate=1.0),
+    "titans_gate": _hybrid(of.MemoryAsGate, chunk_size=4, inner_learning_rate=1.0),
+    "titans_context": _hybrid(of.MemoryAsContext, chunk_size=4, inner_learning_rate=1.0),
     "lact": _layer(of.LaCT, chunk_size=4),
     "tnt": _layer(of.TNT, chunk_size=4, local_chunk_size=2, local_shard_size=4, inner_learning_rate=1.0),
     "atlas": _layer(of.ATLAS, chunk_size=4, window=3, inner_learning_rate=1.0),

@@ -16,7 +16,7 @@ from jax import export
 from jaxtyping import config as jaxtyping_config
 
 from tttlm.errors import InputError
-from tttlm.layers import TTTMLP, Attention, Mamba, Mamba2, TTTLinear
+from tttlm.layers import TTTMLP, Attention, Mamba, Mamba2, MemoryAsContext, MemoryAsGate, Titans, TTTLinear
 from tttlm.mixers import mixer_names, registered
 
 WIDTH, TIME = 8, 6
@@ -39,6 +39,15 @@ def published(mixer):
     )
 
 
+def hybrid(kind):
+    def build(*, implementation=None, **o):
+        memory = Titans(WIDTH, 2, Titans.Config(chunk_size=4, implementation=implementation), **o)
+        return kind(memory, Attention(WIDTH, 2, sliding_window=3, **o))
+
+    return build
+
+
+LAYERS |= {"titans_gate": hybrid(MemoryAsGate), "titans_context": hybrid(MemoryAsContext)}
 # All that are registered: what is new is tested as soon as it is there.
 LAYERS |= {name: published(registered(name)) for name in mixer_names() if hasattr(registered(name), "layer")}
 ALWAYS = ("ttt_mlp", "attention", "mamba2")  # one of each kind; the others are slow tests

@@ -32,6 +32,7 @@ MIXERS = {
     "longhorn": {"mixer_options": {"longhorn": {"rate_rank": 512}}},
     "titans": {},
     "titans, a memory with hidden units": {"mixer_options": {"titans": {"inner_size": 512}}},
+    "titans_context": {"mixer_options": {"titans_context": {"chunk_size": 128}}},
     "lact": {},
     "tnt": {},
     "atlas": {},
@@ -83,4 +84,6 @@ def test_the_formula_counts_the_operations_of_the_traced_program(case):
         window = mixer.settings.sliding_window if name == "sliding_attention" else TIME
         hidden = TIME**2 - np.sum((distance >= 0) & (distance < window))
         counted -= 4 * hidden * WIDE.num_heads * mixer.head_dim
+    if name == "titans_context":  # two keys a token, of which half and one are seen
+        counted -= 4 * TIME * (2 * 128 - 129) * WIDE.hidden_size
     assert mixer.flops_per_token(TIME) * TIME == pytest.approx(counted, rel=0.01)

@@ -12,7 +12,7 @@ from flax import nnx
 
 from tests.mixers.learners import LAYERS, TIME, WIDTH
 from tttlm.errors import InputError
-from tttlm.layers import TTT
+from tttlm.layers import TTT, Attention, GatedDeltaNet, LaCT, MemoryAsContext, MemoryAsGate
 from tttlm.mixers.learners.features import PolynomialFeatures
 from tttlm.mixers.learners.layer import unit
 from tttlm.mixers.learners.mixer import LearnerMixer, PublishedLayer
@@ -102,3 +102,43 @@ def test_no_published_learner_has_a_part_of_more_than_forty_lines():
     for part in (*layers, *descriptions, *LearnerMixer.__subclasses__()):
         if part.__module__.startswith("tttlm."):
             assert lines(part) <= 40, part
+
+
+@pytest.mark.long
+def test_titans_as_a_gate_and_as_context_are_the_equations_of_the_paper(x64):
+    """Segment by segment, with the softmax and the read-out written out; the memory is the layer that others test."""
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(1, 10, WIDTH)))
+    layer = LAYERS["titans_gate"](nnx.Rngs(0))
+
+    def gated(y, read):
+        normed = lambda a: a / jnp.sqrt(jnp.mean(a**2, -1, keepdims=True) + 1e-6)
+        return normed(y) / (1 + jnp.exp(-normed(read)))
+
+    np.testing.assert_allclose(layer(x), gated(layer.attention(x), layer.memory(x)), rtol=1e-9)
+
+    layer, size = LAYERS["titans_context"](nnx.Rngs(0)), 4
+    memory, inside, outputs = layer.memory, layer.attention, []
+    state = memory.init_state(1)
+    for start in range(0, 10, size):
+        piece = x[:, start : start + size]
+        time = piece.shape[1]
+        q = unit(jax.nn.silu(memory.q_proj(piece).reshape(1, time, 2, -1)))
+        recalled = jnp.einsum("bthk,bhkv->bthv", q, state.inner[0].weights[0].kernel)
+        context = memory._output(piece, None, recalled)
+        q, k, v = inside._project(piece, jnp.arange(time))
+        _, context_k, context_v = inside._project(context, jnp.arange(time))
+        k, v = jnp.concatenate([context_k, k], axis=1), jnp.concatenate([context_v, v], axis=1)
+        seen = jnp.tile(jnp.tril(jnp.ones((time, time), bool)), 2)
+        scores = jnp.where(seen, jnp.einsum("bthk,bshk->bhts", q, k) / q.shape[-1] ** 0.5, -jnp.inf)
+        y = inside.o_proj(jnp.einsum("bhts,bshv->bthv", jax.nn.softmax(scores), v).reshape(1, time, -1))
+        read, state = memory.extend(y, state)
+        outputs.append(gated(y, read))
+    np.testing.assert_allclose(layer(x), jnp.concatenate(outputs, axis=1), rtol=1e-9)
+
+
+def test_a_memory_that_cannot_be_context_is_refused():
+    of_width = lambda layer, width=WIDTH: layer(width, 2, rngs=nnx.Rngs(0))
+    with pytest.raises(InputError, match="steps at every token from an anchor"):
+        nnx.eval_shape(lambda: MemoryAsContext(of_width(LaCT), of_width(Attention)))
+    with pytest.raises(InputError, match="the same hidden_size"):
+        nnx.eval_shape(lambda: MemoryAsGate(of_width(GatedDeltaNet, 2 * WIDTH), of_width(Attention)))

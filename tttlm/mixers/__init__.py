@@ -18,6 +18,8 @@ from tttlm.mixers.learners import (
     InPlaceTTT,
     LaCT,
     Longhorn,
+    MemoryAsContext,
+    MemoryAsGate,
     MesaNet,
     Titans,
 )
@@ -46,6 +48,8 @@ __all__ = [
     "Mamba2",
     "Mamba2Config",
     "MambaConfig",
+    "MemoryAsContext",
+    "MemoryAsGate",
     "MesaNet",
     "MiniBatchTTT",
     "Mixer",

@@ -216,7 +216,7 @@ class Attention(SequenceLayer[AttentionState]):
     ) -> Float[Array, "B T D"]:
         batch, time = x.shape[:2]
         q, k, v = self._project(x, jnp.arange(time, dtype=jnp.int32) if positions is None else positions)
-        segments = None if docs is None else _segments(docs, (batch, time))
+        segments = None if docs is None else segments_of(docs, (batch, time))
 
         # Where all stand at one position, nothing is after anything.
         here = None if self.causal else jnp.zeros((1, time), jnp.int32)
@@ -284,7 +284,7 @@ class Attention(SequenceLayer[AttentionState]):
         taken = num_positions(docs, time)
         if self.sliding_window is None:
             check_room(state, taken)
-        segments = _segments(docs, (batch, time))
+        segments = segments_of(docs, (batch, time))
         order = state.offset[:, None] + jnp.arange(time, dtype=jnp.int32)
         q, k, v = self._project(x, order if positions is None else positions)
 
@@ -369,7 +369,7 @@ class Attention(SequenceLayer[AttentionState]):
         return last - (last - slot) % slots
 
 
-def _segments(docs: Documents | None, shape: tuple[int, int]) -> Int[Array, "B T"]:
+def segments_of(docs: Documents | None, shape: tuple[int, int]) -> Int[Array, "B T"]:
     """Segments for `attention`: 0 for the document carried in, then 1, 2, ..., and `PADDING`."""
     if docs is None:
         return jnp.zeros(shape, jnp.int32)

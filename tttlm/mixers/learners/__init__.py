@@ -10,6 +10,7 @@ from tttlm.mixers.learners.deltaproduct import DeltaProduct, DeltaProductConfig
 from tttlm.mixers.learners.gated_deltanet import GatedDeltaNet, GatedDeltaNetConfig
 from tttlm.mixers.learners.gates import TokenGate
 from tttlm.mixers.learners.gla import GLA, GLAConfig
+from tttlm.mixers.learners.hybrids import HybridState, MemoryAsContext, MemoryAsGate
 from tttlm.mixers.learners.inplace_ttt import InPlaceTTT, InPlaceTTTConfig
 from tttlm.mixers.learners.kda import KDA, KDAConfig
 from tttlm.mixers.learners.lact import LaCT, LaCTConfig
@@ -17,8 +18,9 @@ from tttlm.mixers.learners.layer import TTT, Conventions, OutputGate, TTTState
 from tttlm.mixers.learners.longhorn import Longhorn, LonghornConfig
 from tttlm.mixers.learners.memory import Gates
 from tttlm.mixers.learners.mesanet import MesaNet, MesaNetConfig
-from tttlm.mixers.learners.mixer import ChunkedConfig, LearnerConfig, LearnerMixer, PublishedLayer
+from tttlm.mixers.learners.mixer import ChunkedConfig, ImplementationConfig, LearnerConfig, LearnerMixer, PublishedLayer
 from tttlm.mixers.learners.titans import Titans, TitansConfig
+from tttlm.mixers.learners.titans_hybrids import TitansContextConfig, TitansGateConfig
 from tttlm.mixers.learners.tnt import TNT, TNTConfig
 
 __all__ = [
@@ -40,6 +42,8 @@ __all__ = [
     "GatedDeltaNet",
     "GatedDeltaNetConfig",
     "Gates",
+    "HybridState",
+    "ImplementationConfig",
     "InPlaceTTT",
     "InPlaceTTTConfig",
     "KDAConfig",
@@ -49,6 +53,8 @@ __all__ = [
     "LearnerMixer",
     "Longhorn",
     "LonghornConfig",
+    "MemoryAsContext",
+    "MemoryAsGate",
     "MesaNet",
     "MesaNetConfig",
     "OutputGate",
@@ -57,5 +63,7 @@ __all__ = [
     "TTTState",
     "Titans",
     "TitansConfig",
+    "TitansContextConfig",
+    "TitansGateConfig",
     "TokenGate",
 ]

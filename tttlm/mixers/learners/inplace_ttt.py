@@ -77,7 +77,9 @@ class InPlaceTTT(PublishedLayer):
         queries, keys, values = (a[:, :, None] for a in (keys, written, self.target_proj(targets)))
         return Tokens(queries, keys, values, None), tuple(tail), None
 
-    def _output(self, x: Float[Array, "B T D"], tokens: Tokens, y: Float[Array, "B T 1 D"]) -> Float[Array, "B T D"]:
+    def _output(
+        self, x: Float[Array, "B T D"], tokens: Tokens | None, y: Float[Array, "B T 1 D"]
+    ) -> Float[Array, "B T D"]:
         return y[:, :, 0]
 
 

@@ -325,9 +325,11 @@ class TTT(LearningLayer[TTTState]):
         y = self._output(x, tokens, reduce(jnp.add, (out for out, _ in results)))
         return y, TTTState(tuple(after for _, after in results), tails, position)
 
-    def _output(self, x: Float[Array, "B T D"], tokens: Tokens, y: Float[Array, "B T H V"]) -> Float[Array, "B T D"]:
-        """The layer's outputs, of those of its learners."""
-        if self.skip is not None:
+    def _output(
+        self, x: Float[Array, "B T D"], tokens: Tokens | None, y: Float[Array, "B T H V"]
+    ) -> Float[Array, "B T D"]:
+        """The layer's outputs, of those of its learners; only a layer with a skip reads the tokens."""
+        if self.skip is not None and tokens is not None:
             last = tokens.values[:, self.writes_per_token - 1 :: self.writes_per_token]
             y = y + last * self.skip[...].astype(last.dtype).reshape(last.shape[2:])
         y = self._normed(y)

@@ -1,7 +1,7 @@
 """The neural memory of Titans as a layer (arXiv 2501.00663, section 4.3).
 
-In turns with attention it is a pattern of mixers, `[titans, sliding_attention]`. The paper's memory as a gate and as
-context, side by side with attention in one layer, are not there.
+In turns with attention it is a pattern of mixers, `[titans, sliding_attention]`; side by side with attention in one
+layer it is in `titans_hybrids`.
 """
 
 from dataclasses import dataclass
