@@ -209,7 +209,7 @@ def test_an_array_has_the_same_digest_in_the_memory_of_the_host(dtype, monkeypat
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("tokens", [0, pytest.param(32, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("tokens", [pytest.param(0, marks=pytest.mark.long), pytest.param(32, marks=pytest.mark.slow)])
 def test_a_warm_start_is_a_run_with_the_first_logits_of_the_transformer(tmp_path, capsys, tokens):
     words = ["--mixers", "attention", "ttt_linear", "--zero_readout", "--check_tokens", str(tokens)]
     assert convert.main([str(FIXTURES / "reference" / "smollm"), str(tmp_path / "run"), *words]) == 0

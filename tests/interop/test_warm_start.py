@@ -1,6 +1,7 @@
 """A pretrained Transformer gives its weights to TTT and hybrid models, and says which."""
 
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -10,10 +11,11 @@ from flax import nnx
 
 import tttlm
 from tttlm.errors import InputError
-from tttlm.interop.warm_start import pretrained_config, warm_start
+from tttlm.interop.warm_start import WarmParameters, pretrained_config, warm_start
 from tttlm.model import AttentionConfig, ModelConfig, TTTConfig
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "reference"
+PARTS = (("v_proj", "kernel"), ("inner", 0, "kernel"), ("learning_rate", "bias"), ("token_scale",))
 SMOLLM, QWEN2 = FIXTURES / "smollm", FIXTURES / "qwen2"
 
 
@@ -104,6 +106,25 @@ def test_blocks_in_place_of_attention_take_what_has_their_shape(llama):
     lines = start.report().splitlines()
     assert "block 0: mixer/g_proj/kernel  fresh" in lines
     assert len(lines) == len(names) + len(start.left)
+
+
+@pytest.mark.long
+def test_parameters_that_are_read_one_by_one_are_those_of_the_whole_model(llama, monkeypatch):
+    """Fresh ones too, which programs of their own initialise."""
+    monkeypatch.setattr(import_module("tttlm.interop.warm_start"), "_SMALL", 100)  # W_0 is larger, rates are not
+    config = pretrained_config(llama, mixers=("ttt_linear",), backbone="mamba")
+    start, parameters = warm_start(llama, config), WarmParameters(llama, config)
+    for path in (("norm", "scale"), ("lm_head", "embedding"), *(("stack", "blocks", 0, "mixer", *p) for p in PARTS)):
+        values = dict(nnx.to_flat_state(nnx.state(start.model, nnx.Param)))[path][...]
+        repeats = [None] if path[0] != "stack" else range(config.repeats)
+        for repeat in repeats:
+            found = parameters.read(path, repeat)
+            np.testing.assert_allclose(found, values if repeat is None else values[repeat], rtol=1e-6, atol=1e-7)
+            assert np.any(found) or path[-1] in ("bias", "token_scale")
+    sources = parameters.sources()
+    compared = {*sources.taken, *sources.fresh}
+    assert len(compared) == 2 + 3 * len(PARTS)
+    assert set(sources.fresh) == {name for name in start.fresh if name in compared}
 
 
 def test_queries_and_keys_of_ttt_meet_as_those_of_attention_do(llama):

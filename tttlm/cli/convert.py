@@ -144,9 +144,9 @@ def _open(path: Path, step: int | None) -> tuple[Any, Any]:
 
 def _warm_start(config: ConvertConfig, source_path: Path, target_path: Path) -> int:
     """A run whose model begins with the weights of a Transformer."""
-    from tttlm.interop import pretrained_config, warm_start
+    from tttlm.interop import pretrained_config
     from tttlm.interop.convert import FolderParameters, largest_difference
-    from tttlm.interop.pretrained import model_reader
+    from tttlm.interop.warm_start import WarmParameters
     from tttlm.training.run_parameters import RunParameters, write_run
 
     if config.layout not in ("auto", "run"):
@@ -159,9 +159,11 @@ def _warm_start(config: ConvertConfig, source_path: Path, target_path: Path) -> 
             )
         num_layers = num_layers // kept * len(config.mixers)
     changes = {"mixers": config.mixers, "backbone": config.backbone, "num_layers": num_layers}
-    start = warm_start(source_path, pretrained_config(source_path, **changes), zero_readout=config.zero_readout)
-    tokenizer = _tokenizer(source_path)
-    write_run(target_path, start.model.config, model_reader(start.model), tokenizer)
+    parameters = WarmParameters(
+        source_path, pretrained_config(source_path, **changes), zero_readout=config.zero_readout
+    )
+    write_run(target_path, parameters.config, parameters.read, _tokenizer(source_path))
+    start = parameters.sources()
     print(start.report())
     print(f"{target_path}: {len(start.taken):,} taken, {len(start.fresh):,} fresh, {len(start.zeroed):,} zero")
     if config.zero_readout and config.check_tokens:

@@ -6,39 +6,41 @@ block `i`, and other layers replace attention. If the model has one attention bl
 are the Transformer's blocks, and the others are inserted between them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from tttlm.errors import InputError
-from tttlm.interop.checkpoint import Checkpoint, Place
+from tttlm.interop.checkpoint import Checkpoint, Place, abstract_parameters, model_parameters
 from tttlm.interop.origin import origin_of
 from tttlm.mixers.ttt import TTTMixer
 from tttlm.model import LanguageModel, ModelConfig
 
 _READOUTS = ("o_proj", "out_proj", "down_proj")  # the last projections of mixers and feed-forward layers
+_SMALL = 2**20  # parameters up to this size are initialised together, which compiles one program
 _MATTERS = ("num_kv_heads", "head_dim", "qk_norm", "use_bias", "out_bias", "rope_scaling")
 
 
 @dataclass(frozen=True)
-class WarmStart:
-    """A model that is initialised from pretrained weights, with the source of each of its parameters.
+class Sources:
+    """The source of each parameter of a model that is initialised from pretrained weights.
 
     Parameters of stacked blocks are named once for each block, as `block 3: mixer/q_proj/kernel`.
 
     Attributes:
-        model: The model.
         taken: Names of pretrained parameters, each with the name of its tensor.
         fresh: Names of parameters that are initialised as in a new model.
         zeroed: Names of parameters that are zero, so that their blocks add nothing initially.
         left: Names of the folder's tensors that are not used.
     """
 
-    model: LanguageModel
     taken: dict[str, str]
     fresh: tuple[str, ...]
     zeroed: tuple[str, ...]
@@ -50,6 +52,17 @@ class WarmStart:
         lines += [f"{name}  zero" for name in self.zeroed]
         lines += [f"{name}  fresh" for name in self.fresh]
         return "\n".join([*lines, *(f"not taken: {name}" for name in self.left)])
+
+
+@dataclass(frozen=True)
+class WarmStart(Sources):
+    """A model that is initialised from pretrained weights, with the source of each of its parameters.
+
+    Attributes:
+        model: The model.
+    """
+
+    model: LanguageModel
 
 
 def pretrained_config(folder: str | Path, **changes: Any) -> ModelConfig:
@@ -83,59 +96,119 @@ def warm_start(
     Raises:
         InputError: the models do not match, or the folder cannot be read.
     """
-    checkpoint = Checkpoint(Path(folder))
-    checkpoint.check()
-    base = checkpoint.config
-    sources = _sources(base, config)
-    inserted = config.num_layers != base.num_layers
-    _check_fit(base, config)
-    if zero_readout and any(m != "attention" for m in config.mixers) and not inserted:
-        raise InputError(
-            "zero_readout makes the first logits those of the pretrained model only where all of its attention stays: "
-            f"model.mixers must hold an attention block for each of its {base.num_layers} blocks, and others between "
-            f"them, got {config.num_layers} blocks of {', '.join(config.mixers)}"
-        )
     model = LanguageModel(config, rngs=rngs or nnx.Rngs(0))
-    parts = {(part.path, part.repeat): part for part in checkpoint.parts}
-    taken: dict[str, str] = {}
-    fresh, zeroed = [], []
-
-    def transfer(where: Place, repeat: int | None, like: np.ndarray, name: str, mixer: str) -> np.ndarray:
-        part = parts.get((where, repeat))
-        value = None if part is None else _fitted(checkpoint.read(part), where, like.shape, base, config, mixer)
-        if part is None or value is None:
-            fresh.append(name)
-            return like
-        taken[name] = checkpoint.stored_name(part)
-        return value.astype(like.dtype)
-
-    state, period = [], len(config.mixers)
-    for key, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        path: Place = key
-        values = np.array(variable[...])
-        if path[0] != "stack":
-            where = ("embed", "embedding") if path[0] == "lm_head" and base.tie_embeddings else path
-            values = transfer(where, None, values, "/".join(map(str, path)), "")
-            state.append((key, variable.replace(jnp.asarray(values))))
-            continue
-        for repeat in range(config.repeats):
-            block = repeat * period + path[2]
-            name = f"block {block}: {'/'.join(map(str, path[3:]))}"
-            mixer = config.mixers[path[2]]
-            extra = inserted and mixer != "attention"
-            if zero_readout and (path[3] == "conv" or (extra and any(part in _READOUTS for part in path[3:]))):
-                values[repeat] = 0
-                zeroed.append(name)
-            else:
-                where = ("stack", "blocks", 0, *path[3:])
-                values[repeat] = transfer(where, sources[block], values[repeat], name, mixer)
-        state.append((key, variable.replace(jnp.asarray(values))))
+    initial = model_parameters(model)
+    parameters = WarmParameters(folder, config, zero_readout=zero_readout, fresh=lambda path: np.asarray(initial[path]))
+    state = []
+    for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        if path[0] == "stack":
+            values = np.stack([parameters.read(path, repeat) for repeat in range(config.repeats)])
+        else:
+            values = parameters.read(path, None)
+        state.append((path, variable.replace(jnp.asarray(values))))
     nnx.update(model, nnx.from_flat_state(state))
-    if zero_readout:
-        _check_readouts(config, zeroed, inserted)
-    model.origin = origin_of(checkpoint)
-    names = {checkpoint.stored_name(part) for part in checkpoint.parts}
-    return WarmStart(model, taken, tuple(fresh), tuple(zeroed), tuple(sorted(names - set(taken.values()))))
+    model.origin = parameters.origin
+    return WarmStart(**vars(parameters.sources()), model=model)
+
+
+class WarmParameters:
+    """The parameters of a model that is initialised from a pretrained Transformer, each read when it is asked for.
+
+    Args:
+        folder: as in `warm_start`.
+        config: the model.
+        zero_readout: as in `warm_start`.
+        fresh: gives the initial values of a parameter in a new model; None: from seed 0, one parameter at a time.
+
+    Raises:
+        InputError: the models do not match, or the folder cannot be read.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        config: ModelConfig,
+        *,
+        zero_readout: bool = False,
+        fresh: Callable[[Place], np.ndarray] | None = None,
+    ) -> None:
+        self._checkpoint = Checkpoint(Path(folder))
+        self._checkpoint.check()
+        self.config, self.origin = config, origin_of(self._checkpoint)
+        self._base = base = self._checkpoint.config
+        self._blocks = _sources(base, config)
+        _check_fit(base, config)
+        inserted = config.num_layers != base.num_layers
+        if zero_readout and any(m != "attention" for m in config.mixers) and not inserted:
+            raise InputError(
+                "zero_readout makes the first logits those of the pretrained model only where all of its attention "
+                f"stays: model.mixers must hold an attention block for each of its {base.num_layers} blocks, and "
+                f"others between them, got {config.num_layers} blocks of {', '.join(config.mixers)}"
+            )
+        self._shapes = {path: (p.shape, jnp.dtype(p.dtype)) for path, p in abstract_parameters(config)[1].items()}
+        self._parts = {(part.path, part.repeat): part for part in self._checkpoint.parts}
+        self._fresh = fresh or fresh_values(config)
+        self._zero = {path for path in self._shapes if zero_readout and _is_readout(path, config, inserted)}
+        if zero_readout and inserted:
+            _check_readouts(config, self._zero)
+        self._taken: dict[str, str] = {}
+        self._new: list[str] = []
+        self._zeroed: list[str] = []
+
+    def read(self, path: Place, repeat: int | None) -> np.ndarray:
+        """The values of a parameter, or of one repeat of a stacked one."""
+        shape, dtype = self._shapes[path]
+        if repeat is None:
+            name, mixer = "/".join(map(str, path)), ""
+            part = self._parts.get((("embed", "embedding") if self._shares_embedding(path) else path, None))
+        else:
+            block, shape = repeat * len(self.config.mixers) + path[2], shape[1:]
+            name, mixer = f"block {block}: {'/'.join(map(str, path[3:]))}", self.config.mixers[path[2]]
+            part = self._parts.get((("stack", "blocks", 0, *path[3:]), self._blocks[block]))
+        if path in self._zero:
+            self._zeroed.append(name)
+            return np.zeros(shape, dtype)
+        value = None
+        if part is not None:
+            value = _fitted(self._checkpoint.read(part), part.path, shape, self._base, self.config, mixer)
+        if part is None or value is None:
+            self._new.append(name)
+            initial = self._fresh(path)
+            return initial if repeat is None else initial[repeat]
+        self._taken[name] = self._checkpoint.stored_name(part)
+        return value.astype(dtype)
+
+    def _shares_embedding(self, path: Place) -> bool:
+        return path[0] == "lm_head" and self._base.tie_embeddings
+
+    def sources(self) -> Sources:
+        """The sources of the parameters that were read."""
+        names = {self._checkpoint.stored_name(part) for part in self._checkpoint.parts}
+        left = tuple(sorted(names - set(self._taken.values())))
+        return Sources(self._taken, tuple(self._new), tuple(self._zeroed), left)
+
+
+def fresh_values(config: ModelConfig, seed: int = 0) -> Callable[[Place], np.ndarray]:
+    """A function that gives the initial values of a parameter of a new model; one large one is in memory at a time."""
+
+    def initial(chosen: Callable[[Place, jax.Array], bool]) -> dict[Place, jax.Array]:
+        """Compiles a program from which all that the chosen parameters do not depend on is left out."""
+
+        def parameters() -> dict[Place, jax.Array]:
+            found = model_parameters(LanguageModel(config, rngs=nnx.Rngs(seed)))
+            return {path: value for path, value in found.items() if chosen(path, value)}
+
+        return jax.jit(parameters)()
+
+    small: dict[Place, jax.Array] = {}
+
+    @lru_cache(maxsize=1)  # its repeats are read one after another
+    def values(path: Place) -> np.ndarray:
+        if not small:
+            small.update(initial(lambda _, value: value.size <= _SMALL))
+        return np.asarray(small[path] if path in small else initial(lambda other, _: other == path)[path])
+
+    return values
 
 
 def _sources(base: ModelConfig, config: ModelConfig) -> list[int]:
@@ -191,12 +264,17 @@ def _fitted(
     return value
 
 
-def _check_readouts(config: ModelConfig, zeroed: list[str], inserted: bool) -> None:
-    """Refuses a mixer without a known last projection."""
+def _is_readout(path: Place, config: ModelConfig, inserted: bool) -> bool:
+    """Whether a parameter is that of a last projection of an inserted block, or of a convolution before a block."""
+    if path[0] != "stack":
+        return False
+    extra = inserted and config.mixers[path[2]] != "attention"
+    return path[3] == "conv" or (extra and any(part in _READOUTS for part in path[3:]))
+
+
+def _check_readouts(config: ModelConfig, zero: set[Place]) -> None:
+    """Refuses an inserted mixer without a known last projection."""
     for position, mixer in enumerate(config.mixers):
-        if inserted and mixer != "attention":
-            begin = f"block {position}: mixer/"
-            if not any(name.startswith(begin) and name.endswith("kernel") for name in zeroed):
-                raise InputError(
-                    f"zero_readout knows no last projection of the mixer {mixer!r} ({', '.join(_READOUTS)})"
-                )
+        found = any(path[2:4] == (position, "mixer") and path[-1] == "kernel" for path in zero)
+        if mixer != "attention" and not found:
+            raise InputError(f"zero_readout knows no last projection of the mixer {mixer!r} ({', '.join(_READOUTS)})")
