@@ -64,6 +64,10 @@ MARKS = {"attention": pytest.mark.long, "mamba": pytest.mark.long}
 def test_every_mixer_reads_forward_and_backward(name):
     """A reversed sequence gives reversed outputs, and padding is left out of both passes."""
     layer, x = test_dropin.build(name, kernel_init=nnx.initializers.normal(0.4)), inputs(1, TIME)
+    rng = np.random.default_rng(2)
+    for parameter in jax.tree.leaves(nnx.state(layer), is_leaf=lambda leaf: isinstance(leaf, nnx.Param)):
+        if not np.any(parameter[...]):  # with which a new layer learns nothing
+            parameter.set_value(jnp.asarray(0.3 * rng.normal(size=parameter.shape), parameter.dtype))
     both, halves = Bidirectional(layer), Bidirectional(layer, merge="concatenate")
     y, split = both(x), halves(x)
     close(both(x[:, ::-1]), y[:, ::-1])
