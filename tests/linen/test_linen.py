@@ -50,7 +50,7 @@ def test_names_are_those_of_the_layer_and_what_is_wrong_is_named():
 
 
 def test_every_layer_has_its_module():
-    built_on_another = {"Bidirectional", "MemoryAsContext", "MemoryAsGate", "scan_image"}
+    built_on_another = {"Bidirectional", "MemoryAsContext", "MemoryAsGate", "SharedWindow", "scan_image"}
     assert set(layers.__all__) - built_on_another <= set(tttlm.linen.__all__)
 
 

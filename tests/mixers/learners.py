@@ -37,6 +37,9 @@ LAYERS = {
     "titans_gate": _hybrid(of.MemoryAsGate, chunk_size=4, inner_learning_rate=1.0),
     "titans_context": _hybrid(of.MemoryAsContext, chunk_size=4, inner_learning_rate=1.0),
     "lact": _layer(of.LaCT, chunk_size=4),
+    "lact_window": lambda rngs: of.SharedWindow(
+        _layer(of.LaCT, chunk_size=4, attention_head_dim=4)(rngs), sliding_window=5, qk_norm=True
+    ),
     "tnt": _layer(of.TNT, chunk_size=4, local_chunk_size=2, local_shard_size=4, inner_learning_rate=1.0),
     "atlas": _layer(of.ATLAS, chunk_size=4, window=3, inner_learning_rate=1.0),
     "atlas_polynomial": _layer(of.ATLAS, chunk_size=4, window=2, head_dim=3, polynomial_degree=2, inner_size=5),

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.mixers.learners import LAYERS, TIME, WIDTH
+from tests.mixers.learners import F64, LAYERS, TIME, WIDTH
 from tttlm.errors import InputError
-from tttlm.layers import TTT, Attention, GatedDeltaNet, LaCT, MemoryAsContext, MemoryAsGate
+from tttlm.layers import TTT, Attention, GatedDeltaNet, LaCT, MemoryAsContext, MemoryAsGate, SharedWindow
 from tttlm.mixers.learners.features import PolynomialFeatures
 from tttlm.mixers.learners.layer import unit
 from tttlm.mixers.learners.mixer import LearnerMixer, PublishedLayer
@@ -142,3 +142,29 @@ def test_a_memory_that_cannot_be_context_is_refused():
         nnx.eval_shape(lambda: MemoryAsContext(of_width(LaCT), of_width(Attention)))
     with pytest.raises(InputError, match="the same hidden_size"):
         nnx.eval_shape(lambda: MemoryAsGate(of_width(GatedDeltaNet, 2 * WIDTH), of_width(Attention)))
+
+
+@pytest.mark.long
+def test_a_window_with_the_projections_of_a_memory_is_attention_and_memory_with_one_set_of_weights(x64):
+    """The projection out is linear: the outputs of both alone are summed. The memory's queries and keys are scaled."""
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 10, WIDTH)))
+    plain = LaCT(WIDTH, 2, LaCT.Config(chunk_size=4, muon=False, momentum=False), rngs=nnx.Rngs(0), **F64)
+    layer = SharedWindow(plain, sliding_window=5)
+    attention = Attention(WIDTH, 2, sliding_window=5, rngs=nnx.Rngs(1), **F64)
+    for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+        getattr(attention, name).kernel[...] = getattr(layer.memory, name).kernel[...]
+    np.testing.assert_allclose(layer(x), layer.memory(x) + attention(x), rtol=1e-9)
+
+    scales = jnp.asarray(np.random.default_rng(2).normal(size=layer.qk_scale.shape))
+    layer.qk_scale[...] = scales
+    scaled, memory = layer(x), layer.memory
+    memory.q_proj.kernel[...] *= scales[0]
+    memory.k_proj.kernel[...] *= scales[1]
+    np.testing.assert_allclose(scaled, memory(x) + attention(x), rtol=1e-9)
+
+
+def test_a_memory_that_cannot_share_its_projections_is_refused():
+    with pytest.raises(InputError, match="must have rotary embeddings"):
+        nnx.eval_shape(lambda: SharedWindow(GatedDeltaNet(WIDTH, 2, rngs=nnx.Rngs(0)), sliding_window=4))
+    with pytest.raises(InputError, match="attention_head_dim must be even and divide the head_dim 64, got 48"):
+        ModelConfig(mixers=("lact",), mixer_options={"lact": {"sliding_window": 8, "attention_head_dim": 48}})

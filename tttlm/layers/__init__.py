@@ -26,6 +26,7 @@ from tttlm.mixers import (
     MemoryAsGate,
     MesaNet,
     MiniBatchTTT,
+    SharedWindow,
     Titans,
     TTTLinear,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "MemoryAsGate",
     "MesaNet",
     "MiniBatchTTT",
+    "SharedWindow",
     "TTTLinear",
     "Titans",
     "scan_image",

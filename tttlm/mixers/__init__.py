@@ -21,6 +21,7 @@ from tttlm.mixers.learners import (
     MemoryAsContext,
     MemoryAsGate,
     MesaNet,
+    SharedWindow,
     Titans,
 )
 from tttlm.mixers.mamba import Mamba, MambaConfig
@@ -54,6 +55,7 @@ __all__ = [
     "MiniBatchTTT",
     "Mixer",
     "ModelShape",
+    "SharedWindow",
     "TTTConfig",
     "TTTLinear",
     "Titans",

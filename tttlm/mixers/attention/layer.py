@@ -1,21 +1,20 @@
 """Causal self-attention: a sequence layer whose state is a cache of keys and values."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Bool, Float, Int
 
 from tttlm.errors import InputError
-from tttlm.ops.attention import IMPLEMENTATIONS, attention
-from tttlm.ops.attention.mask import visible
-from tttlm.ops.documents import Documents, document_in_progress, num_positions
+from tttlm.mixers.attention.attend import AttentionState, attend, attend_cached, beyond, check_room, empty_cache
+from tttlm.ops.attention import IMPLEMENTATIONS
+from tttlm.ops.documents import Documents, num_positions
 from tttlm.ops.projection import projection
 from tttlm.ops.rope import RopeScaling, rotate_halves
 from tttlm.parts.norm import RMSNorm
-from tttlm.parts.partition import each_device, repeat_groups, to_stream, with_sharding
+from tttlm.parts.partition import to_stream, with_sharding
 from tttlm.parts.sequence_layer import (
     Precision,
     SequenceLayer,
@@ -26,26 +25,6 @@ from tttlm.parts.sequence_layer import (
 )
 
 default_kernel_init = nnx.initializers.normal(0.02)  # of the released Llama models
-
-PADDING, EMPTY = -1, -2  # segments of padding and of unused slots of the cache
-
-
-class AttentionState(NamedTuple):
-    """The cache, with `max_length` slots or, with a window, as many as the window.
-
-    Attributes:
-        keys, values: keys (rotated) and values of the tokens so far. The token at position `t` of the sequence is in
-            slot `t`, or in slot `t % window`.
-        live: which slots have a token of the document in progress.
-        offset: number of positions so far.
-        document: id of the document in progress.
-    """
-
-    keys: Float[Array, "B S G K"]
-    values: Float[Array, "B S G K"]
-    live: Bool[Array, "B S"]
-    offset: Int[Array, "B"]
-    document: Int[Array, "B"]
 
 
 class Attention(SequenceLayer[AttentionState]):
@@ -216,32 +195,16 @@ class Attention(SequenceLayer[AttentionState]):
     ) -> Float[Array, "B T D"]:
         batch, time = x.shape[:2]
         q, k, v = self._project(x, jnp.arange(time, dtype=jnp.int32) if positions is None else positions)
-        segments = None if docs is None else segments_of(docs, (batch, time))
-
-        # Where all stand at one position, nothing is after anything.
-        here = None if self.causal else jnp.zeros((1, time), jnp.int32)
-
-        def attend(q, k, v, segments, allowed):
-            if allowed is not None:
-                order = jnp.arange(time, dtype=jnp.int32)[None] if here is None else here
-                seen = allowed & visible(order, order, segments, segments, self.sliding_window)
-                y = jax.nn.dot_product_attention(q, k, v, mask=seen[:, None])
-                return jnp.where(jnp.any(seen, axis=2)[..., None, None], y, 0)
-            return attention(
-                q,
-                k,
-                v,
-                sliding_window=self.sliding_window,
-                query_positions=here,
-                key_positions=here,
-                query_segments=segments,
-                key_segments=segments,
-                implementation=self.implementation,
-            )
-
-        k, v = repeat_groups(k, self.num_heads), repeat_groups(v, self.num_heads)
-        q, k, v = (with_sharding(a, "B_H") for a in (q, k, v))
-        y = each_device(attend, ("B_H", "B_H", "B_H", "B", "B"), "B_H")(q, k, v, segments, attention_mask)
+        y = attend(
+            q,
+            k,
+            v,
+            docs,
+            sliding_window=self.sliding_window,
+            causal=self.causal,
+            attention_mask=attention_mask,
+            implementation=self.implementation,
+        )
         return self.o_proj(to_stream(y.reshape(batch, time, -1)))
 
     def extend(
@@ -280,58 +243,15 @@ class Attention(SequenceLayer[AttentionState]):
         *,
         positions: Int[Array, "B T"] | None,
     ) -> tuple[Float[Array, "B T D"], AttentionState]:
-        (batch, time), slots = x.shape[:2], state.keys.shape[1]
-        taken = num_positions(docs, time)
+        batch, time = x.shape[:2]
         if self.sliding_window is None:
-            check_room(state, taken)
-        segments = segments_of(docs, (batch, time))
+            check_room(state, num_positions(docs, time))
         order = state.offset[:, None] + jnp.arange(time, dtype=jnp.int32)
         q, k, v = self._project(x, order if positions is None else positions)
-
-        # Without a window every token has its own slot, and there is none past the last. With one, tokens take turns.
-        first = max(0, time - slots) if isinstance(taken, int) and self.sliding_window is not None else 0
-        slot = order[:, first:] if self.sliding_window is None else order[:, first:] % slots
-        beyond = order >= slots
-        if not isinstance(taken, int):  # padding goes to no slot, nor does what a window forgets
-            back = taken[:, None] - jnp.arange(time, dtype=jnp.int32)  # 1 for the last token, 0 behind it
-            kept = (back > 0) & ((back <= slots) | (self.sliding_window is None))
-            slot = jnp.where(kept[:, first:], slot, slots)
-            beyond &= back > 0
-
-        def put(cache: Array, new: Array) -> Array:
-            return cache.at[jnp.arange(batch)[:, None], slot].set(new[:, first:].astype(cache.dtype), mode="drop")
-
-        latest = jnp.zeros((batch, 1), jnp.int32) if docs is None else docs.last_index[:, None]
-        after = AttentionState(
-            keys=put(state.keys, k),
-            values=put(state.values, v),
-            live=put(state.live & (latest == 0), segments == latest),
-            offset=state.offset + taken,
-            document=document_in_progress(state.document, docs),
-        )
-        cached = jnp.where(state.live, 0, EMPTY)
-        if self.sliding_window is None or time == 1:  # nothing that a query of this call sees has been overwritten
-            keys, values, key_segments = after.keys, after.values, put(cached, segments)
-            key_places = self._places(after.offset, slots)
-        else:
-            keys, values = (
-                jnp.concatenate([a, b.astype(a.dtype)], axis=1) for a, b in ((state.keys, k), (state.values, v))
-            )
-            key_segments = jnp.concatenate([cached, segments], axis=1)
-            key_places = jnp.concatenate([self._places(state.offset, slots), order], axis=1)
-        y = attention(
-            q,
-            keys,
-            values,
-            sliding_window=self.sliding_window,
-            query_positions=order,
-            key_positions=key_places,
-            query_segments=segments,
-            key_segments=key_segments,
-        )
+        y, after = attend_cached(q, k, v, state, docs, sliding_window=self.sliding_window)
         y = self.o_proj(y.reshape(batch, time, -1))
         if self.sliding_window is None:
-            y = jnp.where(beyond[..., None], jnp.nan, y)  # rather than silently wrong
+            y = jnp.where(beyond(state, docs, time)[..., None], jnp.nan, y)  # rather than silently wrong
         return y, after
 
     def _init_state(self, batch: int) -> AttentionState:
@@ -340,12 +260,7 @@ class Attention(SequenceLayer[AttentionState]):
         slots = self.max_length if self.sliding_window is None else self.sliding_window
         if slots is None:
             raise InputError("attention without a window needs max_length, the tokens its cache has room for; got None")
-        shape = (batch, slots, self.num_kv_heads, self.head_dim)
-        dtype = self.dtype or self.param_dtype
-        count = lambda: jnp.zeros((batch,), jnp.int32)  # leaves of their own, so that a state can be donated
-        return AttentionState(
-            jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(shape[:2], bool), count(), count()
-        )
+        return empty_cache((batch, slots, self.num_kv_heads, self.head_dim), self.dtype or self.param_dtype)
 
     def _project(
         self, x: Float[Array, "B T D"], positions: Int[Array, "*B T"]
@@ -359,31 +274,3 @@ class Attention(SequenceLayer[AttentionState]):
         if self.rope_theta is not None:
             q, k = (rotate_halves(a, positions, self.rope_theta, self.rope_scaling).astype(v.dtype) for a in (q, k))
         return q, k, v
-
-    def _places(self, offset: Int[Array, "B"], slots: int) -> Int[Array, "B S"]:
-        """The position of each slot's token in the sequence; negative for an empty slot."""
-        slot = jnp.arange(slots, dtype=jnp.int32)
-        if self.sliding_window is None:
-            return jnp.broadcast_to(slot, (offset.shape[0], slots))
-        last = offset[:, None] - 1
-        return last - (last - slot) % slots
-
-
-def segments_of(docs: Documents | None, shape: tuple[int, int]) -> Int[Array, "B T"]:
-    """Segments for `attention`: 0 for the document carried in, then 1, 2, ..., and `PADDING`."""
-    if docs is None:
-        return jnp.zeros(shape, jnp.int32)
-    return jnp.where(docs.real, docs.index, PADDING)
-
-
-def check_room(state: AttentionState, time: int | Int[Array, "B"]) -> None:
-    """Refuses `time` more tokens if they do not fit in the cache of a layer without a window, or of a stack of them.
-
-    Raises:
-        InputError: they do not fit. Within `jax.jit`, where offsets are unknown, nothing is raised.
-    """
-    wanted, slots = state.offset + time, state.keys.shape[-3]
-    if not isinstance(wanted, jax.core.Tracer):
-        most = int(jnp.max(wanted, initial=0))
-        if most > slots:
-            raise InputError(f"the attention cache has room for {slots} tokens, {most} are wanted: raise max_length")

@@ -8,7 +8,8 @@ import jax
 from flax import nnx
 
 from tttlm.errors import InputError
-from tttlm.mixers.attention.layer import Attention, AttentionState, check_room
+from tttlm.mixers.attention.attend import AttentionState, check_room
+from tttlm.mixers.attention.layer import Attention
 from tttlm.mixers.registry import Mixer, register
 from tttlm.ops.rope import RopeScaling
 from tttlm.parts.partition import FEATURES, FROM_FEATURES, TO_FEATURES

@@ -22,6 +22,7 @@ from tttlm.mixers.learners.mixer import ChunkedConfig, ImplementationConfig, Lea
 from tttlm.mixers.learners.titans import Titans, TitansConfig
 from tttlm.mixers.learners.titans_hybrids import TitansContextConfig, TitansGateConfig
 from tttlm.mixers.learners.tnt import TNT, TNTConfig
+from tttlm.mixers.learners.window import SharedWindow
 
 __all__ = [
     "ATLAS",
@@ -59,6 +60,7 @@ __all__ = [
     "MesaNetConfig",
     "OutputGate",
     "PublishedLayer",
+    "SharedWindow",
     "TNTConfig",
     "TTTState",
     "Titans",

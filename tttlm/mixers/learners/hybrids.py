@@ -13,7 +13,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from tttlm.errors import InputError
-from tttlm.mixers.attention.layer import EMPTY, Attention, segments_of
+from tttlm.mixers.attention.attend import EMPTY, segments_of
+from tttlm.mixers.attention.layer import Attention
 from tttlm.mixers.learners.layer import TTT, TTTState
 from tttlm.ops.attention import attention
 from tttlm.ops.documents import Documents, document_in_progress, documents, num_positions

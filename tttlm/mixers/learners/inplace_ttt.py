@@ -68,7 +68,7 @@ class InPlaceTTT(PublishedLayer):
     def _init_tails(self, batch: int, dtype: Any) -> tuple[Array, ...]:
         return tuple(jnp.zeros((batch, 2, size), dtype) for size in (self.head_dim, self.hidden_size))
 
-    def _tokens(self, x, state, docs):
+    def _tokens(self, x, state, docs, positions):
         keys = jax.nn.silu(self.gate_proj(x)) * self.up_proj(x)
         given = (keys, x.astype(keys.dtype), self.target_conv[...].astype(keys.dtype))
         tail, offset = (None, None) if state is None else (Neighbors(*state.tails), state.inner[0].offset)

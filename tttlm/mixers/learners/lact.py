@@ -1,16 +1,18 @@
-"""LaCT (arXiv 2505.23884), the layer of its language-model code; its window attention is a mixer of its own."""
+"""LaCT (arXiv 2505.23884), the layer of its language-model code."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 from flax import nnx
 
+from tttlm.errors import InputError
 from tttlm.mixers.learners.gates import TokenGate
 from tttlm.mixers.learners.layer import Conventions, OutputGate, unit_by_norm
 from tttlm.mixers.learners.memory import Gates
 from tttlm.mixers.learners.mixer import ChunkedConfig, LearnerMixer, PublishedLayer
-from tttlm.mixers.registry import register
+from tttlm.mixers.learners.window import SharedWindow
+from tttlm.mixers.registry import AxisRule, register
 from tttlm.ops.ttt import Learner, published
 from tttlm.ranges import Count, PositiveFloat, Size, SizeOrZero
 
@@ -35,13 +37,21 @@ class LaCTConfig(ChunkedConfig):
     """Whether unnormalised weights are accumulated, and only those that are read are normalised."""
     rope_theta: PositiveFloat = 10_000.0
     """Base of the rotary embedding, which rotates by the position within the document."""
+    sliding_window: SizeOrZero = 0
+    """Number of tokens that attention with the same queries, keys and values attends to, whose output is added (see
+    `SharedWindow`), as in published models; 0 for none."""
+    attention_head_dim: Size | None = None
+    """Size of a head of that attention, and of what the rotary embedding rotates together, which divides `head_dim`;
+    None for `head_dim`."""
+    qk_norm: bool = False
+    """Whether queries and keys of a layer with a window have an RMSNorm over all heads."""
 
 
 class LaCT(PublishedLayer):
     """A SwiGLU for every head that makes one step a chunk, which the next chunk reads.
 
-    Within its own chunk a token reads nothing, so `lact` is combined with `sliding_attention`; published models add
-    window attention to every layer, with the same projections.
+    Within its own chunk a token reads nothing. Published models add window attention to every layer, with the same
+    projections: `SharedWindow`, which the mixer `lact` builds for a `sliding_window`.
     """
 
     Config: ClassVar[type[ChunkedConfig]] = LaCTConfig
@@ -52,6 +62,7 @@ class LaCT(PublishedLayer):
             conv_kernel=config.conv_kernel,
             feature_map=unit_by_norm,
             rope_theta=config.rope_theta,
+            rope_dim=config.attention_head_dim,
             gates=Gates(
                 TokenGate(jax.nn.softplus, bias_init=nnx.initializers.constant(SMALL_RATE)), momentum=TokenGate()
             ),
@@ -69,3 +80,30 @@ class LaCTMixer(LearnerMixer[LaCTConfig]):
 
     Settings: ClassVar[type] = LaCTConfig
     layer: ClassVar[type[PublishedLayer]] = LaCT
+    parameter_rules: ClassVar[tuple[AxisRule, ...]] = (
+        *LearnerMixer.parameter_rules,
+        (r"qk_(scale|offset)$", ("", "tensor")),  # 2 F
+    )
+
+    def check(self) -> None:
+        super().check()
+        size, part = self.layer.head_sizes(self.model.hidden_size, self.num_heads, self.settings)[0], self.attention_dim
+        if size % part or part % 2:
+            raise InputError(f"lact: attention_head_dim must be even and divide the head_dim {size}, got {part}")
+
+    @property
+    def attention_dim(self) -> int:
+        """Size of a head of the attention."""
+        return self.settings.attention_head_dim or self._sizes[0]
+
+    def build(self, *, rngs: nnx.Rngs) -> Any:
+        memory, settings = super().build(rngs=rngs), self.settings
+        if not settings.sliding_window:
+            return memory
+        options: Any = {"qk_norm": settings.qk_norm, "norm_eps": self.model.norm_eps}
+        return SharedWindow(memory, sliding_window=settings.sliding_window, **options)
+
+    def flops_per_token(self, sequence_length: int) -> float:
+        window = min(self.settings.sliding_window, sequence_length)
+        seen = window - window * (window - 1) / (2 * sequence_length)  # keys that a query attends to, on average
+        return super().flops_per_token(sequence_length) + 4 * seen * self.num_heads * self._sizes[0]

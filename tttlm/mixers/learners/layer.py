@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial, reduce
+from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -72,6 +72,7 @@ class Conventions:
         value_activation: the elementwise function of values; None for none.
         feature_map: function of every query and key `[..., K]`, which may change their size; None for none.
         rope_theta: base of rotary embeddings by the position within the document; None for none.
+        rope_dim: number of channels that are rotated together; None for all of a key.
         gates: descriptions of rates and gates.
         learned_start: whether the initial inner weights are parameters; otherwise they are zero.
         skip: whether values are added to the outputs, times a learned factor for each channel.
@@ -85,6 +86,7 @@ class Conventions:
     value_activation: Callable | None = jax.nn.silu
     feature_map: Callable | None = unit
     rope_theta: float | None = None
+    rope_dim: int | None = None
     gates: Gates = field(default_factory=Gates)
     learned_start: bool = False
     skip: bool = False
@@ -244,11 +246,14 @@ class TTT(LearningLayer[TTTState]):
         inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
     ) -> InnerStatistics:
         """Statistics of learning and drift of the inner model on `x`; of several learners the mean."""
-        tokens, _, _ = self._tokens(x, None, documents(segment_ids))
+        tokens, _, _ = self._tokens(x, None, documents(segment_ids), None)
+        return self._statistics(x, tokens, segment_ids, inner_learning_rate_multiplier)
+
+    def _statistics(self, x, tokens, segment_ids, multiplier):
         found = [
             learner_statistics(
                 memory.learner,
-                memory._inputs(x, tokens, inner_learning_rate_multiplier),
+                memory._inputs(x, tokens, multiplier),
                 memory.weights,
                 slow=memory.slow_parameters,
                 position_scale=memory.scale_of_positions,
@@ -272,10 +277,8 @@ class TTT(LearningLayer[TTTState]):
         feature_map = self.conventions.feature_map
         return (q, k, None) if feature_map is None else (feature_map(q), feature_map(k), None)
 
-    def _tokens(self, x, state, docs):
-        """What tokens bring to every learner, the next tails and the next position."""
-        batch, time, _ = x.shape
-        conventions, writes = self.conventions, self.writes_per_token
+    def _projected(self, x, state, docs):
+        """Queries, keys and values `[B, T, H n K]` after the convolutions, and the next tails."""
         old = (None, None, None) if state is None else state.tails
         projected, tails = [], []
         for proj, conv, tail in zip((self.q_proj, self.k_proj, self.v_proj), self._convs, old, strict=True):
@@ -283,6 +286,19 @@ class TTT(LearningLayer[TTTState]):
             a, tail = (a, None) if conv is None else conv(a, tail, docs=docs)
             projected.append(a)
             tails.append(tail)
+        return tuple(projected), tuple(tails)
+
+    def _positions(self, state, docs, given, shape):
+        """The positions `[B, T]` of rotary embeddings, and the next of the document; None without them."""
+        if self.conventions.rope_theta is None:
+            return None, None
+        first = jnp.zeros(shape[:1], jnp.int32) if state is None else state.position
+        counted, after = positions_in_document(docs, shape[1], first)
+        return counted if given is None else given, after
+
+    def _of_projected(self, projected, positions):
+        """What tokens bring to every learner."""
+        conventions, writes, (batch, time, _) = self.conventions, self.writes_per_token, projected[0].shape
         activations = (conventions.activation,) * 2 + (conventions.value_activation,)
         q, k, v = (a if act is None else act(a) for a, act in zip(projected, activations, strict=True))
 
@@ -291,14 +307,21 @@ class TTT(LearningLayer[TTTState]):
             return a.swapaxes(2, 3).reshape(batch, time * writes, self.num_heads, -1)
 
         q, k, error_keys = self._keys(q.reshape(batch, time, self.num_heads, -1), by_write(k))
-        values, position = by_write(v), None
-        if conventions.rope_theta is not None:
-            position = jnp.zeros((batch,), jnp.int32) if state is None else state.position
-            positions, position = positions_in_document(docs, time, position)
-            turn = partial(rotate_halves, base=conventions.rope_theta)
-            q = turn(q, positions).astype(q.dtype)
-            k = turn(k, jnp.repeat(positions, writes, axis=1)).astype(k.dtype)
-        return Tokens(q, k, values, error_keys), tuple(tails), position
+        if positions is not None:
+            q, k = self._rotated(q, positions), self._rotated(k, jnp.repeat(positions, writes, axis=1))
+        return Tokens(q, k, by_write(v), error_keys)
+
+    def _rotated(self, a: Float[Array, "B T H K"], positions: Int[Array, "#B T"]) -> Float[Array, "B T H K"]:
+        """Queries or keys with the layer's rotary embedding, of `rope_dim` channels at a time."""
+        assert self.conventions.rope_theta is not None
+        heads = a.reshape(*a.shape[:2], -1, self.conventions.rope_dim or a.shape[-1])
+        return rotate_halves(heads, positions, self.conventions.rope_theta).reshape(a.shape).astype(a.dtype)
+
+    def _tokens(self, x, state, docs, positions):
+        """What tokens bring to every learner, the next tails and the next position."""
+        projected, tails = self._projected(x, state, docs)
+        positions, position = self._positions(state, docs, positions, x.shape)
+        return self._of_projected(projected, positions), tails, position
 
     def _extend(
         self,
@@ -308,8 +331,14 @@ class TTT(LearningLayer[TTTState]):
         *,
         multiplier: Any,
         on_boundary: bool = False,
+        positions: Int[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], TTTState]:
-        tokens, tails, position = self._tokens(x, state, docs)
+        tokens, tails, position = self._tokens(x, state, docs, positions)
+        y, inner = self._learned(x, tokens, state, docs, multiplier=multiplier, on_boundary=on_boundary)
+        return self._output(x, tokens, y), TTTState(inner, tails, position)
+
+    def _learned(self, x, tokens, state, docs, *, multiplier, on_boundary):
+        """The summed outputs `[B, T, H, V]` of the learners, and their next states."""
         results = [
             memory._learn(
                 memory._inputs(x, tokens, multiplier),
@@ -322,13 +351,16 @@ class TTT(LearningLayer[TTTState]):
             )
             for i, memory in enumerate(self.memories)
         ]
-        y = self._output(x, tokens, reduce(jnp.add, (out for out, _ in results)))
-        return y, TTTState(tuple(after for _, after in results), tails, position)
+        return reduce(jnp.add, (out for out, _ in results)), tuple(after for _, after in results)
 
     def _output(
         self, x: Float[Array, "B T D"], tokens: Tokens | None, y: Float[Array, "B T H V"]
     ) -> Float[Array, "B T D"]:
         """The layer's outputs, of those of its learners; only a layer with a skip reads the tokens."""
+        return self.o_proj(to_stream(self._gated(x, tokens, y)))
+
+    def _gated(self, x, tokens, y):
+        """The outputs `[B, T, H V]` of the learners with skip, norm and gate, before the projection out."""
         if self.skip is not None and tokens is not None:
             last = tokens.values[:, self.writes_per_token - 1 :: self.writes_per_token]
             y = y + last * self.skip[...].astype(last.dtype).reshape(last.shape[2:])
@@ -336,7 +368,7 @@ class TTT(LearningLayer[TTTState]):
         if self.g_proj is not None and self.conventions.output_gate is not None:
             gate = to_heads(self.g_proj(x if self.g_down is None else self.g_down(x)))
             y = y * self.conventions.output_gate.activation(gate).reshape(*y.shape[:3], -1)
-        return self.o_proj(to_stream(y.reshape(*x.shape[:2], -1)))
+        return y.reshape(*x.shape[:2], -1)
 
     def _normed(self, y: Float[Array, "B T H V"]) -> Float[Array, "B T H V"]:
         """The RMS norm of every head's output, computed in float32 at least."""

@@ -217,8 +217,8 @@ class LearnerMixer(Mixer[C]):
 
 @cache
 def _layer(mixer: LearnerMixer) -> PublishedLayer:
-    """The layer without values."""
-    return nnx.eval_shape(lambda: mixer.build(rngs=nnx.Rngs(0)))
+    """The layer without values; alone, where a mixer builds it with attention."""
+    return nnx.eval_shape(lambda: LearnerMixer.build(mixer, rngs=nnx.Rngs(0)))
 
 
 def _features(mixer: LearnerMixer) -> int:
