@@ -68,6 +68,17 @@ def test_more_tokens_than_the_attention_cache_has_room_for_are_refused():
 
 
 @pytest.mark.long
+def test_features_leave_out_padding_as_logits_do():
+    config = dataclasses.replace(SMALL, mixers=("attention",), attention=AttentionConfig(max_length=8))
+    model, given = LanguageModel(config, rngs=nnx.Rngs(0)), tokens(shape=(1, 5))
+    padded, real = jnp.pad(given, ((0, 0), (2, 0))), jnp.asarray([[False] * 2 + [True] * 5])
+    alone, after = model.extend_features(given, model.init_state(1))
+    features, state = model.extend_features(padded, model.init_state(1), mask=real)
+    np.testing.assert_allclose(features[:, 2:], alone, rtol=1e-4, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), state, after)
+
+
+@pytest.mark.long
 def test_a_packed_document_gives_what_it_gives_alone(x64):
     config = dataclasses.replace(SMALL, dtype="float64", param_dtype="float64")
     model = LanguageModel(config, rngs=nnx.Rngs(0))

@@ -160,6 +160,7 @@ class LanguageModel(nnx.Module):
         segment_ids: Int[Array, "B T"] | None = None,
         *,
         lengths: Int[Array, "B"] | None = None,
+        mask: Bool[Array, "B T"] | None = None,
         on_boundary: bool = False,
         inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
     ) -> tuple[Float[Array, "B T D"], State]:
@@ -168,7 +169,7 @@ class LanguageModel(nnx.Module):
         The backward pass recomputes activations as configured by `config.remat`.
         """
         multiplier = inner_learning_rate_multiplier
-        return self._run(tokens, state, segment_ids, lengths, None, multiplier, remat=True, on_boundary=on_boundary)
+        return self._run(tokens, state, segment_ids, lengths, mask, multiplier, remat=True, on_boundary=on_boundary)
 
     def check_room(self, state: State, tokens: int | Int[Array, "B"]) -> None:
         """Refuses more tokens than fit in the cache of a state.
