@@ -13,10 +13,10 @@ from flax import nnx
 from tests.mixers.learners import F64, LAYERS, TIME, WIDTH
 from tttlm.errors import InputError
 from tttlm.layers import TTT, Attention, GatedDeltaNet, LaCT, MemoryAsContext, MemoryAsGate, SharedWindow
+from tttlm.mixers.learners.conventions import unit
 from tttlm.mixers.learners.features import PolynomialFeatures
-from tttlm.mixers.learners.layer import unit
 from tttlm.mixers.learners.mixer import LearnerMixer, PublishedLayer
-from tttlm.model import ModelConfig, TTTConfig
+from tttlm.model import AttentionConfig, ModelConfig, TTTConfig
 from tttlm.ops.ttt import Learner, published
 from tttlm.ops.ttt.models import MLP
 
@@ -168,3 +168,27 @@ def test_a_memory_that_cannot_share_its_projections_is_refused():
         nnx.eval_shape(lambda: SharedWindow(GatedDeltaNet(WIDTH, 2, rngs=nnx.Rngs(0)), sliding_window=4))
     with pytest.raises(InputError, match="attention_head_dim must be even and divide the head_dim 64, got 48"):
         ModelConfig(mixers=("lact",), mixer_options={"lact": {"sliding_window": 8, "attention_head_dim": 48}})
+
+
+def test_a_window_of_lact_costs_what_attention_does_without_its_projections():
+    model = ModelConfig(mixers=("lact",), mixer_options={"lact": {"sliding_window": 100}})
+    alone = ModelConfig(mixers=("lact",)).pattern[0].flops_per_token(512)
+    sliding = ModelConfig(mixers=("sliding_attention",), attention=AttentionConfig(sliding_window=100)).pattern[0]
+    expected = alone + sliding.flops_per_token(512) - 8 * model.hidden_size**2
+    assert model.pattern[0].flops_per_token(512) == pytest.approx(expected)
+
+
+@pytest.mark.long
+def test_positions_given_to_lact_rotate_and_a_layer_without_rotation_refuses_them(x64):
+    layer = LaCT(WIDTH, 2, LaCT.Config(chunk_size=4, muon=False, momentum=False), rngs=nnx.Rngs(0), **F64)
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(1, 10, WIDTH)))
+    counted = jnp.arange(10)[None]
+    call = jax.jit(lambda positions: layer(x, positions=positions))
+    np.testing.assert_array_equal(call(counted), call(None))
+    stretched = call(2 * counted)
+    assert float(jnp.max(jnp.abs(stretched - call(None)))) > 1e-3
+    first, state = layer.extend(x[:, :7], layer.init_state(1), positions=2 * counted[:, :7])
+    second, _ = layer.extend(x[:, 7:], state, positions=2 * counted[:, 7:])
+    np.testing.assert_allclose(jnp.concatenate([first, second], axis=1), stretched, rtol=1e-9, atol=1e-12)
+    with pytest.raises(InputError, match="rotary embeddings, which this layer does not have"):
+        LAYERS["titans"](nnx.Rngs(0))(x, positions=counted)

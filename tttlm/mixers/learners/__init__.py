@@ -5,6 +5,7 @@ Each paper has one file with its configuration, its learner, the other parts of 
 
 from tttlm.mixers.learners.atlas import ATLAS, ATLASConfig
 from tttlm.mixers.learners.comba import Comba, CombaConfig
+from tttlm.mixers.learners.conventions import Conventions, OutputGate
 from tttlm.mixers.learners.deltanet import DeltaNet, DeltaNetConfig
 from tttlm.mixers.learners.deltaproduct import DeltaProduct, DeltaProductConfig
 from tttlm.mixers.learners.gated_deltanet import GatedDeltaNet, GatedDeltaNetConfig
@@ -14,7 +15,7 @@ from tttlm.mixers.learners.hybrids import HybridState, MemoryAsContext, MemoryAs
 from tttlm.mixers.learners.inplace_ttt import InPlaceTTT, InPlaceTTTConfig
 from tttlm.mixers.learners.kda import KDA, KDAConfig
 from tttlm.mixers.learners.lact import LaCT, LaCTConfig
-from tttlm.mixers.learners.layer import TTT, Conventions, OutputGate, TTTState
+from tttlm.mixers.learners.layer import TTT, TTTState
 from tttlm.mixers.learners.longhorn import Longhorn, LonghornConfig
 from tttlm.mixers.learners.memory import Gates
 from tttlm.mixers.learners.mesanet import MesaNet, MesaNetConfig

@@ -8,9 +8,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from tttlm.errors import InputError
+from tttlm.mixers.learners.conventions import Conventions, OutputGate, unit
 from tttlm.mixers.learners.features import PolynomialFeatures
 from tttlm.mixers.learners.gates import SigmoidUpTo, TokenGate
-from tttlm.mixers.learners.layer import Conventions, OutputGate, unit
 from tttlm.mixers.learners.memory import Gates
 from tttlm.mixers.learners.mixer import ChunkedConfig, LearnerMixer, PublishedLayer
 from tttlm.mixers.registry import register

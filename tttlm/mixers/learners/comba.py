@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from tttlm.mixers.learners.conventions import Conventions, OutputGate, unit
 from tttlm.mixers.learners.gates import TokenGate, mamba_decay
-from tttlm.mixers.learners.layer import Conventions, OutputGate, unit
 from tttlm.mixers.learners.memory import Gates
 from tttlm.mixers.learners.mixer import LearnerConfig, LearnerMixer, PublishedLayer
 from tttlm.mixers.registry import register

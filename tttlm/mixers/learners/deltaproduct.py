@@ -5,8 +5,8 @@ from typing import ClassVar
 
 import jax
 
+from tttlm.mixers.learners.conventions import Conventions, OutputGate
 from tttlm.mixers.learners.gates import TokenGate, mamba_decay, twice_sigmoid
-from tttlm.mixers.learners.layer import Conventions, OutputGate
 from tttlm.mixers.learners.memory import Gates
 from tttlm.mixers.learners.mixer import LearnerConfig, LearnerMixer, PublishedLayer
 from tttlm.mixers.registry import register

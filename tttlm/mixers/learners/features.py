@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from tttlm.mixers.learners.layer import unit
+from tttlm.mixers.learners.conventions import unit
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from tttlm.errors import InputError
-from tttlm.mixers.learners.layer import Conventions
+from tttlm.mixers.learners.conventions import Conventions
 from tttlm.mixers.learners.memory import Gates, Tokens
 from tttlm.mixers.learners.mixer import ImplementationConfig, LearnerMixer, PublishedLayer
 from tttlm.mixers.registry import AxisRule, register

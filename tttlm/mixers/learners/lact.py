@@ -7,8 +7,8 @@ import jax
 from flax import nnx
 
 from tttlm.errors import InputError
+from tttlm.mixers.learners.conventions import Conventions, OutputGate, unit_by_norm
 from tttlm.mixers.learners.gates import TokenGate
-from tttlm.mixers.learners.layer import Conventions, OutputGate, unit_by_norm
 from tttlm.mixers.learners.memory import Gates
 from tttlm.mixers.learners.mixer import ChunkedConfig, LearnerMixer, PublishedLayer
 from tttlm.mixers.learners.window import SharedWindow

@@ -1,7 +1,6 @@
 """The general layer: any learner between projections, with the other parts of published layers."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -9,15 +8,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from tttlm.errors import InputError
-from tttlm.mixers.learners.memory import Gates, Memory, Tokens
+from tttlm.mixers.learners.conventions import Conventions
+from tttlm.mixers.learners.memory import Memory, Tokens
 from tttlm.ops.documents import Documents, documents, positions_in_document
 from tttlm.ops.projection import projection
 from tttlm.ops.rope import rotate_halves
 from tttlm.ops.ttt import IMPLEMENTATIONS, InnerStatistics, Learner, LearnerState, learner_statistics
-from tttlm.ops.ttt.transforms import norm
 from tttlm.parts.conv import CausalConv
 from tttlm.parts.partition import to_heads, to_stream
 from tttlm.parts.sequence_layer import (
@@ -25,73 +24,12 @@ from tttlm.parts.sequence_layer import (
     Precision,
     at_least_one,
     check_implementation,
+    checked_positions,
     checked_precision,
     own_promotion,
 )
 
 default_kernel_init = nnx.initializers.normal(0.02)
-
-
-def unit(x: Float[Array, "*S K"]) -> Float[Array, "*S K"]:
-    """`x / sqrt(|x|² + 1e-6)`, as flash-linear-attention normalises queries and keys; in float32 at least."""
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return (wide * jax.lax.rsqrt(jnp.sum(wide * wide, -1, keepdims=True) + 1e-6)).astype(x.dtype)
-
-
-def unit_by_norm(x: Float[Array, "*S K"]) -> Float[Array, "*S K"]:
-    """`x / (|x| + 1e-5)`, as LaCT normalises queries and keys; in float32 at least."""
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return (wide / (norm(wide, -1) + 1e-5)).astype(x.dtype)
-
-
-@dataclass(frozen=True)
-class OutputGate:
-    """The gate of the outputs, `activation(x W + b)`.
-
-    Attributes:
-        activation: the elementwise function.
-        rank: features between two projections; None for one projection.
-        use_bias: whether there is a bias.
-        per_head: whether all channels of a head have the same gate.
-    """
-
-    activation: Callable = jax.nn.silu
-    rank: int | None = None
-    use_bias: bool = False
-    per_head: bool = False
-
-
-@dataclass(frozen=True)
-class Conventions:
-    """The parts of a layer other than its learner.
-
-    Attributes:
-        conv_kernel: number of taps of causal convolutions of queries, keys and values; 0 for none.
-        conv_values: whether values have a convolution too.
-        activation: the elementwise function of queries and keys; None for none.
-        value_activation: the elementwise function of values; None for none.
-        feature_map: function of every query and key `[..., K]`, which may change their size; None for none.
-        rope_theta: base of rotary embeddings by the position within the document; None for none.
-        rope_dim: number of channels that are rotated together; None for all of a key.
-        gates: descriptions of rates and gates.
-        learned_start: whether the initial inner weights are parameters; otherwise they are zero.
-        skip: whether values are added to the outputs, times a learned factor for each channel.
-        output_norm: whether every head's output has an RMS norm, with one scale for all heads.
-        output_gate: the gate of the outputs; None for none.
-    """
-
-    conv_kernel: int = 4
-    conv_values: bool = True
-    activation: Callable | None = jax.nn.silu
-    value_activation: Callable | None = jax.nn.silu
-    feature_map: Callable | None = unit
-    rope_theta: float | None = None
-    rope_dim: int | None = None
-    gates: Gates = field(default_factory=Gates)
-    learned_start: bool = False
-    skip: bool = False
-    output_norm: bool = True
-    output_gate: OutputGate | None = None
 
 
 class TTTState(NamedTuple):
@@ -228,6 +166,64 @@ class TTT(LearningLayer[TTTState]):
         gates = self.num_heads if gate and gate.per_head else outputs
         self.g_proj = linear(gate.rank or self.hidden_size, gates, gate.use_bias) if gate else None
         self.o_proj = linear(outputs, self.hidden_size)
+
+    def __call__(
+        self,
+        x: Float[Array, "*B T D"],
+        segment_ids: Int[Array, "*B T"] | Documents | None = None,
+        *,
+        lengths: Int[Array, "*B"] | None = None,
+        mask: Bool[Array, "*B T"] | None = None,
+        positions: Int[Array, "*B T"] | None = None,
+        inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
+    ) -> Float[Array, "*B T D"]:
+        """The layer from its initial state.
+
+        Args:
+            x: The sequences, with any leading dimensions.
+            segment_ids: Ids of the documents in a sequence, 0 for padding that counts as a position (see
+                `tttlm.ops.documents`). A document that starts with a chunk has the outputs that it has alone.
+            lengths: Number of tokens of each sequence. Padding after them is neither read nor written and does not
+                count as a position: every sequence has the outputs that it has alone. Outputs at padding are 0.
+            mask: The same for padding anywhere, True at tokens.
+            positions: Positions by which queries and keys are rotated; None counts the tokens of the document. They do
+                not change what is learned from or when.
+            inner_learning_rate_multiplier: Multiplier of the inner learning rates, for their warm-up in training;
+                0 reads the inner model out without learning.
+
+        Raises:
+            InputError: An argument has a wrong shape or dtype, or the layer has no rotary embeddings for `positions`.
+        """
+        options = {"multiplier": inner_learning_rate_multiplier}
+        return self._read(x, None, segment_ids, lengths, mask, per_token=self._given(positions), **options)[0]
+
+    def extend(
+        self,
+        x: Float[Array, "*B T D"],
+        state: TTTState,
+        segment_ids: Int[Array, "*B T"] | Documents | None = None,
+        *,
+        lengths: Int[Array, "*B"] | None = None,
+        mask: Bool[Array, "*B T"] | None = None,
+        positions: Int[Array, "*B T"] | None = None,
+        on_boundary: bool = False,
+        inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
+    ) -> tuple[Float[Array, "*B T D"], TTTState]:
+        """Continues from `state` and returns the next one; however a sequence is cut, the outputs are the same.
+
+        Arguments are as for a call. `on_boundary` asserts that all clocks of the learner are at zero in every sequence,
+        which saves the cost of starting within a chunk. Shapes and dtypes of a state never change.
+
+        Raises:
+            InputError: As of a call, or the state has another batch size.
+        """
+        options = {"multiplier": inner_learning_rate_multiplier, "on_boundary": on_boundary}
+        return self._read(x, state, segment_ids, lengths, mask, per_token=self._given(positions), **options)
+
+    def _given(self, positions: Any) -> dict[str, Array | None]:
+        if positions is not None and self.conventions.rope_theta is None:
+            raise InputError("positions are those of rotary embeddings, which this layer does not have: give None")
+        return {"positions": checked_positions(positions)}
 
     def _init_state(self, batch: int) -> TTTState:
         tails = self._init_tails(batch, self.dtype or self.param_dtype)

@@ -11,7 +11,8 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 
 from tttlm.errors import InputError
-from tttlm.mixers.learners.layer import TTT, Conventions, default_kernel_init
+from tttlm.mixers.learners.conventions import Conventions
+from tttlm.mixers.learners.layer import TTT, default_kernel_init
 from tttlm.mixers.registry import AxisRule, Mixer
 from tttlm.ops.ttt import Learner, Shapes, check_choice
 from tttlm.ops.ttt.cost import flops_per_token

@@ -5,8 +5,8 @@ from typing import ClassVar, Literal
 
 from flax import nnx
 
+from tttlm.mixers.learners.conventions import Conventions, OutputGate
 from tttlm.mixers.learners.gates import SigmoidUpTo, TokenGate
-from tttlm.mixers.learners.layer import Conventions, OutputGate
 from tttlm.mixers.learners.memory import Gates
 from tttlm.mixers.learners.mixer import ChunkedConfig, LearnerMixer, PublishedLayer
 from tttlm.mixers.registry import register
