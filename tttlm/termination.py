@@ -15,27 +15,31 @@ GRACE = 10.0  # seconds that the main thread is given
 
 
 class Handler:
-    """A handler of SIGTERM or SIGINT that is to run within `GRACE` seconds, or the process ends without it.
+    """A handler of SIGTERM or SIGINT that is to be answered within `GRACE` seconds, or the process ends without it.
 
     The process ends as if it were killed, so that files are complete or missing, as after a crash.
 
+    Args:
+        run: what the handler does.
+        only_notes: whether `run` only notes the signal, so that whoever reads the note sets `answered`.
+
     Attributes:
         patient: Whether to wait for the main thread however long it takes, because it has something to save.
-        heard: Whether the handler has run.
+        answered: Whether the signal was answered.
     """
 
-    def __init__(self, run: Callable[[int, FrameType | None], None]) -> None:
-        self._run = run
-        self.patient = self.heard = False
+    def __init__(self, run: Callable[[int, FrameType | None], None], *, only_notes: bool = False) -> None:
+        self._run, self._only_notes = run, only_notes
+        self.patient = self.answered = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        self.heard = True
+        self.answered = not self._only_notes
         self._run(number, frame)
 
 
 @contextmanager
 def in_time(statuses: Mapping[int, int], line: str) -> Iterator[None]:
-    """A context in which a signal whose `Handler` does not run in time ends the process; for the main thread.
+    """A context in which a signal that its `Handler` does not answer in time ends the process; for the main thread.
 
     Args:
         statuses: exit status for each signal.
@@ -50,7 +54,7 @@ def in_time(statuses: Mapping[int, int], line: str) -> Iterator[None]:
             handler = signal.getsignal(heard[0])
             if heard[0] not in statuses or not isinstance(handler, Handler) or ended.wait(GRACE):
                 continue
-            if not handler.heard and not handler.patient:
+            if not handler.answered and not handler.patient:
                 with suppress(OSError):
                     os.write(2, f"{line}\n".encode(errors="replace"))
                 os._exit(statuses[heard[0]])

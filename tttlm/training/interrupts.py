@@ -29,7 +29,7 @@ class Interrupts:
     """
 
     def __init__(self) -> None:
-        self.handler = Handler(self._handle)
+        self.handler = Handler(self._handle, only_notes=True)
         self._requested: signal.Signals | None = None
         self._asked = 0  # number of calls of `stop`, which grows even when steps are rolled back
         self._reached = False
@@ -46,6 +46,7 @@ class Interrupts:
         """Whether to save and stop now; called before every step, with the same result in every process."""
         self.handler.patient = self._asked > 0
         self._asked += 1
+        self.handler.answered = self._requested is not None
         if jax.process_count() == 1:
             return self._requested is not None
         self._reached = self._reached or multihost_utils.reached_preemption_sync_point(self._asked)
