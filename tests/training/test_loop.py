@@ -20,7 +20,7 @@ from tests.training.small import small_config
 from tttlm.data import Batch, open_data
 from tttlm.errors import InputError
 from tttlm.training import checkpoint_files, loop
-from tttlm.training.checkpoint_files import load_params, saved_steps
+from tttlm.training.checkpoint_files import load_params, pick_step, saved_steps
 from tttlm.training.config import TrainConfig, to_dict
 from tttlm.training.metrics import read_metrics
 from tttlm.training.run_folder import RunFolder
@@ -102,6 +102,17 @@ def test_a_stopped_run_saves_and_goes_on_with_the_same_numbers(finished, data, t
     assert loop.train(config).reason == "finished"
     assert numbers(config) == numbers(finished)
     jax.tree.map(np.testing.assert_array_equal, params(config), params(finished))
+
+
+@pytest.mark.long
+def test_a_run_that_is_stopped_before_its_first_step_does_not_say_that_it_saved(data, tmp_path, monkeypatch):
+    config = small_config(tmp_path / "run", data)
+    monkeypatch.setattr("tttlm.training.interrupts.Interrupts.stop", lambda self: True)
+    outcome = loop.train(config)
+    assert (outcome.reason, outcome.step) == ("interrupted", 0)
+    assert outcome.message.startswith("stopped before the first step, so that there is nothing to save")
+    with pytest.raises(InputError, match="has no checkpoint yet"):
+        pick_step(RunFolder(config.run).checkpoints, None)
 
 
 def test_a_run_killed_between_checkpoints_goes_on_from_the_last_one(finished, data, tmp_path, monkeypatch, capsys):

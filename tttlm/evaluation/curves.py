@@ -86,7 +86,7 @@ def pick_names(runs: Sequence[RunMetrics], pattern: str) -> list[str]:
     names = sorted({name for run in runs for name in run.names})
     found = fnmatch.filter(names, pattern)
     if not found:
-        raise InputError(f"no run has '{pattern}'; there are {', '.join(summary(names))}")
+        raise InputError(f"no run has '{pattern}'; there are {', '.join(summary(names)) or 'no metrics yet'}")
     return sorted(found, key=_natural)
 
 

@@ -100,9 +100,10 @@ def pick_step(folder: Path, step: int | None) -> int:
         InputError: there is no such checkpoint.
     """
     steps = saved_steps(folder)
-    if not steps or (step is not None and step not in steps):
-        wanted = "any checkpoint" if step is None else f"a checkpoint of step {step}"
-        raise InputError(f"{folder} does not have {wanted}; it has {steps or 'none'}")
+    if not steps:
+        raise InputError(f"{folder} has no checkpoint yet: the command that started the run trains on and saves one")
+    if step is not None and step not in steps:
+        raise InputError(f"{folder} does not have a checkpoint of step {step}; it has {steps}")
     return steps[-1] if step is None else step
 
 

@@ -222,6 +222,8 @@ class _Experiment:
         if step == self.config.steps:
             return Outcome("finished", step, 0, f"finished {step} steps", seconds)
         message = f"saved at step {step} of {self.config.steps}; the same command resumes from there"
+        if step == 0:
+            message = "stopped before the first step, so that there is nothing to save; the same command starts again"
         return Outcome("interrupted", step, self.interrupts.status, message, seconds)
 
     def advance(self) -> int:
