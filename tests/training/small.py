@@ -58,4 +58,5 @@ def prepare_config(texts: Path) -> PrepareConfig:
 def _replace(config: Any, path: list[str], value: Any) -> Any:
     if len(path) > 1:
         value = _replace(getattr(config, path[0]), path[1:], value)
+    value = tuple(value) if isinstance(value, list) else value  # JSON, by which processes are told, has no tuples
     return dataclasses.replace(config, **{path[0]: value})

@@ -141,14 +141,24 @@ def read_arrays(path: Path, facts: Facts, like: dict[str, Any]) -> dict[str, Any
         Damaged: an array is not what was saved.
         Unreadable: it cannot be read at the moment.
     """
+    loaded = load_arrays(path, facts, like)
+    check_values(loaded, facts)
+    return loaded
+
+
+def load_arrays(path: Path, facts: Facts, like: dict[str, Any]) -> dict[str, Any]:
+    """The first half of `read_arrays`, which each process does for itself."""
     with reading():
         wanted = {name: _as_saved(tree, getattr(facts, name)) for name, tree in like.items()}
-        loaded = ocp.load_checkpointables(path.absolute(), wanted)
+        return ocp.load_checkpointables(path.absolute(), wanted)
+
+
+def check_values(loaded: dict[str, Any], facts: Facts) -> None:
+    """The second half of `read_arrays`, for which all processes must have loaded theirs: they compute together."""
     for name, tree in loaded.items():
         for array, digest in digests(tree).items():
             if getattr(facts, name).get(array) != digest:
                 raise Damaged(f"the values of {name}/{array} are not those that were saved")
-    return loaded
 
 
 def check_listing(path: Path, facts: Facts) -> None:

@@ -5,7 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 from jax.experimental import multihost_utils
@@ -18,8 +18,10 @@ from tttlm.training.checkpoint_files import (
     Facts,
     Unreadable,
     check_listing,
+    check_values,
     first_cause,
     is_checkpoint,
+    load_arrays,
     read_arrays,
     read_facts,
     saved_steps,
@@ -27,6 +29,8 @@ from tttlm.training.checkpoint_files import (
 from tttlm.training.cluster import first_of, is_first, say
 from tttlm.training.config import CheckpointConfig
 from tttlm.training.digests import digests
+
+T = TypeVar("T")
 
 _READ_BACK = 1 << 28  # largest state in bytes that is read back in full: a second copy of more may not fit the devices
 
@@ -136,21 +140,18 @@ class Checkpoints:
         Raises:
             InputError: it cannot be read at the moment, or another version saved it; it is left as it is.
         """
-        path, result = self._folder / str(step), None
-        refused = passing = damage = ""
+        path = self._folder / str(step)
         try:
-            facts = read_facts(path)
-            result = facts, read_arrays(path, facts, like)
-        except InputError as error:
-            refused = str(error)
+            facts = _together(lambda: read_facts(path))
+            loaded = _together(lambda: load_arrays(path, facts, like))  # the next begins only if all have theirs
+            _together(lambda: check_values(loaded, facts))
         except Unreadable as error:
-            passing = f"checkpoint {path} cannot be read ({error}): nothing was changed, try again once it can be"
+            raise InputError(
+                f"checkpoint {path} cannot be read ({error}): nothing was changed, try again once it can be"
+            ) from None
         except Damaged as error:
-            damage = str(error)
-        # From here on the processes work together, so either all have read or none continues.
-        if refused := first_of(refused) or first_of(passing):
-            raise InputError(refused)
-        return first_of(damage) or result or "another process could not read it"
+            return str(error)
+        return facts, loaded
 
     def _set_aside(self, step: int) -> None:
         if is_first():
@@ -221,6 +222,20 @@ class Checkpoints:
         with contextlib.suppress(CannotWrite):  # `wait` reports it
             self.wait()
         self._orbax.close()
+
+
+def _together(read: Callable[[], T]) -> T:
+    """What `read` returns; if it fails in one process, every process raises that, so that none waits for another."""
+    result: T | None = None
+    causes: dict[type[Exception], str] = dict.fromkeys((InputError, Unreadable, Damaged), "")
+    try:
+        result = read()
+    except tuple(causes) as error:
+        causes[next(kind for kind in causes if isinstance(error, kind))] = str(error)
+    for kind, cause in causes.items():
+        if cause := first_of(cause):
+            raise kind(cause)
+    return result  # type: ignore[return-value]
 
 
 class _Kept:
