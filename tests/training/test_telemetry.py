@@ -57,7 +57,7 @@ def test_a_layer_within_the_model_is_measured_on_what_it_reads(x64):
     @jax.jit
     def of_block():
         read = model.embed(tokens)
-        read = read + block.conv(block.conv_norm(read), None, None)[0]
+        read = read + block.conv(block.conv_norm(read))[0]
         return block.mixer.inner_statistics(block.mixer_norm(read))
 
     alone = of_block()
