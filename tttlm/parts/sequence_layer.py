@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tttlm.errors import InputError
 from tttlm.ops.documents import Documents
+from tttlm.ops.ttt import InnerStatistics
 from tttlm.parts.explicit_axes import any_mesh
 from tttlm.parts.padding import read_sequences
 
@@ -210,6 +211,23 @@ class LearningLayer(SequenceLayer[S]):
             InputError: An argument has a wrong shape or dtype.
         """
         return self._read(x, None, segment_ids, lengths, mask, multiplier=inner_learning_rate_multiplier)[0]
+
+    @own_promotion
+    def inner_statistics(
+        self,
+        x: Float[Array, "B T D"],
+        segment_ids: Int[Array, "B T"] | None = None,
+        *,
+        inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
+    ) -> InnerStatistics:
+        """Statistics of learning and drift of the inner model on `x` `[B, T, D]`; arguments as for a call.
+
+        Of several learners it is the mean.
+        """
+        return self._inner_statistics(x, segment_ids, inner_learning_rate_multiplier)
+
+    def _inner_statistics(self, x: Any, segment_ids: Any, multiplier: Any) -> InnerStatistics:
+        raise NotImplementedError(f"{type(self).__name__} does not measure its inner model")
 
     def extend(
         self,

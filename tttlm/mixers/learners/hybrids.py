@@ -18,10 +18,10 @@ from tttlm.mixers.attention.layer import Attention
 from tttlm.mixers.learners.layer import TTT, TTTState
 from tttlm.ops.attention import attention
 from tttlm.ops.documents import Documents, document_in_progress, documents, num_positions
-from tttlm.ops.ttt import InnerStatistics, Ridge
+from tttlm.ops.ttt import Ridge
 from tttlm.parts.norm import RMSNorm
 from tttlm.parts.partition import to_stream
-from tttlm.parts.sequence_layer import LearningLayer, own_promotion
+from tttlm.parts.sequence_layer import LearningLayer
 
 
 class SegmentCache(NamedTuple):
@@ -89,17 +89,8 @@ class MemoryAsGate(_Hybrid):
     def _init_state(self, batch: int) -> HybridState:
         return HybridState(self.memory._init_state(batch), self.attention._init_state(batch))
 
-    @own_promotion
-    def inner_statistics(
-        self,
-        x: Float[Array, "B T D"],
-        segment_ids: Int[Array, "B T"] | None = None,
-        *,
-        inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
-    ) -> InnerStatistics:
-        """Statistics of learning and drift of the memory on `x`; arguments as for a call."""
-        options: Any = {"inner_learning_rate_multiplier": inner_learning_rate_multiplier}
-        return self.memory.inner_statistics(x, segment_ids, **options)
+    def _inner_statistics(self, x, segment_ids, multiplier):
+        return self.memory._inner_statistics(x, segment_ids, multiplier)
 
     def _whole(self, *arguments: Any, **options: Any) -> Array:
         x, docs = arguments
@@ -152,19 +143,10 @@ class MemoryAsContext(_Hybrid):
         cache = SegmentCache(empty(), empty(), jnp.zeros((batch, self.segment_size), bool))
         return HybridState(self.memory._init_state(batch), cache)
 
-    @own_promotion
-    def inner_statistics(
-        self,
-        x: Float[Array, "B T D"],
-        segment_ids: Int[Array, "B T"] | None = None,
-        *,
-        inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
-    ) -> InnerStatistics:
-        """Statistics of learning and drift of the memory on the outputs of the attention; arguments as for a call."""
-        options: Any = {"multiplier": inner_learning_rate_multiplier, "on_boundary": True}
+    def _inner_statistics(self, x, segment_ids, multiplier):
+        options: Any = {"multiplier": multiplier, "on_boundary": True}
         (_, y), _ = self._segments(x, self._init_state(x.shape[0]), documents(segment_ids), **options)
-        rates: Any = {"inner_learning_rate_multiplier": inner_learning_rate_multiplier}
-        return self.memory.inner_statistics(y, segment_ids, **rates)
+        return self.memory._inner_statistics(y, segment_ids, multiplier)  # the memory reads what the attention gives
 
     def _whole(self, *arguments: Any, **options: Any) -> Array:
         x, docs = arguments

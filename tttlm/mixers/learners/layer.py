@@ -16,7 +16,7 @@ from tttlm.mixers.learners.memory import Memory, Tokens
 from tttlm.ops.documents import Documents, documents, positions_in_document
 from tttlm.ops.projection import projection
 from tttlm.ops.rope import rotate_halves
-from tttlm.ops.ttt import IMPLEMENTATIONS, InnerStatistics, Learner, LearnerState, learner_statistics
+from tttlm.ops.ttt import IMPLEMENTATIONS, Learner, LearnerState, learner_statistics
 from tttlm.parts.conv import CausalConv
 from tttlm.parts.partition import to_heads, to_stream
 from tttlm.parts.sequence_layer import (
@@ -26,7 +26,6 @@ from tttlm.parts.sequence_layer import (
     check_implementation,
     checked_positions,
     checked_precision,
-    own_promotion,
 )
 
 default_kernel_init = nnx.initializers.normal(0.02)
@@ -233,17 +232,9 @@ class TTT(LearningLayer[TTTState]):
     def _init_tails(self, batch: int, dtype: Dtype) -> tuple[Array | None, ...]:
         return tuple(None if conv is None else conv.init_tail(batch, dtype) for conv in self._convs)
 
-    @own_promotion
-    def inner_statistics(
-        self,
-        x: Float[Array, "B T D"],
-        segment_ids: Int[Array, "B T"] | None = None,
-        *,
-        inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
-    ) -> InnerStatistics:
-        """Statistics of learning and drift of the inner model on `x`; of several learners the mean."""
+    def _inner_statistics(self, x, segment_ids, multiplier):
         tokens, _, _ = self._tokens(x, None, documents(segment_ids), None)
-        return self._statistics(x, tokens, segment_ids, inner_learning_rate_multiplier)
+        return self._statistics(x, tokens, segment_ids, multiplier)
 
     def _statistics(self, x, tokens, segment_ids, multiplier):
         found = [

@@ -4,17 +4,16 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from tttlm.errors import InputError
 from tttlm.mixers.attention.attend import attend, attend_cached, empty_cache
 from tttlm.mixers.learners.hybrids import HybridState
 from tttlm.mixers.learners.layer import TTT, TTTState
 from tttlm.ops.documents import Documents, documents
-from tttlm.ops.ttt import InnerStatistics
 from tttlm.parts.norm import RMSNorm
 from tttlm.parts.partition import to_stream
-from tttlm.parts.sequence_layer import LearningLayer, at_least_one, own_promotion
+from tttlm.parts.sequence_layer import LearningLayer, at_least_one
 
 
 class SharedWindow(LearningLayer[HybridState]):
@@ -64,17 +63,9 @@ class SharedWindow(LearningLayer[HybridState]):
         cache = empty_cache((batch, self.sliding_window, heads, self.head_dim), self.dtype or self.param_dtype)
         return HybridState(self.memory._init_state(batch), cache)
 
-    @own_promotion
-    def inner_statistics(
-        self,
-        x: Float[Array, "B T D"],
-        segment_ids: Int[Array, "B T"] | None = None,
-        *,
-        inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
-    ) -> InnerStatistics:
-        """Statistics of learning and drift of the memory on `x`; arguments as for a call."""
+    def _inner_statistics(self, x, segment_ids, multiplier):
         _, tokens, _, _ = self._shared(x, None, documents(segment_ids))
-        return self.memory._statistics(x, tokens, segment_ids, inner_learning_rate_multiplier)
+        return self.memory._statistics(x, tokens, segment_ids, multiplier)
 
     def _shared(self, x, state, docs):
         """Queries, keys and values of the attention, what tokens bring to the memory, its next tails and position."""

@@ -21,7 +21,6 @@ from tttlm.ops.ttt import (
     IMPLEMENTATIONS,
     InnerLayer,
     InnerNorm,
-    InnerStatistics,
     Learner,
     LearnerInputs,
     LearnerState,
@@ -40,7 +39,6 @@ from tttlm.parts.sequence_layer import (
     check_implementation,
     checked_positions,
     checked_precision,
-    own_promotion,
 )
 
 default_kernel_init = nnx.initializers.normal(0.02)  # of the released models
@@ -285,18 +283,8 @@ class MiniBatchTTT(LearningLayer[TTTState]):
         inner = init_learner_state(self.learner, self._inner_weights(), batch, self.head_dim, self.head_dim)
         return TTTState(inner, tail)
 
-    @own_promotion
-    def inner_statistics(
-        self,
-        x: Float[Array, "B T D"],
-        segment_ids: Int[Array, "B T"] | None = None,
-        *,
-        inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
-    ) -> InnerStatistics:
-        """Statistics of the inner model's learning and drift on `x`; arguments as for a call."""
-        (_, k, v, rates, token_scale), _ = self._inner_inputs(
-            x, None, documents(segment_ids), inner_learning_rate_multiplier
-        )
+    def _inner_statistics(self, x, segment_ids, multiplier):
+        (_, k, v, rates, token_scale), _ = self._inner_inputs(x, None, documents(segment_ids), multiplier)
         return learner_statistics(
             self.learner,
             LearnerInputs(k, k, v, rates),
