@@ -141,8 +141,7 @@ def own_answer(tokenizer: Any, text: str) -> list[int]:
 def cut_answer(tokenizer: Any, text: str, block: int) -> list[int]:
     """The tokens of the text as `prepare` makes them: in blocks, and in pieces of these."""
     found, goes_on = [], False
-    for data, forced in tokenizer.cut_rule.blocks([text.encode()]):
-        assert not forced
+    for data in tokenizer.cut_rule.blocks([text.encode()], "a text"):
         found += tokenizer.encode_blocks([(data.decode(), goes_on)])[0].tolist()
         goes_on = True
     return found

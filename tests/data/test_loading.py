@@ -341,7 +341,7 @@ def test_the_fingerprint_changes_with_data_tokenizer_and_layout(prepared, second
         ("tokenizer.model", lambda b: b + b"\0", "tokenizer.model has"),
         ("tokenizer.model", lambda b: b[:-1] + b"\7", "tokenizer.model was altered"),
         ("manifest.json", lambda b: b[:100], "manifest.json: is not JSON"),
-        ("manifest.json", lambda b: b.replace(b'"format": 2', b'"format": 9'), "has format 9"),
+        ("manifest.json", lambda b: b.replace(b'"format": 3', b'"format": 9'), "has format 9"),
         ("manifest.json", lambda b: b.replace(b'"bos": false', b'"bos": true'), "manifest.json: was altered"),
         ("part-00000/part.json", lambda b: b.replace(b"000.txt", b"001.txt"), "part.json was altered"),
     ],

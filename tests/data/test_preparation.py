@@ -377,7 +377,7 @@ def test_invalid_utf8_is_replaced_or_skipped_and_counted(tmp_path, with_damage, 
     monkeypatch.setattr(cutting, "BLOCK_BYTES", 200)  # so that it comes up when much of the document is written
     prepare(small_config(with_damage, "bytes", invalid_utf8=policy, held_out=0.0), tmp_path / "data")
     manifest = store.read_manifest(tmp_path / "data")
-    assert manifest.counts == store.Counts(1, 1, 0)
+    assert manifest.counts == store.Counts(1, 1)
     found = stored(tmp_path / "data")["train"]
     assert len(found) == documents == manifest.splits["train"].documents
     tokenizer = load_tokenizer("bytes")
@@ -406,7 +406,7 @@ def test_bytes_that_json_and_parquet_call_text_but_are_not_are_counted(tmp_path)
     pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "source" / "b.parquet")
     prepare(small_config(tmp_path / "source", "bytes", held_out=0.0), tmp_path / "data")
     manifest = store.read_manifest(tmp_path / "data")
-    assert manifest.counts == store.Counts(1, 3, 0)
+    assert manifest.counts == store.Counts(1, 3)
 
 
 @pytest.mark.parametrize(

@@ -118,8 +118,8 @@ def test_a_document_read_in_chunks_has_the_tokens_of_the_whole(tokenizers_of_eve
         patch.setattr(cutting, "BLOCK_BYTES", block)
         for name, tokenizer in tokenizers_of_every_kind.items():
             tokens, goes_on = [], False
-            for piece, forced in tokenizer.cut_rule.blocks(data[i : i + chunk] for i in range(0, len(data), chunk)):
-                assert not forced
+            chunks = (data[i : i + chunk] for i in range(0, len(data), chunk))
+            for piece in tokenizer.cut_rule.blocks(chunks, "a text"):
                 tokens += tokenizer.encode_blocks([(piece.decode(), goes_on)])[0].tolist()
                 goes_on = True
             assert tokens == whole(tokenizer, text), name
@@ -137,15 +137,30 @@ def test_long_texts_really_are_cut(tokenizers_of_every_kind) -> None:
         assert max(map(len, pieces)) < 2 * cutting.PIECE_CHARACTERS
 
 
-def test_a_text_without_an_allowed_cut_is_cut_between_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_without_an_allowed_cut_is_encoded_as_a_whole_or_refused(
+    tokenizers_of_every_kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cutting, "BLOCK_BYTES", 10)
-    monkeypatch.setattr(cutting, "FORCED_BYTES", 20)
-    data = "世界".encode() * 20
-    blocks = list(load_tokenizer("bytes").cut_rule.blocks([data]))
-    assert b"".join(block for block, _ in blocks) == data
-    assert [forced for _, forced in blocks] == [True] * (len(blocks) - 1) + [False]
-    assert max(len(block) for block, _ in blocks) <= 20
-    assert all(block.decode() for block, _ in blocks)
+    monkeypatch.setattr(cutting, "WHOLE_BYTES", 200)
+    tokenizer = tokenizers_of_every_kind["as T5"]  # allows no cut
+    for length, chunk in ((190, 7), (200, 200)):
+        data = ("word " * 40).encode()[:length]
+        assert list(tokenizer.cut_rule.blocks([data[:chunk], data[chunk:]], "a text")) == [data]
+    with pytest.raises(InputError, match=r"^book\.txt has .* has no cut.*; split the file"):
+        list(tokenizer.cut_rule.blocks([b"word " * 41], "book.txt"))
+
+
+@settings(max_examples=50, deadline=None)
+@given(data=st.one_of(st.binary(max_size=80), st.text(max_size=40).map(str.encode)), chunk=st.integers(1, 30))
+def test_bytes_are_cut_between_any_two_characters(data: bytes, chunk: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cutting, "BLOCK_BYTES", 10)
+        chunks = (data[i : i + chunk] for i in range(0, len(data), chunk))
+        blocks = list(load_tokenizer("bytes").cut_rule.blocks(chunks, "a text"))
+    assert b"".join(blocks) == data
+    assert "".join(block.decode("utf-8", "replace") for block in blocks) == data.decode("utf-8", "replace")
+    if b"\xef\xbf\xbd" not in data.decode("utf-8", "replace").encode():  # valid: no block is longer than the bound
+        assert max(map(len, blocks), default=0) <= 10
 
 
 def test_a_trained_tokenizer_is_lossless(sentencepiece_model: SentencePieceTokenizer) -> None:

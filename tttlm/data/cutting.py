@@ -12,9 +12,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+from tttlm.errors import InputError
+
 PIECE_CHARACTERS = 2_048  # short pieces stay in the processor's cache: 2-3 times as fast as a book in one piece
 BLOCK_BYTES = 1 << 19  # the block that a worker gets at a time
-FORCED_BYTES = 1 << 24  # a segment this long without an allowed cut is cut nevertheless, and counted
+WHOLE_BYTES = 1 << 27  # a segment without an allowed cut is encoded as a whole, which takes some 30 times its bytes
 
 _GUARDS = "aoekz0"
 _SPACES = frozenset(" \n▁")
@@ -30,12 +32,14 @@ class CutRule:
         joined: characters that some piece has in front of white space.
         only_words: whether cuts are allowed only after letters and digits, where the pre-tokenizer ends a word.
         byte_letters: the letters by which the vocabulary spells the bytes 0 to 255; "" if it is made of characters.
+        anywhere: whether a cut is allowed between any two characters, because every byte is a token.
     """
 
     before: str = " \n"
     joined: frozenset[str] = frozenset()
     only_words: bool = False
     byte_letters: str = ""
+    anywhere: bool = False
 
     @cached_property
     def guard(self) -> str:
@@ -75,11 +79,12 @@ class CutRule:
 
     def last_cut(self, data: bytes | bytearray, least: int = 1) -> int:
         """The last offset in UTF-8 `data`, from `least` on, where it may be cut; 0 if there is none."""
+        if self.anywhere:
+            return next((end for end in range(len(data) - 1, least - 1, -1) if _character_before(data, end)), 0)
         space, newline = (data.rfind(c.encode(), least) if c in self.before else -1 for c in " \n")
         while (end := max(space, newline)) > 0:
-            before = bytes(data[max(0, end - 4) : end]).decode("utf-8", "ignore")[-1:]
-            # No cut after invalid UTF-8: it may decode differently when joined.
-            if before and data.endswith(before.encode(), 0, end) and self.allows(before):
+            before = _character_before(data, end)
+            if before and self.allows(before):
                 return end
             if space > newline:
                 space = data.rfind(b" ", least, space)
@@ -87,34 +92,41 @@ class CutRule:
                 newline = data.rfind(b"\n", least, newline)
         return 0
 
-    def blocks(self, chunks: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:
-        """Regroups a document's bytes into blocks that can be encoded independently, in bounded memory.
+    def blocks(self, chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
+        """Regroups the bytes of the document `name` into blocks that can be encoded independently.
 
-        Yields: (block, forced); `forced` if `FORCED_BYTES` had no allowed cut.
+        Raises:
+            InputError: more than `WHOLE_BYTES` had no allowed cut.
         """
         buffer = bytearray()
         tried = 1  # no cut is allowed before this offset
         for chunk in chunks:
             buffer += chunk
             while len(buffer) > BLOCK_BYTES:
-                cut, forced = self.last_cut(buffer[: BLOCK_BYTES + 1], tried), False
+                cut = self.last_cut(buffer[: BLOCK_BYTES + 1], tried) or self.last_cut(buffer, tried)
                 if not cut:
-                    cut = self.last_cut(buffer[:FORCED_BYTES], tried)
-                    if not cut:
-                        tried = min(len(buffer), FORCED_BYTES)
-                        if len(buffer) < FORCED_BYTES + 4:
-                            break
-                        cut, forced = FORCED_BYTES, True
-                        while buffer[cut] & 0xC0 == 0x80 and cut > FORCED_BYTES - 4:
-                            cut -= 1  # not inside a character
-                yield bytes(buffer[:cut]), forced
+                    if len(buffer) > WHOLE_BYTES:
+                        raise InputError(
+                            f"{name} has more than {WHOLE_BYTES >> 20} MiB in a row where its tokenizer has no cut, "
+                            "too much to encode as a whole; split the file, or use another tokenizer (docs/data.md)"
+                        )
+                    tried = len(buffer)
+                    break
+                yield bytes(buffer[:cut])
                 del buffer[:cut]
                 tried = 1
         if buffer:
-            yield bytes(buffer), False
+            yield bytes(buffer)
 
 
 NEVER = CutRule(before="")
+ANYWHERE = CutRule(anywhere=True)
+
+
+def _character_before(data: bytes | bytearray, end: int) -> str:
+    """The character that ends at a byte offset; "" if none does: invalid UTF-8 may decode differently when joined."""
+    before = bytes(data[max(0, end - 4) : end]).decode("utf-8", "ignore")[-1:]
+    return before if data.endswith(before.encode(), 0, end) else ""
 
 
 def is_old_letter(character: str) -> bool:

@@ -64,16 +64,16 @@ def encode_file(path: str | Path, tokenizer: Tokenizer) -> Iterator[tuple[np.nda
     Invalid UTF-8 is read as U+FFFD; .gz, .zst, .xz and .bz2 are decompressed.
 
     Raises:
-        InputError: the file does not exist, is damaged, or has no text.
+        InputError: the file does not exist, is damaged, has no text, or has too much text without an allowed cut.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"text file {path} does not exist")
     prefix = np.array([] if tokenizer.entry_id is None else [tokenizer.entry_id], np.uint32)
     continues, empty = False, True
-    for block, forced in tokenizer.cut_rule.blocks(read_text(path)):
+    for block in tokenizer.cut_rule.blocks(read_text(path), f"text file {path}"):
         (encoded,) = encode_task(tokenizer, "uint32", [(block, continues)])
         yield np.concatenate([prefix, encoded.tokens]) if empty else encoded.tokens, len(block)
-        continues, empty = not forced, False
+        continues, empty = True, False
     if empty:
         raise InputError(f"text file {path} is empty; nothing to evaluate")

@@ -76,7 +76,6 @@ class _Block:
 @dataclass(frozen=True)
 class _EndOfDocument:
     document: _Open
-    forced_cuts: int
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ class Job:
         self.bos = np.array([tokenizer.bos_id] if config.bos else [], dtype)
         self.eos = np.array([tokenizer.eos_id] if config.eos else [], dtype)
         self.writer: writing.PartWriter | None = None
-        self.invalid_utf8 = self.forced_cuts = 0
+        self.invalid_utf8 = 0
         self.empty_written = 0
         self.bytes_done = 0
         self.seconds = dict.fromkeys(("reading", "tokenizing", "writing"), 0.0)
@@ -159,13 +158,12 @@ class Job:
                 in_part = 0
             position, empty = self.source.position(), self.source.empty
             document = _Open(raw, split_of(raw, self.config.held_out))
-            continues, forced_cuts = False, 0
-            for block, forced in self.cut_rule.blocks(raw.chunks):
+            continues = False
+            for block in self.cut_rule.blocks(raw.chunks, self._name(document)):
                 yield _Block(document, block, continues)
                 in_part += len(block)
-                continues = not forced
-                forced_cuts += forced
-            yield _EndOfDocument(document, forced_cuts)
+                continues = True
+            yield _EndOfDocument(document)
         if in_part:
             yield _EndOfPart(self.source.position(), self.source.empty)
 
@@ -212,7 +210,6 @@ class Job:
                 self.writer.cut(document.split, document.offset)
                 return
         self._put(document, self.eos)
-        self.forced_cuts += event.forced_cuts
         self.bytes_done += document.bytes
         raw = document.raw
         name = self.source.names[raw.file]
@@ -220,12 +217,12 @@ class Job:
 
     def _end_part(self, event: _EndOfPart) -> None:
         assert self.writer is not None
-        counts = store.Counts(event.empty - self.empty_written, self.invalid_utf8, self.forced_cuts)
+        counts = store.Counts(event.empty - self.empty_written, self.invalid_utf8)
         self.empty_written = event.empty
         self.parts.append(self.writer.commit(event.position, counts))
         self.writer = None
         self.next_part += 1
-        self.invalid_utf8 = self.forced_cuts = 0
+        self.invalid_utf8 = 0
 
     @contextmanager
     def _clock(self, what: str) -> Iterator[None]:

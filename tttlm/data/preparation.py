@@ -306,9 +306,7 @@ def _manifest(
         eos=config.eos,
         dtype=dtype,
         splits=sums,
-        counts=store.Counts(
-            *(sum(getattr(part.counts, name) for part in parts) for name in ("empty", "invalid_utf8", "forced_cuts"))
-        ),
+        counts=store.Counts(*(sum(getattr(part.counts, name) for part in parts) for name in ("empty", "invalid_utf8"))),
         fingerprint=hashlib.sha256(f"{tokenizer.fingerprint} {dtype} {digests}".encode()).hexdigest(),
         parts=facts,
     )
@@ -333,8 +331,6 @@ def _report(folder: Path, manifest: store.Manifest, job: Job, made: float, count
     if counts.invalid_utf8:
         what = "skipped" if job.config.invalid_utf8 == "skip" else "repaired with U+FFFD"
         say(f"not UTF-8:   {counts.invalid_utf8:,} documents, {what}")
-    if counts.forced_cuts:
-        say(f"cut in the middle of a word: {counts.forced_cuts:,} times (16 MiB without an allowed cut)")
     for split, empty in (("validation", job.config.held_out), ("train", 1.0 - job.config.held_out)):
         if empty and not manifest.splits[split].documents:
             say(f"note: the {split} split has no documents; change --held-out, or give more documents")

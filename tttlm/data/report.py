@@ -31,10 +31,10 @@ def describe_folder(folder: str | Path, *, samples: int = 3) -> Iterator[str]:
     shards = len(manifest.parts)
     stored = f"{manifest.dtype}, {shards} shard{'s' * (shards > 1)}, fingerprint {manifest.fingerprint[:12]}"
     yield f"tokens      {stored}"
-    if counts.empty or counts.invalid_utf8 or counts.forced_cuts:
+    if counts.empty or counts.invalid_utf8:
         yield (
             f"irregular   {counts.empty:,} empty (skipped), {counts.invalid_utf8:,} with invalid UTF-8 "
-            f"({manifest.config['invalid_utf8']}), {counts.forced_cuts:,} cuts inside a word"
+            f"({manifest.config['invalid_utf8']})"
         )
     splits = {name: Split(folder, name, manifest) for name in SPLITS}
     indices = {name: split.index() for name, split in splits.items()}

@@ -28,7 +28,7 @@ from tttlm.data.tokenizer import TokenizerFacts
 from tttlm.errors import InputError
 from tttlm.records import read_record
 
-FORMAT = 2
+FORMAT = 3
 SPLITS = ("train", "validation")
 DOCUMENT = np.dtype(
     [("tokens", "<u8"), ("bytes", "<u8"), ("key", "<u8"), ("record", "<u8"), ("file", "<u4")]
@@ -83,12 +83,10 @@ class Counts:
     Attributes:
         empty: documents skipped because they have no text.
         invalid_utf8: documents with invalid UTF-8, repaired or skipped as configured.
-        forced_cuts: cuts inside a word, because no other cut was allowed.
     """
 
     empty: int = 0
     invalid_utf8: int = 0
-    forced_cuts: int = 0
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from tttlm.data.cut_rules import rule_of_sentencepiece, rule_of_tokenizer_json
-from tttlm.data.cutting import CutRule
+from tttlm.data.cutting import ANYWHERE, CutRule
 from tttlm.errors import InputError
 
 Kind = Literal["sentencepiece", "tokenizers", "bytes"]
@@ -240,7 +240,7 @@ class ByteTokenizer(_Described):
     file_name: FileName = ""
     file_bytes = b""
     vocab_size = 258
-    cut_rule = CutRule()
+    cut_rule = ANYWHERE
 
     def __init__(self) -> None:
         self.name_controls(256, 257)
