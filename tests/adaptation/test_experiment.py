@@ -66,7 +66,7 @@ def test_a_command_trains_adapts_and_reports_and_does_nothing_twice(data, tmp_pa
         logits = np.load(tmp_path / "out/seed0/logits" / method / "noise-5.npy")
         assert errors[0][1] == pytest.approx(100 * np.mean(logits.argmax(-1) != np.arange(12) % 4))
     assert "noise-5" in report
-    assert "MMD^2, median width" in found["shift_ranks"]
+    assert "MMD^2, median bandwidth" in found["shift_ranks"]
 
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.npy")}
     (tmp_path / "out/seed0/logits/ttt/noise-5.npy").unlink()

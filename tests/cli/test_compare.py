@@ -24,7 +24,7 @@ SMALL = """
 output: {folder}/out
 seeds: [0, 1]
 match: {{by: parameters, to: attention, vary: [intermediate_size], tolerance: 0.05}}
-positions: {{length: 64, stretches: 2, documents: 4, rows: 4}}
+positions: {{length: 64, stretches: 2, documents: 4, batch_size: 4}}
 train:
   data: {{prepare: {{tokenizer: bytes, held_out: 0.25, workers: 1}}}}
   model: {{vocab_size: 300, hidden_size: 16, num_layers: 1, num_heads: 2, intermediate_size: 16, remat: none}}

@@ -216,7 +216,7 @@ def test_a_warm_start_is_a_run_with_the_first_logits_of_the_transformer(tmp_path
     out = capsys.readouterr().out
     assert "block 1: mixer/v_proj/kernel  <-  model.layers.0.self_attn.v_proj.weight" in out
     assert "block 1: mixer/o_proj/kernel  zero" in out
-    assert "block 3: mixer/learning_rate/kernel  fresh" in out
+    assert "block 3: mixer/learning_rate/kernel  new" in out
     assert ("logits of 32 random tokens agree" in out) == (tokens > 0)
 
 

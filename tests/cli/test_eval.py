@@ -78,7 +78,7 @@ def test_tables_results_and_pictures_of_all_tasks(folder, tmp_path, capsys, monk
 
     model, tokenizer = from_pretrained(folder / "a"), ByteTokenizer()
     documents = [[256 + 1, *path.read_bytes()] for path in sorted((folder / "texts").iterdir())]
-    of = [np.concatenate([p.nats for p in stream_losses(model, [[np.asarray(d)]], rows=1)]) for d in documents]
+    of = [np.concatenate([p.nats for p in stream_losses(model, [[np.asarray(d)]], batch_size=1)]) for d in documents]
     loss = {(one["model"], one["text"]): one for one in results["loss"]}
     for number, nats in enumerate(of):
         assert loss["a", f"{number}.txt"]["nats"] == pytest.approx(nats.sum(), rel=1e-5)
@@ -94,7 +94,9 @@ def test_tables_results_and_pictures_of_all_tasks(folder, tmp_path, capsys, monk
     assert stream["mean"][at] == pytest.approx(first.mean(), rel=1e-4)
     assert stream["tokens"][at] == len(first)
     assert gain["mean"][:at] == pytest.approx([0] * at, abs=1e-5)  # before the first reset nothing differs
-    again = [np.concatenate([p.nats for p in stream_losses(model, [[np.asarray(d[32:])]], rows=1)]) for d in documents]
+    again = [
+        np.concatenate([p.nats for p in stream_losses(model, [[np.asarray(d[32:])]], batch_size=1)]) for d in documents
+    ]
     reset = np.concatenate([nats[: stream["bins"][at + 1] - 32] for nats in again])
     assert gain["mean"][at] == pytest.approx(reset.mean() - first.mean(), abs=1e-4)
     assert curves["difference", "b", "windows 32"]["against"] == "a"
@@ -112,7 +114,7 @@ def test_tables_results_and_pictures_of_all_tasks(folder, tmp_path, capsys, monk
 
 @pytest.mark.long
 def test_an_evaluation_that_was_stopped_goes_on_with_the_documents_that_are_left(folder, tmp_path, monkeypatch, capsys):
-    arguments = [*flags(folder, tmp_path, "--rows", "1"), "--json"]
+    arguments = [*flags(folder, tmp_path, "--batch_size", "1"), "--json"]
     put, kept = Journal.put, []
 
     def stopping(self: Journal, key: dict, value: object) -> None:
@@ -130,7 +132,7 @@ def test_an_evaluation_that_was_stopped_goes_on_with_the_documents_that_are_left
     found = json.loads(capsys.readouterr().out)["loss"]
     assert len(kept) == len({*kept[:3]}) + 3 == 6  # three texts for each model, none twice
     monkeypatch.undo()
-    assert main([*flags(folder, tmp_path / "whole", "--rows", "1"), "--json"]) == 0
+    assert main([*flags(folder, tmp_path / "whole", "--batch_size", "1"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["loss"] == found
     (tmp_path / NAME).write_text((tmp_path / NAME).read_text().replace('"tokens": ', '"tokens": 1', 1))
     with pytest.raises(InputError, match="line 1: was altered"):
@@ -139,7 +141,7 @@ def test_an_evaluation_that_was_stopped_goes_on_with_the_documents_that_are_left
 
 @pytest.mark.slow
 def test_an_evaluation_that_was_killed_goes_on(folder, tmp_path):
-    command = [sys.executable, "-m", "tttlm.cli.eval", *flags(folder, tmp_path, "--rows", "1")]
+    command = [sys.executable, "-m", "tttlm.cli.eval", *flags(folder, tmp_path, "--batch_size", "1")]
     code = f"import sys; sys.argv = {command[2:]!r}; from tttlm.cli.eval import run; run()"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.DEVNULL)

@@ -93,7 +93,7 @@ def test_text_by_words(texts, tmp_path, capsys):
     same = compare(texts[0], texts[0], tmp_path)
     assert named(same, "Jensen-Shannon, token counts")["value"] == 0
     assert named(same, "Jensen-Shannon, token counts")["p_value"] == 1
-    assert named(same, "MMD^2, median width")["p_value"] > 0.05
+    assert named(same, "MMD^2, median bandwidth")["p_value"] > 0.05
 
 
 @pytest.mark.long

@@ -65,7 +65,7 @@ def test_tasks_of_all_three_kinds_have_the_numbers_of_the_library(folder):
 
     def nats(context: str, text: str) -> float:
         tokens = np.asarray([257, *(context + text).encode()])
-        losses = np.concatenate([part.nats for part in stream_losses(model, [[tokens]], rows=1, chunk=32)])
+        losses = np.concatenate([part.nats for part in stream_losses(model, [[tokens]], batch_size=1, chunk=32)])
         return float(losses[len(context.encode()) :].sum())
 
     right = [

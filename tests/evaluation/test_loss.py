@@ -1,4 +1,4 @@
-"""Streaming a text gives the loss of the whole text, whatever the rows and the chunks."""
+"""Streaming a text gives the loss of the whole text, whatever the batch size and the chunks."""
 
 import jax
 import jax.numpy as jnp
@@ -48,10 +48,10 @@ def alone(model) -> tuple[float, int]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("rows", "chunk"), [(3, 16)])
-def test_rows_and_chunks_do_not_change_the_score(model, alone, rows, chunk):
+@pytest.mark.parametrize(("batch_size", "chunk"), [(3, 16)])
+def test_batch_size_and_chunk_do_not_change_the_score(model, alone, batch_size, chunk):
     told: list[int] = []
-    score = stream_score(model, documents(), rows=rows, chunk=chunk, on_progress=told.append)
+    score = stream_score(model, documents(), batch_size=batch_size, chunk=chunk, on_progress=told.append)
     assert score.tokens == alone[1]
     assert score.bytes == sum(told) == 247
     assert score.nats == pytest.approx(alone[0], rel=1e-5)
@@ -74,30 +74,30 @@ def attention() -> LanguageModel:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("rows", "chunk"), [(3, 32)])
-def test_attention_needs_room_for_one_document_not_for_all_of_a_row(attention, rows, chunk):
+@pytest.mark.parametrize(("batch_size", "chunk"), [(3, 32)])
+def test_attention_needs_room_for_one_document_not_for_all_of_a_stream(attention, batch_size, chunk):
     nats = 0.0
     for document in documents():
         tokens = jnp.asarray(np.concatenate([piece for piece, _ in document]).astype(np.int32))[None]
         if tokens.shape[1] > 1:
             nats += float(token_losses(attention(tokens[:, :-1]), tokens[:, 1:]).sum())
-    score = stream_score(attention, documents(), rows=rows, chunk=chunk)
+    score = stream_score(attention, documents(), batch_size=batch_size, chunk=chunk)
     assert score.nats == pytest.approx(nats, rel=1e-5)
 
 
 def test_a_document_longer_than_the_cache_is_refused_in_one_line(attention):
     text = np.zeros(120, np.uint16)
     with pytest.raises(InputError, match=r"more than the 96 tokens that attention has room for") as error:
-        stream_score(attention, [[(text, 120)]], rows=1, chunk=32)
+        stream_score(attention, [[(text, 120)]], batch_size=1, chunk=32)
     assert "\n" not in str(error.value)
 
 
 def test_the_state_is_carried_within_a_document_and_not_into_the_next(model):
     """The same text is cheaper the second time within one document, and costs the same as a document of its own."""
     text = np.tile(np.arange(50, dtype=np.uint16), 2)
-    once = stream_score(model, [[(text[:51], 51)]], rows=1, chunk=32)
-    twice = stream_score(model, [[(text[:51], 51)]] * 2, rows=1, chunk=32)
-    joined = stream_score(model, [[(text, 100)]], rows=1, chunk=32)
+    once = stream_score(model, [[(text[:51], 51)]], batch_size=1, chunk=32)
+    twice = stream_score(model, [[(text[:51], 51)]] * 2, batch_size=1, chunk=32)
+    joined = stream_score(model, [[(text, 100)]], batch_size=1, chunk=32)
     assert twice.nats == pytest.approx(2 * once.nats, rel=1e-6)
     assert abs(joined.nats - twice.nats) > 1e-3
 

@@ -32,9 +32,9 @@ def parts() -> list[Stretch]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("rows", "chunk"), [(3, 8)])
-def test_rows_and_chunks_do_not_change_it(model, rows, chunk):
-    nats, tokens = losses_by_position(model, parts(), BINS, rows=rows, chunk=chunk, description="scoring")
+@pytest.mark.parametrize(("batch_size", "chunk"), [(3, 8)])
+def test_batch_size_and_chunk_do_not_change_it(model, batch_size, chunk):
+    nats, tokens = losses_by_position(model, parts(), BINS, batch_size=batch_size, chunk=chunk, description="scoring")
     expected, counted = np.zeros((2, 3, len(BINS) - 1))
     for part in parts():
         losses = token_losses(model(jnp.asarray(part.tokens[None, :-1])), jnp.asarray(part.tokens[None, 1:]))[0]

@@ -24,7 +24,7 @@ def outcome(model: LanguageModel) -> dict[str, list]:
     written = generate(model, prompts, max_tokens=6, temperature=0.0, chunk=16)
     documents = [[ids(n, n)] for n in (40, 17, 33)]
     nats = np.zeros(3)
-    for losses in stream_losses(model, documents, rows=2, chunk=16):
+    for losses in stream_losses(model, documents, batch_size=2, chunk=16):
         np.add.at(nats, losses.document, losses.nats)
     return {"tokens": [one.tokens for one in written], "nats": nats.tolist()}
 

@@ -34,7 +34,9 @@ OTHERS = sorted({*MIXERS} - {"ttt_linear"})
 )
 def test_losses_are_those_of_a_whole_forward_pass(mixers, x64):
     model = made(*mixers, dtype="float64", param_dtype="float64")
-    found = [streamed(model, documents(), rows=rows, chunk=chunk) for rows, chunk in ((3, 8), (1, 96))]
+    found = [
+        streamed(model, documents(), batch_size=batch_size, chunk=chunk) for batch_size, chunk in ((3, 8), (1, 96))
+    ]
     for number, length in enumerate(LENGTHS):
         logits = logits_of(model, ids(length, length))
         logits = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
@@ -55,7 +57,7 @@ def test_documents_are_read_as_they_are_needed_and_no_more_is_held():
             read.append(1)
             yield ids(10)
 
-    stream = stream_losses(made("ttt_linear"), [endless()], rows=1, chunk=20)
+    stream = stream_losses(made("ttt_linear"), [endless()], batch_size=1, chunk=20)
     for _ in range(5):
         next(stream)
     assert len(read) < 20
@@ -63,6 +65,6 @@ def test_documents_are_read_as_they_are_needed_and_no_more_is_held():
 
 def test_what_does_not_fit_is_refused_in_one_line():
     with pytest.raises(InputError, match="more than the 96 tokens that attention has room for"):
-        list(stream_losses(made("attention"), [[ids(120)]], rows=1, chunk=32))
+        list(stream_losses(made("attention"), [[ids(120)]], batch_size=1, chunk=32))
     with pytest.raises(InputError, match="token 99 is not in the model's vocabulary"):
         list(stream_losses(made("attention"), [[np.array([1, 99])]]))

@@ -51,7 +51,7 @@ def test_with_a_zero_readout_the_first_logits_are_those_of_the_base(folder, mixe
         conv = {"conv/kernel", "conv/bias"} if backbone == "mamba" and "ttt" in mixer else set()
         down = {"feed_forward/down_proj/kernel"} if mixer != "attention" else set()
         assert zero == conv | down | {f"mixer/{name}/kernel" for name in wanted[mixer]}
-    assert not start.left
+    assert not start.unused
     if folder == QWEN2:
         return
     random = warm_start(folder, config)
@@ -97,15 +97,15 @@ def test_blocks_in_place_of_attention_take_what_has_their_shape(llama):
             *(nnx.to_flat_state(nnx.state(getattr(block.mixer, part))) for block in (ours, fresh)), strict=True
         ):
             np.testing.assert_array_equal(a[1][...], b[1][...])
-    assert start.taken["block 2: mixer/v_proj/kernel"] == "model.layers.2.self_attn.v_proj.weight"
-    assert start.taken["embed/embedding"] == "model.embed_tokens.weight"
-    assert start.left == tuple(f"model.layers.{i}.self_attn.k_proj.weight" for i in range(3))  # shared with queries
-    assert "block 0: mixer/conv_q/kernel" in start.fresh
-    names = {*start.taken, *start.fresh}
-    assert len(names) == len(start.taken) + len(start.fresh)
+    assert start.pretrained["block 2: mixer/v_proj/kernel"] == "model.layers.2.self_attn.v_proj.weight"
+    assert start.pretrained["embed/embedding"] == "model.embed_tokens.weight"
+    assert start.unused == tuple(f"model.layers.{i}.self_attn.k_proj.weight" for i in range(3))  # shared with queries
+    assert "block 0: mixer/conv_q/kernel" in start.new
+    names = {*start.pretrained, *start.new}
+    assert len(names) == len(start.pretrained) + len(start.new)
     lines = start.report().splitlines()
-    assert "block 0: mixer/g_proj/kernel  fresh" in lines
-    assert len(lines) == len(names) + len(start.left)
+    assert "block 0: mixer/g_proj/kernel  new" in lines
+    assert len(lines) == len(names) + len(start.unused)
 
 
 @pytest.mark.long
@@ -122,9 +122,9 @@ def test_parameters_that_are_read_one_by_one_are_those_of_the_whole_model(llama,
             np.testing.assert_allclose(found, values if repeat is None else values[repeat], rtol=1e-6, atol=1e-7)
             assert np.any(found) or path[-1] in ("bias", "token_scale")
     sources = parameters.sources()
-    compared = {*sources.taken, *sources.fresh}
+    compared = {*sources.pretrained, *sources.new}
     assert len(compared) == 2 + 3 * len(PARTS)
-    assert set(sources.fresh) == {name for name in start.fresh if name in compared}
+    assert set(sources.new) == {name for name in start.new if name in compared}
 
 
 def test_queries_and_keys_of_ttt_meet_as_those_of_attention_do(llama):
@@ -142,7 +142,7 @@ def test_queries_and_keys_of_ttt_meet_as_those_of_attention_do(llama):
 
 def test_a_warm_started_model_keeps_tokens_and_tokenizer_of_its_base(tmp_path):
     start = warm_start(QWEN2, pretrained_config(QWEN2, mixers=("ttt_linear",), backbone="transformer"))
-    assert start.left == tuple(
+    assert start.unused == tuple(
         f"model.layers.{i}.self_attn.{name}.bias" for i in range(2) for name in ("k_proj", "q_proj", "v_proj")
     )
     tttlm.save_pretrained(start.model, tmp_path / "ttt")

@@ -56,7 +56,7 @@ class AverageConfig:
 @register("average")
 @dataclass(frozen=True)
 class AverageMixer(Mixer[AverageConfig]):
-    Settings: ClassVar[type] = AverageConfig
+    Config: ClassVar[type] = AverageConfig
     parameter_rules = (
         (r"v_proj/kernel$", TO_FEATURES),
         (r"out_proj/kernel$", FROM_FEATURES),
@@ -64,15 +64,15 @@ class AverageMixer(Mixer[AverageConfig]):
     )
 
     def check(self):
-        if not 0 < self.settings.decay < 1:
-            raise InputError(f"average: decay must lie between 0 and 1, got {self.settings.decay}")
+        if not 0 < self.config.decay < 1:
+            raise InputError(f"average: decay must lie between 0 and 1, got {self.config.decay}")
 
     @property
     def sharded(self):
         return "channels", self.model.hidden_size
 
     def build(self, *, rngs):
-        return Average(self.model.hidden_size, decay=self.settings.decay, rngs=rngs, **self.dtypes)
+        return Average(self.model.hidden_size, decay=self.config.decay, rngs=rngs, **self.dtypes)
 
     def flops_per_token(self, sequence_length):
         return 4 * self.model.hidden_size**2

@@ -33,9 +33,9 @@ CHUNKS = {"chunk_size": 4, "local_chunk_size": 2, "local_shard_size": 4, "window
 
 def published(mixer):
     """The layer of a published learner with chunks that are shorter than the sequences here."""
-    sizes = {name: size for name, size in CHUNKS.items() if name in {field.name for field in fields(mixer.Settings)}}
+    sizes = {name: size for name, size in CHUNKS.items() if name in {field.name for field in fields(mixer.Config)}}
     return lambda *, implementation=None, **o: mixer.layer(
-        WIDTH, mixer.layer.heads or 2, mixer.Settings(**sizes, implementation=implementation), **o
+        WIDTH, mixer.layer.heads or 2, mixer.Config(**sizes, implementation=implementation), **o
     )
 
 

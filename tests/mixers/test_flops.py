@@ -81,7 +81,7 @@ def test_the_formula_counts_the_operations_of_the_traced_program(case):
     counted = operations(jax.make_jaxpr(lambda p, x: nnx.merge(graph, p)(x))(parameters, x).jaxpr)
     if "attention" in name:  # all scores are computed, of which those that a query sees are counted
         distance = np.arange(TIME)[:, None] - np.arange(TIME)
-        window = mixer.settings.sliding_window if name == "sliding_attention" else TIME
+        window = mixer.config.sliding_window if name == "sliding_attention" else TIME
         hidden = TIME**2 - np.sum((distance >= 0) & (distance < window))
         counted -= 4 * hidden * WIDE.num_heads * mixer.head_dim
     if name == "titans_context":  # two keys a token, of which half and one are seen

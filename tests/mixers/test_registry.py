@@ -48,7 +48,7 @@ def test_a_mixer_from_outside_trains_the_same_on_a_mesh_as_on_one_device():
 
 def test_a_mixer_from_outside_is_configured_and_costs_what_it_says():
     quicker = replace(AVERAGE, mixer_options={"average": {"decay": 0.25}})
-    assert (AVERAGE.pattern[0].settings.decay, quicker.pattern[0].settings.decay) == (0.5, 0.25)
+    assert (AVERAGE.pattern[0].config.decay, quicker.pattern[0].config.decay) == (0.5, 0.25)
     assert hash(AVERAGE) == hash(quicker)
     assert quicker != AVERAGE
     without = replace(AVERAGE, num_layers=1).flops_per_token(8)

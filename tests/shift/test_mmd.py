@@ -5,12 +5,12 @@ import pytest
 from scipy.spatial.distance import cdist, pdist
 
 from tttlm.errors import InputError
-from tttlm.shift import linear_time_mmd, median_width, mmd
+from tttlm.shift import linear_time_mmd, median_bandwidth, mmd
 
 
-def by_definition(a, b, widths) -> float:
+def by_definition(a, b, bandwidths) -> float:
     def kernel(x, y):
-        return np.mean([np.exp(-cdist(x, y, "sqeuclidean") / (2 * w**2)) for w in widths], 0)
+        return np.mean([np.exp(-cdist(x, y, "sqeuclidean") / (2 * w**2)) for w in bandwidths], 0)
 
     def off_diagonal(k):
         return (k.sum() - np.trace(k)) / (len(k) * (len(k) - 1))
@@ -18,27 +18,27 @@ def by_definition(a, b, widths) -> float:
     return off_diagonal(kernel(a, a)) + off_diagonal(kernel(b, b)) - 2 * kernel(a, b).mean()
 
 
-@pytest.mark.parametrize("widths", [0.7, [0.3, 1.0, 5.0]])
-def test_the_value_is_its_definition(widths, x64, monkeypatch):
+@pytest.mark.parametrize("bandwidths", [0.7, [0.3, 1.0, 5.0]])
+def test_the_value_is_its_definition(bandwidths, x64, monkeypatch):
     from tttlm.shift import distances
 
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((33, 4)), rng.standard_normal((21, 4)) + 0.4
-    expected = by_definition(a, b, np.atleast_1d(widths))
-    assert mmd(a, b, widths=widths).value == pytest.approx(expected, abs=1e-12)
+    expected = by_definition(a, b, np.atleast_1d(bandwidths))
+    assert mmd(a, b, bandwidths=bandwidths).value == pytest.approx(expected, abs=1e-12)
     turn = np.linalg.qr(rng.standard_normal((4, 4)))[0]
-    assert mmd(b @ turn + 9, a @ turn + 9, widths=widths).value == pytest.approx(expected, abs=1e-12)
+    assert mmd(b @ turn + 9, a @ turn + 9, bandwidths=bandwidths).value == pytest.approx(expected, abs=1e-12)
     monkeypatch.setattr(distances, "ROWS", 16)
     monkeypatch.setattr(distances, "COLUMNS", 7)
-    assert mmd(a, b, widths=widths).value == pytest.approx(expected, abs=1e-12)
-    assert mmd(a, b, widths=widths).p_value == mmd(a, b, widths=widths).p_value
+    assert mmd(a, b, bandwidths=bandwidths).value == pytest.approx(expected, abs=1e-12)
+    assert mmd(a, b, bandwidths=bandwidths).p_value == mmd(a, b, bandwidths=bandwidths).p_value
 
 
-def test_the_median_width_is_the_median_distance(x64):
+def test_the_median_bandwidth_is_the_median_distance(x64):
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((20, 3)), rng.standard_normal((30, 3))
     expected = np.median(pdist(np.concatenate([a, b])))
-    assert median_width(a, b) == pytest.approx(expected, rel=1e-12)
+    assert median_bandwidth(a, b) == pytest.approx(expected, rel=1e-12)
     assert mmd(a, b).value == pytest.approx(by_definition(a, b, [expected]), abs=1e-12)
     # So units do not matter.
     assert mmd(1000 * a, 1000 * b).value == pytest.approx(mmd(a, b).value, abs=1e-12)
@@ -55,13 +55,13 @@ def test_the_p_value_is_that_of_permutations_done_one_by_one(x64):
         values.append(by_definition(pooled[order[:15]], pooled[order[15:]], [1.0]))
     expected = (1 + np.sum(np.array(values) >= by_definition(a, b, [1.0]))) / 100
     assert 0.01 < expected < 0.5
-    assert mmd(a, b, widths=1.0, permutations=99, seed=7).p_value == expected
+    assert mmd(a, b, bandwidths=1.0, permutations=99, seed=7).p_value == expected
 
 
 def test_the_linear_time_mean_is_unbiased(x64):
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((60_000, 2)), rng.standard_normal((60_000, 2)) + 1
-    found = linear_time_mmd(a, b, widths=1.0)
+    found = linear_time_mmd(a, b, bandwidths=1.0)
     # E k of Gaussians: (1 + 2 s^2 / w^2)^(-D/2) exp(-|c|^2 / (2 (w^2 + 2 s^2))), with w = s = 1
     expected = 2 / 3 * (1 - np.exp(-2 / 6))
     assert found.low < expected < found.high
@@ -82,7 +82,7 @@ def permutation_test(a, b, seed):
 
 
 def linear_test(a, b, seed):
-    return linear_time_mmd(a, b, widths=1.0, seed=seed)
+    return linear_time_mmd(a, b, bandwidths=1.0, seed=seed)
 
 
 @pytest.mark.long
@@ -115,5 +115,5 @@ def test_unusable_input_is_one_line():
     a = np.zeros((5, 2))
     with pytest.raises(InputError, match="the same; there is no distance"):
         mmd(a, a)
-    with pytest.raises(InputError, match="widths"):
-        mmd(a, a + 1, widths=[1.0, 0.0])
+    with pytest.raises(InputError, match="bandwidths"):
+        mmd(a, a + 1, bandwidths=[1.0, 0.0])

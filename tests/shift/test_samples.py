@@ -72,7 +72,7 @@ def test_all_measures_stand_side_by_side_and_say_when_they_cannot():
         assert m.estimate.value > 0
         assert m.estimate.p_value is not None or m.estimate.low is not None
         assert m.estimate.p_value is None or m.estimate.p_value <= 0.05, m
-    assert found["MMD^2, median width"].note == "80 and 80 samples"
+    assert found["MMD^2, median bandwidth"].note == "80 and 80 samples"
     assert found["Gaussian Wasserstein-2"].estimate.value ** 2 == pytest.approx(
         found["Frechet distance"].estimate.value
     )

@@ -165,7 +165,7 @@ def _warm_start(config: ConvertConfig, source_path: Path, target_path: Path) -> 
     write_run(target_path, parameters.config, parameters.read, _tokenizer(source_path))
     start = parameters.sources()
     print(start.report())
-    print(f"{target_path}: {len(start.taken):,} taken, {len(start.fresh):,} fresh, {len(start.zeroed):,} zero")
+    print(f"{target_path}: {len(start.pretrained):,} pretrained, {len(start.new):,} new, {len(start.zeroed):,} zero")
     if config.zero_readout and config.check_tokens:
         pair = FolderParameters(source_path), RunParameters(target_path)
         difference, scale = largest_difference(*pair, num_tokens=config.check_tokens, seed=config.seed)

@@ -102,7 +102,7 @@ def do_answers_job(file: Path) -> None:
         output=str(file.parent),
         recall=RecallConfig(**recall),
         # One shape for all lengths, which is compiled once for each model.
-        rows=job.samples,
+        batch_size=job.samples,
         chunk=16,
         max_length=-(-max(job.lengths) // 16) * 16,
     )

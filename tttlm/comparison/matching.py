@@ -145,7 +145,7 @@ def with_hidden_size(config: ModelConfig, hidden_size: int) -> ModelConfig:
     num_heads, rest = divmod(hidden_size * config.num_heads, config.hidden_size)
     if rest or any(mixer.keeps_num_heads for mixer in config.pattern):
         num_heads = config.num_heads
-    return config.with_settings(
+    return config.with_mixer_configs(
         {section_of(mixer.name): mixer.with_num_heads(num_heads) for mixer in config.pattern},
         hidden_size=hidden_size,
         num_heads=num_heads,

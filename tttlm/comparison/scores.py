@@ -152,7 +152,7 @@ def make_score(
         run.model,
         stretches(documents, length, settings.stretches),
         bins,
-        rows=settings.rows,
+        batch_size=settings.batch_size,
         chunk=chunk,
         description=description,
     )

@@ -74,7 +74,7 @@ class EvalConfig:
     """The checkpoint of runs; None is the newest."""
     limit: CountOrZero = 0
     """Bytes of held-out text to score, in complete documents; 0 scores all of it."""
-    rows: Count = 8
+    batch_size: Count = 8
     """Number of documents that are read in parallel."""
     chunk: CountOrZero = 0
     """Number of tokens of a document that are read at a time; 0 chooses by the texts."""

@@ -255,7 +255,7 @@ def _by_text(
             protocol,
             bins,
             num_tokens=counts,
-            rows=min(config.rows, max(1, sum(counts) // (protocol.cut or max(counts)))),
+            batch_size=min(config.batch_size, max(1, sum(counts) // (protocol.cut or max(counts)))),
             chunk=min(subject.chunk(config), protocol.cut or subject.chunk(config)),
             on_tokens=bar.update,
         )
@@ -355,8 +355,8 @@ def _recall(subject: Subject, config: EvalConfig, texts: Sequence[Text], journal
 
 def _scorer(subject: Subject, config: EvalConfig, length: int) -> Scorer:
     model, chunk = subject.with_room(config, length), min(subject.chunk(config), length)
-    rows = min(config.rows, config.recall.samples)
-    return lambda documents: stream_losses(model, documents, rows=rows, chunk=chunk)
+    batch_size = min(config.batch_size, config.recall.samples)
+    return lambda documents: stream_losses(model, documents, batch_size=batch_size, chunk=chunk)
 
 
 def _depths(task: str, config: EvalConfig) -> Sequence[float | None]:

@@ -25,7 +25,7 @@ class HarnessModel(TemplateLM):
         path: The folder of the model, see `tttlm.evaluation.loading.load_model`.
         tokenizer: The tokenizer of a released model without one beside it.
         step: The checkpoint of a run; None is the newest.
-        rows: Texts that are read side by side.
+        batch_size: Texts that are read side by side.
         chunk: Tokens of a text in one call.
         max_tokens: The most tokens that are generated where a task does not say.
 
@@ -39,13 +39,13 @@ class HarnessModel(TemplateLM):
         *,
         tokenizer: str = "",
         step: int | None = None,
-        rows: int = 8,
+        batch_size: int = 8,
         chunk: int = 512,
         max_tokens: int = 256,
     ) -> None:
         super().__init__()
         self._loaded = load_model(path, tokenizer=tokenizer, step=step)
-        self._rows, self._chunk, self._max_tokens = rows, chunk, max_tokens
+        self._batch_size, self._chunk, self._max_tokens = batch_size, chunk, max_tokens
         if self._loaded.tokenizer.entry_id is None:
             raise InputError(f"the tokenizer of {path} has no token to enter a document from, which the harness needs")
 
@@ -114,7 +114,7 @@ class HarnessModel(TemplateLM):
         found = [(np.zeros(len(text) - 1), np.zeros(len(text) - 1, bool)) for text in texts]
         model = self._with_room([len(text) for text in texts])
         documents = ([text] for text in texts)
-        for losses in stream_losses(model, documents, rows=min(self._rows, len(texts)), chunk=self._chunk):
+        for losses in stream_losses(model, documents, batch_size=min(self._batch_size, len(texts)), chunk=self._chunk):
             for number in np.unique(losses.document):
                 of = losses.document == number
                 found[number][0][losses.position[of]] = losses.nats[of]

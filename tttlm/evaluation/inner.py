@@ -24,13 +24,13 @@ def with_inner(
         return model
     config = model.config
     changes = {"mini_batch_size": mini_batch_size, "learning_rate_multiplier": learning_rate_multiplier}
-    settings = {section_of(mixer.name): mixer.with_inner(**changes) for mixer in config.pattern}  # type: ignore[arg-type]
-    if all(mixer.with_inner(**changes) == mixer.settings for mixer in config.pattern):  # type: ignore[arg-type]
+    configs = {section_of(mixer.name): mixer.with_inner(**changes) for mixer in config.pattern}  # type: ignore[arg-type]
+    if all(mixer.with_inner(**changes) == mixer.config for mixer in config.pattern):  # type: ignore[arg-type]
         raise InputError(
             f"a model of {', '.join(config.mixers)} has no inner mini-batches or learning rate to change: leave out "
             "--inner.mini_batch_size and --inner.learning_rate"
         )
-    changed = config.with_settings(settings)
+    changed = config.with_mixer_configs(configs)
     graph, shapes = nnx.split(nnx.eval_shape(lambda: LanguageModel(changed, rngs=nnx.Rngs(0))))
     wanted = {path: variable.shape for path, variable in nnx.to_flat_state(shapes)}
 

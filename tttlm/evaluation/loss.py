@@ -45,7 +45,7 @@ def stream_score(
     model: LanguageModel,
     documents: Iterable[Iterable[Chunk]],
     *,
-    rows: int = 8,
+    batch_size: int = 8,
     chunk: int = 512,
     on_progress: Callable[[int], Any] = lambda bytes_read: None,
 ) -> Score:
@@ -55,7 +55,7 @@ def stream_score(
         model: the model, bound to its parameters.
         documents: each an iterable of (tokens, number of their bytes), read as needed. The first token of a document
             (its BOS, for instance) is not predicted.
-        rows: number of documents that are read in parallel.
+        batch_size: number of documents that are read in parallel.
         chunk: number of tokens of a document in one call.
         on_progress: called with the number of bytes read since the last call.
 
@@ -71,7 +71,9 @@ def stream_score(
             yield tokens
 
     nats, tokens, reported = 0.0, 0, 0
-    for losses in stream_losses(model, (tokens_of(document) for document in documents), rows=rows, chunk=chunk):
+    for losses in stream_losses(
+        model, (tokens_of(document) for document in documents), batch_size=batch_size, chunk=chunk
+    ):
         nats += float(losses.nats.sum(dtype=np.float64))
         tokens += len(losses.nats)
         on_progress(read - reported)

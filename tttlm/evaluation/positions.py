@@ -22,7 +22,7 @@ class PositionsConfig:
     """Number of stretches of a document, evenly spaced; a shorter document is read completely."""
     documents: Count = 64
     """Number of documents that are read, evenly spaced among all."""
-    rows: Count = 16
+    batch_size: Count = 16
     """Number of stretches that are read in parallel."""
 
 
@@ -62,7 +62,13 @@ def stretches(documents: Iterable[Document], length: int, count: int) -> list[St
 
 
 def losses_by_position(
-    model: LanguageModel, parts: Sequence[Stretch], bins: Sequence[int], *, rows: int, chunk: int, description: str
+    model: LanguageModel,
+    parts: Sequence[Stretch],
+    bins: Sequence[int],
+    *,
+    batch_size: int,
+    chunk: int,
+    description: str,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores stretches, in memory that does not depend on their length.
 
@@ -70,7 +76,7 @@ def losses_by_position(
         model: the model, bound to its parameters; an attention cache must be as long as the longest stretch.
         parts: stretches of documents numbered from 0.
         bins: starts of the bins of positions, and the end of the last; position 0 has one token of context.
-        rows: number of stretches that are read in parallel.
+        batch_size: number of stretches that are read in parallel.
         chunk: number of tokens of a stretch in one call.
         description: label of the progress bar.
 
@@ -82,7 +88,7 @@ def losses_by_position(
     shape = 1 + int(of.max()), len(bins) - 1
     nats, tokens = np.zeros((2, *shape))
     with progress_bar(sum(len(part.tokens) - 1 for part in parts), description, unit="token") as bar:
-        for losses in stream_losses(model, ([part.tokens] for part in parts), rows=rows, chunk=chunk):
+        for losses in stream_losses(model, ([part.tokens] for part in parts), batch_size=batch_size, chunk=chunk):
             at = of[losses.document], np.searchsorted(bins, losses.position, side="right") - 1
             np.add.at(nats, at, losses.nats)
             np.add.at(tokens, at, 1)

@@ -85,7 +85,7 @@ def score_protocol(
     bins: Sequence[int],
     *,
     num_tokens: Sequence[int],
-    rows: int,
+    batch_size: int,
     chunk: int,
     on_tokens: Callable[[int], Any],
 ) -> Iterator[tuple[int, Binned]]:
@@ -98,7 +98,7 @@ def score_protocol(
         protocol: How they are cut.
         bins: Where bins of positions begin, and the end.
         num_tokens: How many tokens of each document are predicted at most.
-        rows: Stretches that are read side by side.
+        batch_size: Stretches that are read side by side.
         chunk: Tokens of one in a call.
         on_tokens: Called with the number of tokens that were scored since the last call.
     """
@@ -112,7 +112,7 @@ def score_protocol(
 
     nats, tokens = (np.zeros((len(texts), len(bins) - 1)) for _ in range(2))
     left = np.asarray([protocol.predicted(count) for count in num_tokens])
-    for losses in stream_losses(model, stretches(), rows=rows, chunk=chunk):
+    for losses in stream_losses(model, stretches(), batch_size=batch_size, chunk=chunk):
         of = np.asarray(pieces)[losses.document]
         at = of[:, 0], np.searchsorted(bins, of[:, 1] + losses.position, side="right") - 1
         np.add.at(nats, at, losses.nats)

@@ -82,7 +82,7 @@ class Run:
         self,
         documents: Iterable[Iterable[Chunk]],
         *,
-        rows: int,
+        batch_size: int,
         chunk: int,
         total: int | None = None,
         longest: int | None = None,
@@ -91,17 +91,17 @@ class Run:
         chunk = -(-chunk // self.config.align) * self.config.align
         model = self.model if longest is None else self.with_room_for(-(-longest // chunk) * chunk)
         with progress_bar(total, "scoring", unit="B") as bar:
-            return stream_score(model, documents, rows=rows, chunk=chunk, on_progress=bar.update)
+            return stream_score(model, documents, batch_size=batch_size, chunk=chunk, on_progress=bar.update)
 
-    def score_held_out(self, *, limit: int = 0, rows: int = 16, chunk: int = 256) -> Score:
+    def score_held_out(self, *, limit: int = 0, batch_size: int = 16, chunk: int = 256) -> Score:
         """The score of the held-out documents, each read from its start."""
         sizes = [document.bytes for document in self.held_out(limit)]
         if not any(sizes):
             raise InputError(f"{self.checked_data} has no held-out text to score")
-        rows = min(rows, max(1, sum(sizes) // max(sizes)))  # more would be idle while the longest is read
+        batch_size = min(batch_size, max(1, sum(sizes) // max(sizes)))  # more would be idle while the longest is read
         chunks = ([(document.tokens, document.bytes)] for document in _long_first(self.held_out(limit)))
         longest = max(len(document.tokens) for document in self.held_out(limit))
-        return self.score(chunks, rows=rows, chunk=chunk, total=sum(sizes), longest=longest)
+        return self.score(chunks, batch_size=batch_size, chunk=chunk, total=sum(sizes), longest=longest)
 
     def score_file(self, path: Path, *, chunk: int = 2048) -> Score:
         """The score of a text file as one document, of any length in constant memory.
@@ -112,7 +112,7 @@ class Run:
         longest = None
         if self.config.model.cache_length is not None:
             longest = sum(len(tokens) for tokens, _ in encode_file(path, self.tokenizer()))
-        return self.score([encode_file(path, self.tokenizer())], rows=1, chunk=chunk, total=size, longest=longest)
+        return self.score([encode_file(path, self.tokenizer())], batch_size=1, chunk=chunk, total=size, longest=longest)
 
     def sample(self, length: int = 200, *, prompt_tokens: int = 32) -> tuple[str, str]:
         """(prompt, continuation by the model); the prompt is the beginning of the first held-out document.

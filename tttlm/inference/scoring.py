@@ -39,12 +39,12 @@ def stream_losses(
     model: LanguageModel,
     documents: Iterable[Iterable[Int[np.ndarray, "T"]]],
     *,
-    rows: int = 8,
+    batch_size: int = 8,
     chunk: int = 512,
 ) -> Iterator[Losses]:
     """Scores documents of any length; each is read as if it were alone.
 
-    `rows` streams are read in parallel, each with one document after another. A document starts on a mini-batch
+    `batch_size` streams are read in parallel, each with one document after another. A document starts on a mini-batch
     boundary, so that every chunk takes the same path as in training. The cache of full attention is emptied at the
     start of a chunk; it must be as long as the longest document.
 
@@ -52,7 +52,7 @@ def stream_losses(
         model: The model, bound to its parameters.
         documents: Each an iterable of token arrays, read as needed. The first token of a document (its BOS, for
             instance) is not predicted.
-        rows: Number of documents that are read in parallel.
+        batch_size: Number of documents that are read in parallel.
         chunk: Number of tokens of a document in one call, rounded up to a multiple of the model's mini-batch size.
 
     Raises:
@@ -62,9 +62,9 @@ def stream_losses(
     chunk = -(-chunk // align) * align
     graph, params = nnx.split(model)
     waiting = zip(count(), documents)
-    feeds = [_Row(model, waiting, align if room is None else chunk) for _ in range(rows)]
-    state = _init_state(graph, params, rows)
-    ids = np.zeros(rows, np.int32)  # the id of the document in progress in the state
+    feeds = [_Row(model, waiting, align if room is None else chunk) for _ in range(batch_size)]
+    state = _init_state(graph, params, batch_size)
+    ids = np.zeros(batch_size, np.int32)  # the id of the document in progress in the state
     pending: tuple[tuple[Array, Array], np.ndarray] | None = None
     while True:
         filled = np.stack([feed.take(chunk) for feed in feeds])
@@ -83,7 +83,7 @@ def stream_losses(
         if segments is None:
             ids = np.where(begins, 1, np.maximum(ids, 1))
         else:
-            begins = np.zeros(rows, bool)
+            begins = np.zeros(batch_size, bool)
             ids = np.where(real.any(axis=1), segments.max(axis=1), ids)
         arrays = begins, inputs.astype(np.int32), targets.astype(np.int32), segments
         found, state = _score(graph, params, state, *arrays)
@@ -147,8 +147,8 @@ def _padding(length: int) -> Int[np.ndarray, "4 T"]:
 
 
 @partial(jax.jit, static_argnums=(0, 2))
-def _init_state(graph: Any, params: Any, rows: int) -> State:
-    return nnx.merge(graph, params).init_state(rows)
+def _init_state(graph: Any, params: Any, batch_size: int) -> State:
+    return nnx.merge(graph, params).init_state(batch_size)
 
 
 @partial(jax.jit, static_argnums=(0,), donate_argnums=(2,))
@@ -163,17 +163,17 @@ def _score(
 ) -> tuple[tuple[Array, Array], State]:
     """-log p of every target and whether it is the most likely token, `[B, T]`; and the next state."""
     model: LanguageModel = nnx.merge(graph, params)
-    rows = len(begins)
-    first = model.init_state(rows)
+    batch_size = len(begins)
+    first = model.init_state(batch_size)
 
     def emptied() -> State:
-        of_rows = lambda a: begins.reshape(1, -1, *[1] * (a.ndim - 2))  # leaves are [repeats, rows, ...]
-        return jax.tree.map(lambda new, old: jnp.where(of_rows(old), new, old), first, state)
+        for_sequences = lambda a: begins.reshape(1, -1, *[1] * (a.ndim - 2))  # leaves are [repeats, batch_size, ...]
+        return jax.tree.map(lambda new, old: jnp.where(for_sequences(old), new, old), first, state)
 
     state = jax.lax.cond(jnp.any(begins), emptied, lambda: state)
     h, state = model.extend_features(inputs, state, segments, on_boundary=True)
     time = h.shape[1]
-    most = max(1, LOGITS // (rows * model.config.vocab_size))
+    most = max(1, LOGITS // (batch_size * model.config.vocab_size))
     piece = next(size for size in range(min(most, time), 0, -1) if time % size == 0)
 
     def scored(part: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -181,7 +181,7 @@ def _score(
         chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         return jax.nn.logsumexp(logits, axis=-1) - chosen, jnp.argmax(logits, axis=-1) == targets
 
-    in_pieces = lambda a: a.reshape(rows, -1, piece, *a.shape[2:]).swapaxes(0, 1)
+    in_pieces = lambda a: a.reshape(batch_size, -1, piece, *a.shape[2:]).swapaxes(0, 1)
     found = jax.lax.map(scored, (in_pieces(h), in_pieces(targets)))
-    nats, hit = (a.swapaxes(0, 1).reshape(rows, time) for a in found)
+    nats, hit = (a.swapaxes(0, 1).reshape(batch_size, time) for a in found)
     return (nats, hit), state

@@ -152,9 +152,9 @@ def streamed_logits(source: Parameters, tokens: np.ndarray) -> Float[np.ndarray,
         del parameters  # before the next are read
     x = np.asarray(h)
     x = x / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + config.norm_eps) * read(("norm", "scale"))
-    table = source.read(("embed" if config.tie_embeddings else "lm_head", "embedding"), None)
+    embedding = source.read(("embed" if config.tie_embeddings else "lm_head", "embedding"), None)
     rows = range(0, config.vocab_size, _ROWS)
-    return np.concatenate([x @ table[i : i + _ROWS].astype(np.float32).T for i in rows], axis=-1)
+    return np.concatenate([x @ embedding[i : i + _ROWS].astype(np.float32).T for i in rows], axis=-1)
 
 
 def largest_difference(

@@ -109,7 +109,7 @@ def _settings(config: ModelConfig) -> tuple[Any, int, int]:
     """The mixer's configuration, and the sizes of a key and of a value."""
     mixer = config.mixer(config.mixers[0])
     assert isinstance(mixer, LearnerMixer)
-    return mixer.settings, *mixer.layer.head_sizes(config.hidden_size, config.num_heads, mixer.settings)
+    return mixer.config, *mixer.layer.head_sizes(config.hidden_size, config.num_heads, mixer.config)
 
 
 def _values(model_type: str, architecture: str, config: ModelConfig) -> Values:

@@ -35,23 +35,23 @@ class Sources:
     Parameters of stacked blocks are named once for each block, as `block 3: mixer/q_proj/kernel`.
 
     Attributes:
-        taken: Names of pretrained parameters, each with the name of its tensor.
-        fresh: Names of parameters that are initialised as in a new model.
+        pretrained: Names of pretrained parameters, each with the name of its tensor.
+        new: Names of parameters that are initialised as in a new model.
         zeroed: Names of parameters that are zero, so that their blocks add nothing initially.
-        left: Names of the folder's tensors that are not used.
+        unused: Names of the folder's tensors that are not used.
     """
 
-    taken: dict[str, str]
-    fresh: tuple[str, ...]
+    pretrained: dict[str, str]
+    new: tuple[str, ...]
     zeroed: tuple[str, ...]
-    left: tuple[str, ...]
+    unused: tuple[str, ...]
 
     def report(self) -> str:
-        """A line for every parameter: its source tensor, "fresh" or "zero"; then the unused tensors."""
-        lines = [f"{name}  <-  {source}" for name, source in self.taken.items()]
+        """A line for every parameter: its source tensor, "new" or "zero"; then the unused tensors."""
+        lines = [f"{name}  <-  {source}" for name, source in self.pretrained.items()]
         lines += [f"{name}  zero" for name in self.zeroed]
-        lines += [f"{name}  fresh" for name in self.fresh]
-        return "\n".join([*lines, *(f"not taken: {name}" for name in self.left)])
+        lines += [f"{name}  new" for name in self.new]
+        return "\n".join([*lines, *(f"unused: {name}" for name in self.unused)])
 
 
 @dataclass(frozen=True)
@@ -91,14 +91,16 @@ def warm_start(
             folder.
         zero_readout: whether the last projections of inserted blocks, and convolutions before blocks, are initialised
             with zero: the initial logits are those of the pretrained model. This needs all of its attention blocks.
-        rngs: random number generators of fresh parameters; None: seed 0.
+        rngs: random number generators of new parameters; None: seed 0.
 
     Raises:
         InputError: the models do not match, or the folder cannot be read.
     """
     model = LanguageModel(config, rngs=rngs or nnx.Rngs(0))
     initial = model_parameters(model)
-    parameters = WarmParameters(folder, config, zero_readout=zero_readout, fresh=lambda path: np.asarray(initial[path]))
+    parameters = WarmParameters(
+        folder, config, zero_readout=zero_readout, initial=lambda path: np.asarray(initial[path])
+    )
     state = []
     for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         if path[0] == "stack":
@@ -118,7 +120,7 @@ class WarmParameters:
         folder: as in `warm_start`.
         config: the model.
         zero_readout: as in `warm_start`.
-        fresh: gives the initial values of a parameter in a new model; None: from seed 0, one parameter at a time.
+        initial: gives the initial values of a parameter in a new model; None: from seed 0, one parameter at a time.
 
     Raises:
         InputError: the models do not match, or the folder cannot be read.
@@ -130,7 +132,7 @@ class WarmParameters:
         config: ModelConfig,
         *,
         zero_readout: bool = False,
-        fresh: Callable[[Place], np.ndarray] | None = None,
+        initial: Callable[[Place], np.ndarray] | None = None,
     ) -> None:
         self._checkpoint = Checkpoint(Path(folder))
         self._checkpoint.check()
@@ -147,11 +149,11 @@ class WarmParameters:
             )
         self._shapes = {path: (p.shape, jnp.dtype(p.dtype)) for path, p in abstract_parameters(config)[1].items()}
         self._parts = {(part.path, part.repeat): part for part in self._checkpoint.parts}
-        self._fresh = fresh or fresh_values(config)
+        self._initial = initial or initial_values(config)
         self._zero = {path for path in self._shapes if zero_readout and _is_readout(path, config, inserted)}
         if zero_readout and inserted:
             _check_readouts(config, self._zero)
-        self._taken: dict[str, str] = {}
+        self._pretrained: dict[str, str] = {}
         self._new: list[str] = []
         self._zeroed: list[str] = []
 
@@ -173,9 +175,9 @@ class WarmParameters:
             value = _fitted(self._checkpoint.read(part), part.path, shape, self._base, self.config, mixer)
         if part is None or value is None:
             self._new.append(name)
-            initial = self._fresh(path)
-            return initial if repeat is None else initial[repeat]
-        self._taken[name] = self._checkpoint.stored_name(part)
+            values = self._initial(path)
+            return values if repeat is None else values[repeat]
+        self._pretrained[name] = self._checkpoint.stored_name(part)
         return value.astype(dtype)
 
     def _shares_embedding(self, path: Place) -> bool:
@@ -184,11 +186,11 @@ class WarmParameters:
     def sources(self) -> Sources:
         """The sources of the parameters that were read."""
         names = {self._checkpoint.stored_name(part) for part in self._checkpoint.parts}
-        left = tuple(sorted(names - set(self._taken.values())))
-        return Sources(self._taken, tuple(self._new), tuple(self._zeroed), left)
+        unused = tuple(sorted(names - set(self._pretrained.values())))
+        return Sources(self._pretrained, tuple(self._new), tuple(self._zeroed), unused)
 
 
-def fresh_values(config: ModelConfig, seed: int = 0) -> Callable[[Place], np.ndarray]:
+def initial_values(config: ModelConfig, seed: int = 0) -> Callable[[Place], np.ndarray]:
     """A function that gives the initial values of a parameter of a new model; one large one is in memory at a time."""
 
     def initial(chosen: Callable[[Place, jax.Array], bool]) -> dict[Place, jax.Array]:
@@ -235,7 +237,7 @@ def _check_fit(base: ModelConfig, config: ModelConfig) -> None:
         pairs["tie_embeddings"] = (False, True)
     if "attention" in config.mixers:
         pairs |= {name: (getattr(base, name), getattr(config, name)) for name in ("num_heads", "rope_theta")}
-        ours, theirs = config.mixer("attention").settings, base.attention
+        ours, theirs = config.mixer("attention").config, base.attention
         pairs |= {f"attention.{name}": (getattr(theirs, name), getattr(ours, name)) for name in _MATTERS}
     for name, (there, here) in pairs.items():
         if there != here:

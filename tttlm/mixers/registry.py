@@ -55,14 +55,14 @@ class Mixer(ABC, Generic[S]):
     Attributes:
         name: The name in `model.mixers`.
         model: The model that the layer is in.
-        settings: The mixer's own configuration.
+        config: The mixer's own configuration.
     """
 
     name: str
     model: ModelShape
-    settings: S
+    config: S
 
-    Settings: ClassVar[type]
+    Config: ClassVar[type]
     """The frozen dataclass of the mixer's own configuration."""
     section: ClassVar[str] = ""
     """The key of that configuration, which several mixers may have in common. Empty takes the name of the mixer."""
@@ -124,7 +124,7 @@ class Mixer(ABC, Generic[S]):
 
     def with_cache_length(self, tokens: int) -> S:
         """The configuration with a cache for that many tokens, for mixers with a `cache_length`."""
-        return self.settings
+        return self.config
 
     def check_room(self, state: Any, tokens: int | jax.Array) -> None:
         """Refuses to extend `state` by more tokens than fit in its cache.
@@ -136,9 +136,9 @@ class Mixer(ABC, Generic[S]):
     def with_inner(self, *, mini_batch_size: int | None = None, learning_rate_multiplier: float = 1.0) -> S:
         """The configuration with another size of inner mini-batches (None: unchanged) or another inner learning rate.
 
-        Mixers without these settings return their configuration unchanged.
+        Mixers without inner mini-batches return their configuration unchanged.
         """
-        return self.settings
+        return self.config
 
     def resized(self, path: str, value: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """A parameter of the layer, for a configuration of `with_inner` in which it has another shape.
@@ -165,7 +165,7 @@ class Mixer(ABC, Generic[S]):
 
     def with_num_heads(self, num_heads: int) -> S:
         """The configuration for a model with another number of heads."""
-        return self.settings
+        return self.config
 
     def state_bytes(self) -> int:
         """Bytes of the state of one sequence."""
@@ -195,7 +195,7 @@ def register(name: str) -> Callable[[M], M]:
     """A class decorator that registers a mixer under `name`, for `model.mixers`.
 
     >>> @register("average")
-    ... class AverageMixer(Mixer[AverageSettings]): ...
+    ... class AverageMixer(Mixer[AverageConfig]): ...
 
     Raises:
         ValueError: another mixer has that name.

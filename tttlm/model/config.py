@@ -86,16 +86,16 @@ class ModelConfig:
         """
         mixer = registered(name)
         section = section_of(name)
-        settings = getattr(self, section, None)
-        if not isinstance(settings, mixer.Settings):
+        config = getattr(self, section, None)
+        if not isinstance(config, mixer.Config):
             options = self.mixer_options.get(section, {})
-            settings = from_values(mixer.Settings, options, prefix=f"model.mixer_options.{section}.")
-        return mixer(name, self, settings)
+            config = from_values(mixer.Config, options, prefix=f"model.mixer_options.{section}.")
+        return mixer(name, self, config)
 
-    def with_settings(self, settings: dict[str, Any], **changes: Any) -> Self:
+    def with_mixer_configs(self, configs: dict[str, Any], **changes: Any) -> Self:
         """The model with other configurations of mixers, by the key of each (see `tttlm.mixers.section_of`)."""
-        ours = {section: values for section, values in settings.items() if hasattr(self, section)}
-        others = {section: asdict(values) for section, values in settings.items() if section not in ours}
+        ours = {section: values for section, values in configs.items() if hasattr(self, section)}
+        others = {section: asdict(values) for section, values in configs.items() if section not in ours}
         return replace(self, mixer_options=self.mixer_options | others, **ours, **changes)
 
     @property
@@ -120,7 +120,7 @@ class ModelConfig:
     def with_cache_length(self, tokens: int) -> Self:
         """The same model with a cache for that many tokens."""
         growing = [mixer for mixer in self.pattern if mixer.cache_length is not None]
-        return self.with_settings({section_of(mixer.name): mixer.with_cache_length(tokens) for mixer in growing})
+        return self.with_mixer_configs({section_of(mixer.name): mixer.with_cache_length(tokens) for mixer in growing})
 
     def flops_per_token(self, sequence_length: int) -> float:
         """Floating-point operations per token of a forward pass, the mean over a sequence of that length.

@@ -122,10 +122,12 @@ class LanguageModel(nnx.Module):
     def head(self, features: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Logits of features."""
         dtype = jnp.promote_types(features.dtype, jnp.float32)
-        return jnp.einsum("...d,vd->...v", features, self.table.astype(features.dtype), preferred_element_type=dtype)
+        return jnp.einsum(
+            "...d,vd->...v", features, self.output_embedding.astype(features.dtype), preferred_element_type=dtype
+        )
 
     @property
-    def table(self) -> Float[Array, "V D"]:
+    def output_embedding(self) -> Float[Array, "V D"]:
         """The matrix of the head, one row for every token of the vocabulary."""
         return (self.embed if self.lm_head is None else self.lm_head).embedding[...]
 

@@ -16,7 +16,7 @@ class SwiGLU(nnx.Module):
 
     Args:
         hidden_size: size `D` of inputs and outputs.
-        hidden: intermediate size `F`.
+        intermediate_size: size `F` of the hidden layer.
         use_bias: whether the three projections have biases.
         dtype, param_dtype, kernel_init, rngs: as in `nnx.Linear`.
     """
@@ -24,7 +24,7 @@ class SwiGLU(nnx.Module):
     def __init__(
         self,
         hidden_size: int,
-        hidden: int,
+        intermediate_size: int,
         *,
         use_bias: bool = False,
         dtype: Dtype | None = None,
@@ -44,9 +44,9 @@ class SwiGLU(nnx.Module):
                 rngs=rngs,
             )
 
-        self.gate_proj = linear(hidden_size, hidden)
-        self.up_proj = linear(hidden_size, hidden)
-        self.down_proj = linear(hidden, hidden_size)
+        self.gate_proj = linear(hidden_size, intermediate_size)
+        self.up_proj = linear(hidden_size, intermediate_size)
+        self.down_proj = linear(intermediate_size, hidden_size)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         gate, up = (with_sharding(proj(x), "BTF") for proj in (self.gate_proj, self.up_proj))

@@ -25,7 +25,7 @@ from tttlm.shift.divergence import (
 )
 from tttlm.shift.estimate import Estimate
 from tttlm.shift.frechet import FrechetEstimate, frechet_distance
-from tttlm.shift.mmd import linear_time_mmd, median_width, mmd
+from tttlm.shift.mmd import linear_time_mmd, median_bandwidth, mmd
 from tttlm.shift.panel import Measurement, compare_counts, compare_samples
 from tttlm.shift.samples import Features, features_of
 from tttlm.shift.wasserstein import (
@@ -56,7 +56,7 @@ __all__ = [
     "gaussian_divergence",
     "gaussian_wasserstein",
     "linear_time_mmd",
-    "median_width",
+    "median_bandwidth",
     "mmd",
     "nearest_neighbour_divergence",
     "sliced_wasserstein",

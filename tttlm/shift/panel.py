@@ -12,7 +12,7 @@ from tttlm.shift.confidence import Predictions, atc, doc, drop
 from tttlm.shift.divergence import Divergences, count_divergence, gaussian_divergence, nearest_neighbour_divergence
 from tttlm.shift.estimate import Estimate
 from tttlm.shift.frechet import frechet_distance
-from tttlm.shift.mmd import linear_time_mmd, median_width, mmd
+from tttlm.shift.mmd import linear_time_mmd, median_bandwidth, mmd
 from tttlm.shift.samples import Features, pair_of
 from tttlm.shift.wasserstein import (
     columnwise_wasserstein,
@@ -99,13 +99,13 @@ def compare_samples(
     found.append(Measurement("Gaussian Wasserstein-2", root_of(frechet)))
     bias = "" if np.isnan(frechet.bias) else f"small-sample bias: about {max(frechet.bias, 0):.3g} of it"
     found.append(Measurement("Frechet distance", frechet, bias))
-    add(("MMD^2, median width",), lambda: (mmd(few_a, few_b, permutations=permutations, seed=seed),), subset)
+    add(("MMD^2, median bandwidth",), lambda: (mmd(few_a, few_b, permutations=permutations, seed=seed),), subset)
 
-    def several_widths() -> tuple[Estimate, ...]:
-        widths = median_width(few_a, few_b, seed=seed) * np.array([0.25, 0.5, 1, 2, 4])
-        return (mmd(few_a, few_b, widths=widths.tolist(), permutations=permutations, seed=seed),)
+    def several_bandwidths() -> tuple[Estimate, ...]:
+        bandwidths = median_bandwidth(few_a, few_b, seed=seed) * np.array([0.25, 0.5, 1, 2, 4])
+        return (mmd(few_a, few_b, bandwidths=bandwidths.tolist(), permutations=permutations, seed=seed),)
 
-    add(("MMD^2, five widths",), several_widths, subset)
+    add(("MMD^2, five bandwidths",), several_bandwidths, subset)
     add(("MMD^2, linear time",), lambda: (linear_time_mmd(a, b, seed=seed),))
 
     def classifier(kind: Any) -> tuple[Estimate, ...]:

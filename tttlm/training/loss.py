@@ -19,18 +19,18 @@ def token_losses(logits: Float[Array, "... V"], targets: Int[Array, "..."]) -> F
 
 def summed_loss(
     hidden: Float[Array, "B T D"],
-    table: Float[Array, "V D"],
+    embedding: Float[Array, "V D"],
     targets: Int[Array, "B T"],
     weights: Float[Array, "B T"] | None = None,
     chunk: int = 0,
 ) -> Float[Array, ""]:
-    """The sum of weighted token losses, in nats; differentiable once, in `hidden` and `table`.
+    """The sum of weighted token losses, in nats; differentiable once, in `hidden` and `embedding`.
 
     Logits are `hidden @ tableᵀ` of operands in the dtype of `hidden`, accumulated in float32 at least.
 
     Args:
         hidden: the output of the last norm.
-        table: the head's embedding, one vector for every token of the vocabulary.
+        embedding: the head's embedding, one vector for every token of the vocabulary.
         targets: the token that each position has to predict.
         weights: weight of each target, 0 where it does not count; None counts all.
         chunk: tokens of a sequence whose logits a device holds at a time, a divisor of its shard of T, or more than
@@ -45,71 +45,73 @@ def summed_loss(
     chunk = min(chunk or length, length)
     if length % chunk:
         raise ValueError(f"the loss is taken in chunks of {chunk} tokens, which do not divide a sequence of {length}")
-    return _loss(chunk, hidden, table, targets, weights)
+    return _loss(chunk, hidden, embedding, targets, weights)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _loss(chunk: int, hidden: Array, table: Array, targets: Array, weights: Array) -> Float[Array, ""]:
-    stored = embedding_sharding(table)
+def _loss(chunk: int, hidden: Array, embedding: Array, targets: Array, weights: Array) -> Float[Array, ""]:
+    stored = embedding_sharding(embedding)
 
-    def shard(hidden: Array, table: Array, *labels: Array) -> Array:
-        table = stored.gather(table)
+    def shard(hidden: Array, embedding: Array, *labels: Array) -> Array:
+        embedding = stored.gather(embedding)
 
         def add(loss: Array, piece: tuple[Array, ...]) -> tuple[Array, None]:
-            return loss + _piece_loss(table, stored, *piece)[0], None
+            return loss + _piece_loss(embedding, stored, *piece)[0], None
 
         pieces = tuple(_split(x, chunk) for x in (hidden, *labels))
         return all_reduce(jax.lax.scan(add, _zero(hidden), pieces)[0], stored.tokens)
 
-    return each_device(shard, ("BT", stored.dims, "BT", "BT"), "")(hidden, table.astype(hidden.dtype), targets, weights)
+    return each_device(shard, ("BT", stored.dims, "BT", "BT"), "")(
+        hidden, embedding.astype(hidden.dtype), targets, weights
+    )
 
 
-def _forward(chunk: int, hidden: Array, table: Array, targets: Array, weights: Array) -> Any:
+def _forward(chunk: int, hidden: Array, embedding: Array, targets: Array, weights: Array) -> Any:
     """The loss and, as the loss is a sum, its gradient for a cotangent of 1."""
-    stored, dtype = embedding_sharding(table), _zero(hidden).dtype
+    stored, dtype = embedding_sharding(embedding), _zero(hidden).dtype
 
-    def shard(hidden: Array, table: Array, *labels: Array) -> tuple[Array, Array, Array]:
-        table = stored.gather(table)
+    def shard(hidden: Array, embedding: Array, *labels: Array) -> tuple[Array, Array, Array]:
+        embedding = stored.gather(embedding)
 
         def add(sums: tuple[Array, Array], piece: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
-            loss, d_logits = _piece_loss(table, stored, *piece)
+            loss, d_logits = _piece_loss(embedding, stored, *piece)
             d_logits = d_logits.astype(hidden.dtype)
             # In this order XLA on CPU transposes the features, not the logits, which are larger.
-            d_table = jnp.einsum("bcd,bcv->dv", piece[0], d_logits, preferred_element_type=dtype)
-            d_hidden = jnp.einsum("bcv,vd->bcd", d_logits, table, preferred_element_type=dtype)
-            return (sums[0] + loss, sums[1] + d_table), all_reduce(d_hidden, stored.vocabulary).astype(hidden.dtype)
+            d_embedding = jnp.einsum("bcd,bcv->dv", piece[0], d_logits, preferred_element_type=dtype)
+            d_hidden = jnp.einsum("bcv,vd->bcd", d_logits, embedding, preferred_element_type=dtype)
+            return (sums[0] + loss, sums[1] + d_embedding), all_reduce(d_hidden, stored.vocabulary).astype(hidden.dtype)
 
         pieces = tuple(_split(x, chunk) for x in (hidden, *labels))
-        zeros = (_zero(hidden), jnp.zeros(table.shape[::-1], dtype))
-        (loss, d_table), d_hidden = jax.lax.scan(add, zeros, pieces)
+        zeros = (_zero(hidden), jnp.zeros(embedding.shape[::-1], dtype))
+        (loss, d_embedding), d_hidden = jax.lax.scan(add, zeros, pieces)
         d_hidden = jnp.moveaxis(d_hidden, 0, 1).reshape(hidden.shape)
         # Reduced over devices once, at the end.
-        return all_reduce(loss, stored.tokens), d_hidden, stored.reduce_scatter(d_table.T)
+        return all_reduce(loss, stored.tokens), d_hidden, stored.reduce_scatter(d_embedding.T)
 
-    loss, d_hidden, d_table = each_device(shard, ("BT", stored.dims, "BT", "BT"), ("", "BT", stored.dims))(
-        hidden, table.astype(hidden.dtype), targets, weights
+    loss, d_hidden, d_embedding = each_device(shard, ("BT", stored.dims, "BT", "BT"), ("", "BT", stored.dims))(
+        hidden, embedding.astype(hidden.dtype), targets, weights
     )
-    return loss, (d_hidden, d_table.astype(table.dtype))
+    return loss, (d_hidden, d_embedding.astype(embedding.dtype))
 
 
 def _backward(chunk: int, gradients: tuple[Array, Array], cotangent: Array) -> Any:
-    d_hidden, d_table = jax.tree.map(lambda x: (cotangent * x).astype(x.dtype), gradients)
-    return d_hidden, d_table, None, None
+    d_hidden, d_embedding = jax.tree.map(lambda x: (cotangent * x).astype(x.dtype), gradients)
+    return d_hidden, d_embedding, None, None
 
 
 _loss.defvjp(_forward, _backward)
 
 
 def _piece_loss(
-    table: Float[Array, "v D"],
+    embedding: Float[Array, "v D"],
     stored: EmbeddingSharding,
     hidden: Float[Array, "B C D"],
     targets: Int[Array, "B C"],
     weights: Float[Array, "B C"],
 ) -> tuple[Float[Array, ""], Float[Array, "B C v"]]:
     """The loss of a piece and its gradient with respect to the logits of this device's part of the vocabulary."""
-    logits = jnp.einsum("bcd,vd->bcv", hidden, table, preferred_element_type=_zero(hidden).dtype)
-    hit = targets[..., None] - stored.first_token(table) == jnp.arange(table.shape[0])
+    logits = jnp.einsum("bcd,vd->bcv", hidden, embedding, preferred_element_type=_zero(hidden).dtype)
+    hit = targets[..., None] - stored.first_token(embedding) == jnp.arange(embedding.shape[0])
     top = all_reduce(jnp.max(logits, axis=-1, keepdims=True), stored.vocabulary, jax.lax.pmax)
     exponentials = jnp.exp(logits - top)
     partition = all_reduce(jnp.sum(exponentials, axis=-1, keepdims=True), stored.vocabulary)

@@ -239,7 +239,7 @@ def batch_loss(
         hidden, carried = bound.extend_features(inputs, state, segment_ids, inner_learning_rate_multiplier=multiplier)
     else:
         hidden = bound.features(inputs, segment_ids, inner_learning_rate_multiplier=multiplier)
-    return summed_loss(hidden, bound.table, batch.targets, batch.weights, config.loss_chunk), carried
+    return summed_loss(hidden, bound.output_embedding, batch.targets, batch.weights, config.loss_chunk), carried
 
 
 def total_weight(batch: Batch[Array]) -> Float[Array, ""]:

@@ -45,7 +45,7 @@ class AttentionConfig:
 class AttentionMixer(Mixer[AttentionConfig]):
     """Full causal attention, with a cache of `max_length` tokens."""
 
-    Settings: ClassVar[type] = AttentionConfig
+    Config: ClassVar[type] = AttentionConfig
     section: ClassVar[str] = "attention"
     parameter_rules = (
         (r"[qkv]_proj/bias$", FEATURES),
@@ -54,45 +54,45 @@ class AttentionMixer(Mixer[AttentionConfig]):
     )
 
     def check(self) -> None:
-        model, settings = self.model, self.settings
-        if settings.head_dim is None and model.hidden_size % model.num_heads:
+        model, config = self.model, self.config
+        if config.head_dim is None and model.hidden_size % model.num_heads:
             raise InputError(
                 "model.num_heads must divide model.hidden_size, "
                 f"got hidden_size {model.hidden_size} and num_heads {model.num_heads}"
             )
         if self.head_dim % 2:
             raise InputError("attention heads must have an even head_dim, which rotary embeddings rotate in pairs")
-        scaling = settings.rope_scaling
+        scaling = config.rope_scaling
         if scaling.low_freq_factor >= scaling.high_freq_factor:
             raise InputError(
                 "model.attention.rope_scaling: low_freq_factor must be less than high_freq_factor, "
                 f"got {scaling.low_freq_factor} and {scaling.high_freq_factor}"
             )
-        if settings.num_kv_heads is not None and model.num_heads % settings.num_kv_heads:
+        if config.num_kv_heads is not None and model.num_heads % config.num_kv_heads:
             raise InputError(
                 f"model.attention.num_kv_heads must divide model.num_heads ({model.num_heads}), "
-                f"got {settings.num_kv_heads}"
+                f"got {config.num_kv_heads}"
             )
 
     def build(self, *, rngs: nnx.Rngs) -> Attention:
-        return self._layer(rngs, sliding_window=None, max_length=self.settings.max_length)
+        return self._layer(rngs, sliding_window=None, max_length=self.config.max_length)
 
     def _layer(self, rngs: nnx.Rngs, *, sliding_window: int | None, max_length: int | None) -> Attention:
-        settings = self.settings
+        config = self.config
         return Attention(
             self.model.hidden_size,
             self.model.num_heads,
-            num_kv_heads=settings.num_kv_heads,
-            head_dim=settings.head_dim,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
             sliding_window=sliding_window,
             max_length=max_length,
-            qk_norm=settings.qk_norm,
+            qk_norm=config.qk_norm,
             norm_eps=self.model.norm_eps,
-            use_bias=settings.use_bias,
-            out_bias=settings.out_bias,
+            use_bias=config.use_bias,
+            out_bias=config.out_bias,
             rope_theta=self.model.rope_theta,
-            rope_scaling=settings.rope_scaling,
-            implementation=settings.implementation,
+            rope_scaling=config.rope_scaling,
+            implementation=config.implementation,
             kernel_init=self.kernel_init,
             rngs=rngs,
             **self.dtypes,
@@ -101,12 +101,12 @@ class AttentionMixer(Mixer[AttentionConfig]):
     @property
     def head_dim(self) -> int:
         """The size of a head."""
-        return self.settings.head_dim or self.model.hidden_size // self.model.num_heads
+        return self.config.head_dim or self.model.hidden_size // self.model.num_heads
 
     @property
     def num_kv_heads(self) -> int:
         """Number of heads of keys and values."""
-        return self.settings.num_kv_heads or self.model.num_heads
+        return self.config.num_kv_heads or self.model.num_heads
 
     def flops_per_token(self, sequence_length: int) -> float:
         return self._flops_per_token(sequence_length, sequence_length)
@@ -118,10 +118,10 @@ class AttentionMixer(Mixer[AttentionConfig]):
 
     @property
     def cache_length(self) -> int | None:
-        return self.settings.max_length
+        return self.config.max_length
 
     def with_cache_length(self, tokens: int) -> AttentionConfig:
-        return replace(self.settings, max_length=tokens)
+        return replace(self.config, max_length=tokens)
 
     def check_room(self, state: AttentionState, tokens: int | jax.Array) -> None:
         check_room(state, tokens)
@@ -134,12 +134,12 @@ class AttentionMixer(Mixer[AttentionConfig]):
 
     @property
     def keeps_num_heads(self) -> bool:
-        return self.settings.head_dim is not None
+        return self.config.head_dim is not None
 
     def with_num_heads(self, num_heads: int) -> AttentionConfig:
-        if self.settings.num_kv_heads is None:
-            return self.settings
-        return replace(self.settings, num_kv_heads=self.settings.num_kv_heads * num_heads // self.model.num_heads)
+        if self.config.num_kv_heads is None:
+            return self.config
+        return replace(self.config, num_kv_heads=self.config.num_kv_heads * num_heads // self.model.num_heads)
 
 
 @register("sliding_attention")
@@ -148,10 +148,10 @@ class SlidingAttentionMixer(AttentionMixer):
     """Attention over the last `sliding_window` tokens, whose cache is as long as the window."""
 
     def build(self, *, rngs: nnx.Rngs) -> Attention:
-        return self._layer(rngs, sliding_window=self.settings.sliding_window, max_length=None)
+        return self._layer(rngs, sliding_window=self.config.sliding_window, max_length=None)
 
     def flops_per_token(self, sequence_length: int) -> float:
-        return self._flops_per_token(sequence_length, min(sequence_length, self.settings.sliding_window))
+        return self._flops_per_token(sequence_length, min(sequence_length, self.config.sliding_window))
 
     @property
     def cache_length(self) -> int | None:

@@ -88,5 +88,5 @@ class ATLAS(PublishedLayer):
 class ATLASMixer(LearnerMixer[ATLASConfig]):
     """ATLAS, or OmegaNet without momentum."""
 
-    Settings: ClassVar[type] = ATLASConfig
+    Config: ClassVar[type] = ATLASConfig
     layer: ClassVar[type[PublishedLayer]] = ATLAS

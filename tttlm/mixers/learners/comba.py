@@ -59,5 +59,5 @@ class Comba(PublishedLayer):
 class CombaMixer(LearnerMixer[CombaConfig]):
     """Comba."""
 
-    Settings: ClassVar[type] = CombaConfig
+    Config: ClassVar[type] = CombaConfig
     layer: ClassVar[type[PublishedLayer]] = Comba

@@ -43,5 +43,5 @@ class DeltaNet(PublishedLayer):
 class DeltaNetMixer(LearnerMixer[DeltaNetConfig]):
     """DeltaNet."""
 
-    Settings: ClassVar[type] = DeltaNetConfig
+    Config: ClassVar[type] = DeltaNetConfig
     layer: ClassVar[type[PublishedLayer]] = DeltaNet

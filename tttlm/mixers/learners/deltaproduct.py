@@ -48,5 +48,5 @@ class DeltaProduct(PublishedLayer):
 class DeltaProductMixer(LearnerMixer[DeltaProductConfig]):
     """DeltaProduct."""
 
-    Settings: ClassVar[type] = DeltaProductConfig
+    Config: ClassVar[type] = DeltaProductConfig
     layer: ClassVar[type[PublishedLayer]] = DeltaProduct

@@ -49,5 +49,5 @@ class GatedDeltaNet(PublishedLayer):
 class GatedDeltaNetMixer(LearnerMixer[GatedDeltaNetConfig]):
     """Gated DeltaNet."""
 
-    Settings: ClassVar[type] = GatedDeltaNetConfig
+    Config: ClassVar[type] = GatedDeltaNetConfig
     layer: ClassVar[type[PublishedLayer]] = GatedDeltaNet

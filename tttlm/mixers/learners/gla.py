@@ -53,5 +53,5 @@ class GLA(PublishedLayer):
 class GLAMixer(LearnerMixer[GLAConfig]):
     """Gated linear attention."""
 
-    Settings: ClassVar[type] = GLAConfig
+    Config: ClassVar[type] = GLAConfig
     layer: ClassVar[type[PublishedLayer]] = GLA

@@ -88,7 +88,7 @@ class InPlaceTTT(PublishedLayer):
 class InPlaceTTTMixer(LearnerMixer[InPlaceTTTConfig]):
     """In-Place TTT, in a pattern with attention that has no other feed-forward layers (`intermediate_size: 0`)."""
 
-    Settings: ClassVar[type] = InPlaceTTTConfig
+    Config: ClassVar[type] = InPlaceTTTConfig
     layer: ClassVar[type[PublishedLayer]] = InPlaceTTT
     parameter_rules: ClassVar[tuple[AxisRule, ...]] = (
         *LearnerMixer.parameter_rules,

@@ -47,5 +47,5 @@ class KDA(PublishedLayer):
 class KDAMixer(LearnerMixer[KDAConfig]):
     """KDA."""
 
-    Settings: ClassVar[type] = KDAConfig
+    Config: ClassVar[type] = KDAConfig
     layer: ClassVar[type[PublishedLayer]] = KDA

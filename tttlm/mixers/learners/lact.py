@@ -78,7 +78,7 @@ class LaCT(PublishedLayer):
 class LaCTMixer(LearnerMixer[LaCTConfig]):
     """LaCT."""
 
-    Settings: ClassVar[type] = LaCTConfig
+    Config: ClassVar[type] = LaCTConfig
     layer: ClassVar[type[PublishedLayer]] = LaCT
     parameter_rules: ClassVar[tuple[AxisRule, ...]] = (
         *LearnerMixer.parameter_rules,
@@ -87,23 +87,23 @@ class LaCTMixer(LearnerMixer[LaCTConfig]):
 
     def check(self) -> None:
         super().check()
-        size, part = self.layer.head_sizes(self.model.hidden_size, self.num_heads, self.settings)[0], self.attention_dim
+        size, part = self.layer.head_sizes(self.model.hidden_size, self.num_heads, self.config)[0], self.attention_dim
         if size % part or part % 2:
             raise InputError(f"lact: attention_head_dim must be even and divide the head_dim {size}, got {part}")
 
     @property
     def attention_dim(self) -> int:
         """Size of a head of the attention."""
-        return self.settings.attention_head_dim or self._sizes[0]
+        return self.config.attention_head_dim or self._sizes[0]
 
     def build(self, *, rngs: nnx.Rngs) -> Any:
-        memory, settings = super().build(rngs=rngs), self.settings
-        if not settings.sliding_window:
+        memory, config = super().build(rngs=rngs), self.config
+        if not config.sliding_window:
             return memory
-        options: Any = {"qk_norm": settings.qk_norm, "norm_eps": self.model.norm_eps}
-        return SharedWindow(memory, sliding_window=settings.sliding_window, **options)
+        options: Any = {"qk_norm": config.qk_norm, "norm_eps": self.model.norm_eps}
+        return SharedWindow(memory, sliding_window=config.sliding_window, **options)
 
     def flops_per_token(self, sequence_length: int) -> float:
-        window = min(self.settings.sliding_window, sequence_length)
+        window = min(self.config.sliding_window, sequence_length)
         seen = window - window * (window - 1) / (2 * sequence_length)  # keys that a query attends to, on average
         return super().flops_per_token(sequence_length) + 4 * seen * self.num_heads * self._sizes[0]

@@ -53,5 +53,5 @@ class Longhorn(PublishedLayer):
 class LonghornMixer(LearnerMixer[LonghornConfig]):
     """Longhorn."""
 
-    Settings: ClassVar[type] = LonghornConfig
+    Config: ClassVar[type] = LonghornConfig
     layer: ClassVar[type[PublishedLayer]] = Longhorn

@@ -48,5 +48,5 @@ class MesaNet(PublishedLayer):
 class MesaNetMixer(LearnerMixer[MesaNetConfig]):
     """MesaNet."""
 
-    Settings: ClassVar[type] = MesaNetConfig
+    Config: ClassVar[type] = MesaNetConfig
     layer: ClassVar[type[PublishedLayer]] = MesaNet

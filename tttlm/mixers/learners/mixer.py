@@ -166,7 +166,7 @@ class LearnerMixer(Mixer[C]):
         return self.layer(
             self.model.hidden_size,
             self.num_heads,
-            self.settings,
+            self.config,
             norm_eps=self.model.norm_eps,
             kernel_init=self.kernel_init,
             rngs=rngs,
@@ -185,26 +185,24 @@ class LearnerMixer(Mixer[C]):
     @property
     def learners(self) -> tuple[Learner, ...]:
         """The learners of the layer."""
-        learner, _ = self.layer.recipe(self.settings, *self._sizes)
+        learner, _ = self.layer.recipe(self.config, *self._sizes)
         return (learner,) if isinstance(learner, Learner) else learner
 
     @property
     def _sizes(self) -> tuple[int, int]:
-        return self.layer.head_sizes(self.model.hidden_size, self.num_heads, self.settings)
+        return self.layer.head_sizes(self.model.hidden_size, self.num_heads, self.config)
 
     def check(self) -> None:
         shapes = Shapes(1, 2, self.num_heads, *self._sizes)
         try:
             for learner in self.learners:
-                check_choice(learner, shapes, self.settings.implementation)
+                check_choice(learner, shapes, self.config.implementation)
         except InputError as error:
             raise InputError(f"{self.name}: {error}") from None
 
     def flops_per_token(self, sequence_length: int) -> float:
         sizes = _features(self), self._sizes[1]
-        inner = sum(
-            flops_per_token(one, *sizes, sequence_length, self.settings.implementation) for one in self.learners
-        )
+        inner = sum(flops_per_token(one, *sizes, sequence_length, self.config.implementation) for one in self.learners)
         return _outer_flops(self) + self.num_heads * inner
 
     @property

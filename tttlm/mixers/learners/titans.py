@@ -57,5 +57,5 @@ class Titans(PublishedLayer):
 class TitansMixer(LearnerMixer[TitansConfig]):
     """The neural memory of Titans."""
 
-    Settings: ClassVar[type] = TitansConfig
+    Config: ClassVar[type] = TitansConfig
     layer: ClassVar[type[PublishedLayer]] = Titans

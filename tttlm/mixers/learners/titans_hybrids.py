@@ -43,14 +43,14 @@ class TitansHybridMixer(Mixer[C]):
     @property
     def window(self) -> int:
         """Number of tokens that the attention attends to at most."""
-        return self.settings.chunk_size
+        return self.config.chunk_size
 
     @property
     def parts(self) -> tuple[TitansMixer, SlidingAttentionMixer]:
         """The memory and the attention as mixers."""
-        settings = AttentionConfig(sliding_window=self.window)
-        attention = SlidingAttentionMixer(self.name, self.model, settings)
-        return TitansMixer(self.name, self.model, self.settings), attention
+        config = AttentionConfig(sliding_window=self.window)
+        attention = SlidingAttentionMixer(self.name, self.model, config)
+        return TitansMixer(self.name, self.model, self.config), attention
 
     def check(self) -> None:
         for part in self.parts:
@@ -73,11 +73,11 @@ class TitansHybridMixer(Mixer[C]):
 class TitansGateMixer(TitansHybridMixer[TitansGateConfig]):
     """Attention over a window, gated by the memory of Titans."""
 
-    Settings: ClassVar[type] = TitansGateConfig
+    Config: ClassVar[type] = TitansGateConfig
 
     @property
     def window(self) -> int:
-        return self.settings.sliding_window
+        return self.config.sliding_window
 
     def build(self, *, rngs: nnx.Rngs) -> MemoryAsGate:
         memory, attention = self.parts
@@ -89,7 +89,7 @@ class TitansGateMixer(TitansHybridMixer[TitansGateConfig]):
 class TitansContextMixer(TitansHybridMixer[TitansContextConfig]):
     """Attention within segments, to which the memory of Titans gives what it recalls of those before."""
 
-    Settings: ClassVar[type] = TitansContextConfig
+    Config: ClassVar[type] = TitansContextConfig
 
     def build(self, *, rngs: nnx.Rngs) -> MemoryAsContext:
         memory, attention = self.parts
@@ -98,9 +98,9 @@ class TitansContextMixer(TitansHybridMixer[TitansContextConfig]):
     def flops_per_token(self, sequence_length: int) -> float:
         """Attention to the tokens of a segment and to what was recalled for them; and the cost of recalling."""
         memory, size = self.parts[0], self.model.hidden_size
-        keys, values = memory.layer.head_sizes(size, self.model.num_heads, self.settings)
-        hidden = self.settings.inner_size
+        keys, values = memory.layer.head_sizes(size, self.model.num_heads, self.config)
+        hidden = self.config.inner_size
         read = hidden * (keys + values) if hidden else keys * values
         recalled = size * (keys + 2 * values) + read  # of a head: query, its answer, gate and projection out
-        attended = 7 * size**2 + 2 * (self.settings.chunk_size + 1) * size
+        attended = 7 * size**2 + 2 * (self.config.chunk_size + 1) * size
         return memory.flops_per_token(sequence_length) + 2.0 * (attended + self.model.num_heads * recalled)

@@ -59,5 +59,5 @@ class TNT(PublishedLayer):
 class TNTMixer(LearnerMixer[TNTConfig]):
     """TNT."""
 
-    Settings: ClassVar[type] = TNTConfig
+    Config: ClassVar[type] = TNTConfig
     layer: ClassVar[type[PublishedLayer]] = TNT

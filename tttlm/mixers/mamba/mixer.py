@@ -31,7 +31,7 @@ class MambaConfig:
 class MambaMixer(Mixer[MambaConfig]):
     """Mamba, with the initial weights of its authors' code."""
 
-    Settings: ClassVar[type] = MambaConfig
+    Config: ClassVar[type] = MambaConfig
     replaces_feed_forward: ClassVar[bool] = True  # arXiv 2312.00752, table 12
     parameter_rules = (
         (r"(conv|in_proj)/bias$|(^|/)D$|dt_bias$", FEATURES),
@@ -46,7 +46,7 @@ class MambaMixer(Mixer[MambaConfig]):
     @property
     def channels(self) -> int:
         """Channels of the layer."""
-        return self.settings.expand * self.model.hidden_size
+        return self.config.expand * self.model.hidden_size
 
     @property
     def sharded(self) -> tuple[str, int]:
@@ -55,19 +55,19 @@ class MambaMixer(Mixer[MambaConfig]):
     def build(self, *, rngs: nnx.Rngs) -> Mamba:
         return Mamba(
             self.model.hidden_size,
-            state_size=self.settings.state_size,
-            expand=self.settings.expand,
-            dt_rank=self.settings.dt_rank,
+            state_size=self.config.state_size,
+            expand=self.config.expand,
+            dt_rank=self.config.dt_rank,
             conv_kernel=self.model.conv_kernel,
-            use_bias=self.settings.use_bias,
-            conv_bias=self.settings.conv_bias,
+            use_bias=self.config.use_bias,
+            conv_bias=self.config.conv_bias,
             out_kernel_init=out_kernel_init(self.model.num_layers),
             rngs=rngs,
             **self.dtypes,
         )
 
     def flops_per_token(self, sequence_length: int) -> float:
-        inputs, channels, state = self.model.hidden_size, self.channels, self.settings.state_size
-        rank = self.settings.dt_rank or math.ceil(inputs / 16)
+        inputs, channels, state = self.model.hidden_size, self.channels, self.config.state_size
+        rank = self.config.dt_rank or math.ceil(inputs / 16)
         linear = 2 * channels * (3 * inputs + (rank + 2 * state) + rank + self.model.conv_kernel)
         return float(linear + 6 * channels * state)  # decay, input and read-out of every state

@@ -40,7 +40,7 @@ class Mamba2Config:
 class Mamba2Mixer(Mixer[Mamba2Config]):
     """Mamba-2, with the initial weights of its authors' code."""
 
-    Settings: ClassVar[type] = Mamba2Config
+    Config: ClassVar[type] = Mamba2Config
     replaces_feed_forward: ClassVar[bool] = True
     parameter_rules = (
         (r"(conv|in_proj)/bias$|(^|/)D$|dt_bias$|norm/scale$", FEATURES),
@@ -53,14 +53,14 @@ class Mamba2Mixer(Mixer[Mamba2Config]):
     @property
     def channels(self) -> int:
         """Channels of the layer."""
-        return self.settings.expand * self.model.hidden_size
+        return self.config.expand * self.model.hidden_size
 
     @property
     def sharded(self) -> tuple[str, int]:
-        return "heads", self.channels // self.settings.head_dim
+        return "heads", self.channels // self.config.head_dim
 
     def check(self) -> None:
-        channels, m = self.channels, self.settings
+        channels, m = self.channels, self.config
         if channels % m.head_dim or (channels // m.head_dim) % m.num_groups or channels % m.norm_groups:
             raise InputError(
                 f"model.mamba2: head_dim {m.head_dim} and norm_groups {m.norm_groups} must divide "
@@ -70,7 +70,7 @@ class Mamba2Mixer(Mixer[Mamba2Config]):
             raise InputError(f"model.mamba2.dt_limit is a smallest and a largest step size, got {m.dt_limit}")
 
     def build(self, *, rngs: nnx.Rngs) -> Mamba2:
-        m = self.settings
+        m = self.config
         return Mamba2(
             self.model.hidden_size,
             state_size=m.state_size,
@@ -90,7 +90,7 @@ class Mamba2Mixer(Mixer[Mamba2Config]):
         )
 
     def flops_per_token(self, sequence_length: int) -> float:
-        inputs, channels, m = self.model.hidden_size, self.channels, self.settings
+        inputs, channels, m = self.model.hidden_size, self.channels, self.config
         inner_products = m.num_groups * m.state_size
         chunk = ssd_chunk(sequence_length, m.chunk_size)
         linear = 2 * inputs * (2 * channels + 2 * inner_products + channels // m.head_dim) + 2 * channels * inputs
@@ -100,5 +100,5 @@ class Mamba2Mixer(Mixer[Mamba2Config]):
 
     @property
     def hidden_size_unit(self) -> int:
-        channels = self.settings.head_dim * self.settings.num_groups
-        return channels // math.gcd(channels, self.settings.expand)
+        channels = self.config.head_dim * self.config.num_groups
+        return channels // math.gcd(channels, self.config.expand)

@@ -47,7 +47,7 @@ class TTTConfig:
 class TTTMixer(Mixer[TTTConfig]):
     """A TTT layer; by default its queries, keys and gate are those of the backbone."""
 
-    Settings: ClassVar[type] = TTTConfig
+    Config: ClassVar[type] = TTTConfig
     section: ClassVar[str] = "ttt"
     has_inner_model: ClassVar[bool] = True
     extends_on_boundary: ClassVar[bool] = True
@@ -66,17 +66,17 @@ class TTTMixer(Mixer[TTTConfig]):
     @property
     def share_qk(self) -> bool:
         """Whether queries and keys share their projection."""
-        return self.model.backbone == "mamba" if self.settings.share_qk is None else self.settings.share_qk
+        return self.model.backbone == "mamba" if self.config.share_qk is None else self.config.share_qk
 
     @property
     def gate(self) -> bool:
         """Whether the output is gated."""
-        return self.model.backbone == "mamba" if self.settings.gate is None else self.settings.gate
+        return self.model.backbone == "mamba" if self.config.gate is None else self.config.gate
 
     @property
     def inner_learning_rate(self) -> float:
         """The base inner learning rate."""
-        rate = self.settings.inner_learning_rate
+        rate = self.config.inner_learning_rate
         return self.inner_learning_rate_default if rate is None else rate
 
     @property
@@ -90,14 +90,14 @@ class TTTMixer(Mixer[TTTConfig]):
 
     @property
     def alignment(self) -> int:
-        return self.settings.mini_batch_size
+        return self.config.mini_batch_size
 
     def with_inner(self, *, mini_batch_size: int | None = None, learning_rate_multiplier: float = 1.0) -> TTTConfig:
-        size = self.settings.mini_batch_size if mini_batch_size is None else mini_batch_size
-        rate = self.settings.inner_learning_rate
+        size = self.config.mini_batch_size if mini_batch_size is None else mini_batch_size
+        rate = self.config.inner_learning_rate
         if learning_rate_multiplier != 1:
             rate = self.inner_learning_rate * learning_rate_multiplier
-        return replace(self.settings, mini_batch_size=size, inner_learning_rate=rate)
+        return replace(self.config, mini_batch_size=size, inner_learning_rate=rate)
 
     def resized(self, path: str, value: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """`token_scale` is cut, or learned nothing at positions it was not trained at, where it stays 1 / (t + 1)."""
@@ -117,26 +117,26 @@ class TTTMixer(Mixer[TTTConfig]):
                 "model.num_heads must divide model.hidden_size into even head dimensions, "
                 f"got hidden_size {hidden_size} and num_heads {num_heads}"
             )
-        settings, sizes = self.settings, self.inner_sizes
-        norm, bias = settings.inner_norm, settings.inner_bias
-        learner = published.ttt(sizes[1:-1], settings.mini_batch_size, norm=norm, use_bias=bias)
+        config, sizes = self.config, self.inner_sizes
+        norm, bias = config.inner_norm, config.inner_bias
+        learner = published.ttt(sizes[1:-1], config.mini_batch_size, norm=norm, use_bias=bias)
         try:
-            check_choice(learner, Shapes(1, 2, num_heads, sizes[0], sizes[-1]), settings.implementation)
+            check_choice(learner, Shapes(1, 2, num_heads, sizes[0], sizes[-1]), config.implementation)
         except InputError as error:
             raise InputError(f"model.ttt: {error}") from None
 
     @property
     def arguments(self) -> dict[str, Any]:
         """The arguments of both forms of the layer."""
-        settings = self.settings
+        config = self.config
         return {
-            "mini_batch_size": settings.mini_batch_size,
-            "remat_mini_batches": settings.remat_mini_batches,
-            "implementation": settings.implementation,
+            "mini_batch_size": config.mini_batch_size,
+            "remat_mini_batches": config.remat_mini_batches,
+            "implementation": config.implementation,
             "inner_learning_rate": self.inner_learning_rate,
-            "inner_norm": settings.inner_norm,
-            "inner_bias": settings.inner_bias,
-            "learned_rate": settings.learned_rate,
+            "inner_norm": config.inner_norm,
+            "inner_bias": config.inner_bias,
+            "learned_rate": config.learned_rate,
             "share_qk": self.share_qk,
             "gate": self.gate,
             "conv_kernel": self.model.conv_kernel,
@@ -148,14 +148,14 @@ class TTTMixer(Mixer[TTTConfig]):
 
     def flops_per_token(self, sequence_length: int) -> float:
         inputs, sizes = self.model.hidden_size, self.inner_sizes
-        size = min(self.settings.mini_batch_size, sequence_length)
+        size = min(self.config.mini_batch_size, sequence_length)
         # Every inner kernel meets keys, queries and the update; all but the first pass a gradient down. The tokens
         # of a mini-batch meet each other twice.
         kernels = [i * o for i, o in pairwise(sizes)]
         inner = 6 * sum(kernels) + 2 * sum(kernels[1:]) + 2 * size * (sum(sizes[:-1]) + sum(sizes[1:]))
         projections = (3 if self.share_qk else 4) + (1 if self.gate else 0)
         convs = 2 * 2 * self.model.conv_kernel * inputs if self.share_qk else 0
-        rates = 2 * inputs * self.model.num_heads if self.settings.learned_rate else 0
+        rates = 2 * inputs * self.model.num_heads if self.config.learned_rate else 0
         return float(2 * projections * inputs * inputs + convs + rates + self.model.num_heads * inner)
 
 
@@ -174,7 +174,7 @@ class TTTLinearMixer(TTTMixer):
         return TTTLinear(
             self.model.hidden_size,
             self.model.num_heads,
-            learned_start=self.settings.learned_start,
+            learned_start=self.config.learned_start,
             rngs=rngs,
             **self.arguments,
         )
@@ -195,7 +195,7 @@ class TTTMLPMixer(TTTMixer):
 
     def check(self) -> None:
         super().check()
-        if not self.settings.learned_start:
+        if not self.config.learned_start:
             raise InputError("an inner MLP cannot learn from zeros: ttt_mlp needs model.ttt.learned_start")
 
     def build(self, *, rngs: nnx.Rngs) -> MiniBatchTTT:

@@ -137,15 +137,15 @@ def blank(learner: Learner, weights: Any, keys: int, values: int) -> LearnerStat
     )
 
 
-def init_learner_state(learner: Learner, weights: Any, batch: int, keys: int, values: int) -> LearnerState:
+def init_learner_state(learner: Learner, weights: Any, batch: int, key_dim: int, value_dim: int) -> LearnerState:
     """The state before the first token: every sequence has the initial `weights`, in float32 at least.
 
     Args:
         learner: the description.
         weights: initial weights of the inner model, `[H, ...]`.
         batch: number of sequences `B`.
-        keys: size `K` of a key.
-        values: size `V` of a value.
+        key_dim: size `K` of a key.
+        value_dim: size `V` of a value.
     """
-    state = blank(learner, weights, keys, values)
+    state = blank(learner, weights, key_dim, value_dim)
     return jax.tree.map(lambda a: jnp.broadcast_to(a, (batch, *a.shape)), state)
