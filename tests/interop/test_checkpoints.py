@@ -250,8 +250,8 @@ OTHER_COMPUTATIONS = {
         ({"rope_parameters": {"rope_type": "yarn"}}, "rotary embeddings of type 'yarn'"),
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor must be 1.0"),
         ({"hidden_act": "gelu"}, "hidden_act must be 'silu', got 'gelu'"),
-        ({"sliding_window": 64}, "sliding_window is not known here, got 64"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config is not known here"),
+        ({"sliding_window": 64}, "sliding_window is not supported, got 64"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config is not supported"),
         ({"attention_bias": True}, r"q_proj\.bias' is missing"),
         ({"head_dim": 10}, "has shape .* but config.json asks for"),
     ],
@@ -267,9 +267,9 @@ OTHER_COMPUTATIONS = {
         ({"num_heads": 3}, "num_heads must be expand"),
         ({"time_step_limit": 3}, "time_step_limit must be two numbers, got 3"),
         ({"time_step_limit": [0.2, 0.1]}, "dt_limit is a smallest and a largest step size"),
-        ({"attention_layers_idx": [1]}, r"attention_layers_idx is not known here, got \[1\]"),
+        ({"attention_layers_idx": [1]}, r"attention_layers_idx is not supported, got \[1\]"),
     ],
-    "ttt": [({"rope_scaling": {"type": "linear"}}, "rope_scaling is not known here")],
+    "ttt": [({"rope_scaling": {"type": "linear"}}, "rope_scaling is not supported")],
 }
 
 
@@ -380,5 +380,5 @@ def test_an_index_that_points_out_of_the_folder_is_refused(model, tmp_path):
     tttlm.save_pretrained(model, tmp_path, shard_bytes=3000)
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(index.read_text().replace("model-00001", "../model-00001"))
-    with pytest.raises(InputError, match="no file of this folder is named for"):
+    with pytest.raises(InputError, match="which is no file name in this folder"):
         tttlm.from_pretrained(tmp_path)

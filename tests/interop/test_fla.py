@@ -162,11 +162,11 @@ def test_logits_are_those_of_the_definition_and_the_folder_goes_out_as_it_came_i
     ("name", "changes", "message"),
     [
         ("delta_net", {"qk_norm": "sum"}, "qk_norm must be 'l2', got 'sum'"),
-        ("delta_net", {"attn": {"layers": [0]}}, "attn is not known here"),
+        ("delta_net", {"attn": {"layers": [0]}}, "attn is not supported"),
         ("gated_deltanet", {"num_v_heads": 4}, "num_v_heads must be num_heads, 2, or left out, got 4"),
         ("kda", {"safe_gate": True}, "safe_gate must be False, got True"),
         ("kda", {"lower_bound": 5.0}, "lower_bound must be a negative number, got 5.0"),
-        ("gla", {"clamp_min": -1.0}, "clamp_min is not known here"),
+        ("gla", {"clamp_min": -1.0}, "clamp_min is not supported"),
         ("gla", {"use_short_conv": True}, "conv1d.weight' is missing"),
         ("gated_deltanet", {"use_gate": False}, "g_proj.weight' is no part of the model"),
     ],

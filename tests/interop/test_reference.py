@@ -80,9 +80,9 @@ REFUSED = {
     ],
     "mamba_ssm": [
         ({"ssm_cfg": {"layer": "Mamba3"}}, "ssm_cfg.layer must be 'Mamba1' or 'Mamba2', got 'Mamba3'"),
-        ({"ssm_cfg": {"d_state": 8, "heads": 3}}, "ssm_cfg.heads is not known here for a Mamba1 layer, got 3"),
-        ({"attn_layer_idx": [1]}, r"attn_layer_idx is not known here, got \[1\]"),
-        ({"d_intermediate": 64}, "d_intermediate is not known here, got 64"),
+        ({"ssm_cfg": {"d_state": 8, "heads": 3}}, "ssm_cfg.heads is not supported for a Mamba1 layer, got 3"),
+        ({"attn_layer_idx": [1]}, r"attn_layer_idx is not supported, got \[1\]"),
+        ({"d_intermediate": 64}, "d_intermediate is not supported, got 64"),
         ({"rms_norm": False}, "rms_norm must be True, got False"),
         ({"pad_vocab_size_multiple": 1}, r"has shape \[64, 32\] of bfloat16, but config.json asks for \[61, 32\]"),
     ],

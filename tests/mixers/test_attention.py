@@ -51,7 +51,7 @@ def test_a_window_is_all_that_is_seen_and_all_that_is_kept():
 
 def test_the_cache_says_when_it_is_full():
     attention, x = layer(max_length=8), random_rows(10)
-    with pytest.raises(ValueError, match=r"room for 8 tokens, 9 are wanted: raise max_length"):
+    with pytest.raises(ValueError, match=r"room for 8 tokens, got 9: raise max_length"):
         attention.extend(x[:, 6:9], attention.init_state(2)._replace(offset=jnp.asarray([2, 6])))
     with pytest.raises(ValueError, match="max_length"):
         layer().init_state(1)

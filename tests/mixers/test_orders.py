@@ -116,7 +116,7 @@ def test_attention_that_is_not_causal_sees_all_of_its_document():
     close(layer(x[:, order]), layer(x)[:, order])  # a function of the set
     ids = jnp.asarray([[1, 1, 1, 2, 2, 2]])
     close(layer(x, ids)[:, :3], layer(x[:, :3]))
-    with pytest.raises(InputError, match="not causal"):
+    with pytest.raises(InputError, match="causal=False"):
         layer.init_state(1)
 
 

@@ -60,7 +60,7 @@ def test_more_tokens_than_the_attention_cache_has_room_for_are_refused():
     config = dataclasses.replace(SMALL, mixers=("attention",), attention=AttentionConfig(max_length=8))
     model = LanguageModel(config, rngs=nnx.Rngs(0))
     _, state = model.extend(tokens()[:, :6], model.init_state(2))
-    with pytest.raises(InputError, match="room for 8 tokens, 9 are wanted"):
+    with pytest.raises(InputError, match="room for 8 tokens, got 9"):
         model.extend(tokens()[:, 6:9], state)
     logits, _ = nnx.jit(lambda m, t, s: m.extend(t, s))(model, tokens()[:, 6:9], state)
     assert np.isfinite(logits[:, :2]).all()

@@ -128,7 +128,7 @@ def test_bfloat16_with_float32_weights_trains_on_a_mesh_as_on_one_device(mixer):
         ({"model.num_heads": 4}, {"tensor": 2, "context": 4}, "the 4 heads of attention .* 2 x 4"),
         ({"model.mixers": ("mamba",), "model.hidden_size": 6}, {"tensor": 8}, "the 12 channels of mamba .* 8 x 1"),
         ({"sequence_length": 36}, {"context": 8}, "sequence_length = 36 is not divisible by mesh.context = 8"),
-        ({"batch_size": 6}, {"fsdp": 4}, "6 examples is not divisible by the 4 devices"),
+        ({"batch_size": 6}, {"fsdp": 4}, "6 examples is not divisible by mesh.data x mesh.fsdp = 4"),
         ({"model.num_heads": 8, "loss_chunk": 12, "sequence_length": 48}, {"context": 2, "tensor": 2}, None),
         (
             {"model.num_heads": 8, "loss_chunk": 16, "sequence_length": 48},

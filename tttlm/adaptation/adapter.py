@@ -14,7 +14,8 @@ from jaxtyping import Array, Bool
 from tttlm.adaptation.saved_state import read_state, write_state
 from tttlm.errors import InputError
 
-Objective = Callable[[Any, Any, Array], Array]  # (model, inputs [batch_size, ...], PRNG key) -> scalar loss, no labels
+Objective = Callable[[Any, Any, Array], Array]
+"""A loss without labels: `objective(model, inputs, rng)` with inputs `[batch_size, ...]` and a PRNG key, a scalar."""
 Reset = Literal["sample", "document", "never"]
 Order = Literal["learn_first", "predict_first"]
 
@@ -39,9 +40,9 @@ class Adapter:
     cut into calls (at multiples of `batch_size`), the predictions are the same. A function is compiled once for each
     shape of `inputs`.
 
-    With `reset="sample"`, `parallel` units are adapted at a time by `jax.vmap`, each on its own copy of the parameters
-    that learn. Memory is then `parallel` times (`bytes_per_unit` + activations of the objective for one unit). Other
-    policies hold one copy.
+    A unit is the `batch_size` samples that the model adapts to together. With `reset="sample"`, `parallel` units are
+    adapted at a time by `jax.vmap`, each on its own copy of the parameters that learn. Memory is then `parallel` times
+    (`bytes_per_unit` + activations of the objective for one unit). Other policies hold one copy.
 
     Args:
         model: any NNX model; its current parameters are the initial ones. It is not changed.
@@ -51,8 +52,8 @@ class Adapter:
         steps: number of gradient steps on each unit.
         reset: when parameters are reset to the initial ones: before each unit ("sample"), at the start of a document
             ("document"), or "never".
-        batch_size: number of samples of a unit, which are adapted to together; 1 in the paper, more for methods that
-            need the statistics of a batch. The last unit of a call may be smaller.
+        batch_size: number of samples of a unit; 1 in the paper, more for methods that need the statistics of a batch.
+            The last unit of a call may be smaller.
         order: whether a unit is predicted after learning from it, or before (as TENT does).
         predict: `predict(model, inputs)`; the default calls the model.
         decay: fraction by which parameters move back towards the initial ones after each step.
@@ -88,13 +89,13 @@ class Adapter:
         if min(batch_size, parallel) < 1 or steps < 0 or not 0 <= decay <= 1:
             raise InputError(
                 "batch_size and parallel are at least 1, steps at least 0, decay between 0 and 1; "
-                f"got {batch_size}, {parallel}, {steps}, {decay}"
+                f"got batch_size {batch_size}, parallel {parallel}, steps {steps}, decay {decay}"
             )
         if reset == "sample" and order == "predict_first" and objective is not None:
             raise InputError("order 'predict_first' with reset 'sample' never uses what it learns: use another reset")
         self._graph, first, self._rest = split(model, learns)
         if objective is not None and not jax.tree.leaves(first):
-            raise InputError("the filter 'learns' selects no variable of the model")
+            raise InputError("the filter 'learns' selects no variable of the model: give one that does, as nnx.Param")
         self._objective, self._predict = objective, predict
         self._optimizer = optimizer or optax.sgd(1e-3)
         self._steps = 0 if objective is None else steps
@@ -170,7 +171,10 @@ class Adapter:
         if starts.shape != (count,):
             raise InputError(f"'starts' has one value for each of the {count} samples, got shape {starts.shape}")
         if wrong := [int(i) for i in np.flatnonzero(starts) if i % self.batch_size]:
-            raise InputError(f"sample {wrong[0]} starts a document inside a unit of {self.batch_size} samples")
+            raise InputError(
+                f"sample {wrong[0]} starts a document inside a unit of batch_size = {self.batch_size} samples: "
+                "use a batch_size that divides the documents, such as 1"
+            )
         return starts[:: self.batch_size]
 
     def _each_alone(self, first: AdapterState, rest: Any, state: AdapterState, units: Any, begins: Array) -> Any:

@@ -50,11 +50,12 @@ def gradient_alignment(
     Args:
         model: any NNX model.
         objective: `objective(model, inputs, rng)`.
-        inputs: `[B, ...]`.
+        inputs: samples `[B, ...]`.
         labels: labels `[B]`; this diagnostic needs them, adaptation does not.
         shared: an `nnx` filter of the parameters that both losses read.
         loss: `loss(model, inputs, labels)`.
         parallel: number of samples computed at a time by `jax.vmap`.
+        seed: seed of the random numbers of the objective.
     """
     graph, params, rest = split(model, shared)
     keys = jax.random.split(jax.random.key(seed), len(jnp.asarray(labels)))
@@ -86,5 +87,12 @@ def _alignments(
 
 
 def safe_step(epsilon: float, smoothness: float, bound: float) -> float:
-    """The step of theorem 1: epsilon / (beta G^2)."""
+    """The learning rate of theorem 1, `epsilon / (beta G^2)`, at which a step on the self-supervised loss lowers the
+    main loss.
+
+    Args:
+        epsilon: lower bound of the inner product of the two gradients, above 0.
+        smoothness: `beta` of the main loss, the Lipschitz constant of its gradient.
+        bound: upper bound `G` of the norms of both gradients.
+    """
     return epsilon / (smoothness * bound**2)

@@ -49,18 +49,25 @@ class MethodsConfig:
     """Configuration of the methods. Learning rates are of plain SGD, as in the papers, unless stated otherwise."""
 
     ttt_steps: Count = 10
+    """Number of gradient steps of TTT on each image."""
     ttt_learning_rate: PositiveFloat = 1e-3
+    """Learning rate of TTT."""
     online_steps: Count = 1
+    """Number of gradient steps of TTT-Online on each image."""
     online_learning_rate: PositiveFloat = 1e-3
+    """Learning rate of TTT-Online."""
     copies: Count = 32
     """Number of randomly shifted copies of an image, in four quarter turns, in each step of TTT and TTT-Online."""
     tent_learning_rate: PositiveFloat = 1e-3
     """Learning rate of SGD with momentum 0.9."""
     tent_batch: Count = 50
+    """Number of images in a batch of TENT and of batch statistics."""
     uda_steps: Count = 1000
+    """Number of training steps of UDA-SS."""
     uda_learning_rate: PositiveFloat = 1e-2
     """Learning rate of SGD with momentum 0.9."""
     uda_batch: Count = 128
+    """Number of source images, and of test images, in a step of UDA-SS."""
     parallel: Count = 1
     """Number of images that TTT adapts to at a time."""
 
@@ -79,16 +86,21 @@ class ImagesConfig:
     corrupted: FilePath = ""
     """Folder of CIFAR-10-C; empty makes the corruptions with corrupt-tta."""
     corruptions: tuple[str, ...] = IMAGENET_C
+    """Names of the corruptions."""
     severities: tuple[Annotated[int, Range(least=1, most=5)], ...] = (1, 2, 3, 4, 5)
+    """Severities of each corruption."""
     test_images: CountOrZero = 0
     """Number of test images, the first ones; 0 takes all. Digits are held out of the training images."""
     tune: bool = False
     """Use other held-out images instead of the test set, for tuning `methods`."""
     seeds: tuple[Seed, ...] = (0, 1, 2)
+    """Seeds of the trained networks."""
     network: Literal["small", "resnet26"] = "small"
+    """The network; both have the shape of a Y."""
     features: Size = 16
     """Number of channels after the first convolution of the small network."""
     norm: Literal["group", "batch"] = "group"
+    """GroupNorm or BatchNorm; with BatchNorm the method of batch statistics is measured too."""
     training: JointConfig = field(default_factory=JointConfig)
     methods: MethodsConfig = field(default_factory=MethodsConfig)
     alignment_images: Count = 50
@@ -134,7 +146,10 @@ class Experiment:
 
     def __init__(self, config: ImagesConfig) -> None:
         if not config.seeds or not config.corruptions or not config.severities:
-            raise InputError("name at least one seed, one corruption and one severity")
+            raise InputError(
+                "name at least one seed, one corruption and one severity, got "
+                f"{len(config.seeds)}, {len(config.corruptions)} and {len(config.severities)}"
+            )
         self.config, self.folder = config, Path(config.output)
         self.methods = METHODS + (("batch_statistics",) if config.norm == "batch" else ())
         shifts = [

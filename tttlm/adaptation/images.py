@@ -82,11 +82,13 @@ def _binary_batch(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     if data[:1] == b"\x80" and data[-1:] == b".":
         raise InputError(f"{path} is a Python pickle, which can run any code when it is read; use {CIFAR_SOURCE}")
     if not data or len(data) % CIFAR_RECORD:
-        raise InputError(f"{path} has {len(data)} bytes, not a multiple of the record size {CIFAR_RECORD}")
+        raise InputError(
+            f"{path} has {len(data)} bytes, not a multiple of the record size {CIFAR_RECORD}: fetch it again"
+        )
     records = np.frombuffer(data, np.uint8).reshape(-1, CIFAR_RECORD)
     labels = records[:, 0].astype(np.int32)
     if labels.max() > 9:
-        raise InputError(f"{path} has label {labels.max()}; CIFAR-10 has labels 0 to 9")
+        raise InputError(f"{path} has label {labels.max()}, but CIFAR-10 has labels 0 to 9; use {CIFAR_SOURCE}")
     planes = records[:, 1:].reshape(-1, 3, 32, 32)
     return planes.transpose(0, 2, 3, 1).astype(np.float32) / 255, labels
 
@@ -133,9 +135,13 @@ def cifar10_c(
     images = _array(Path(folder) / f"{corruption}.npy")
     labels = _array(Path(folder) / "labels.npy")
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (32, 32, 3) or len(images) % 5:
-        raise InputError(f"{corruption}.npy is {images.dtype} {images.shape}, not uint8 [5 N, 32, 32, 3]")
+        raise InputError(
+            f"{corruption}.npy is {images.dtype} {images.shape}, not uint8 [5 N, 32, 32, 3]; fetch CIFAR-10-C again"
+        )
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
-        raise InputError(f"labels.npy is {labels.dtype} {labels.shape}, not {len(images)} integers")
+        raise InputError(
+            f"labels.npy is {labels.dtype} {labels.shape}, not {len(images)} integers; fetch CIFAR-10-C again"
+        )
     count = len(images) // 5
     part = slice((severity - 1) * count, severity * count)
     return images[part].astype(np.float32) / 255, labels[part].astype(np.int32)

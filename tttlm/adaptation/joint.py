@@ -28,14 +28,19 @@ class JointConfig:
     """Configuration of training by stochastic gradient descent with momentum, as in arXiv 1909.13231."""
 
     epochs: Count = 150
+    """Number of passes over the training images."""
     batch_size: Count = 128
+    """Number of images in a batch."""
     self_supervised_batch: Count | None = None
     """Number of images of each batch on which the self-supervised loss is computed; None takes all."""
     learning_rate: PositiveFloat = 0.1
+    """Initial learning rate."""
     milestones: tuple[Annotated[float, Range(above=0, below=1)], ...] = (0.5, 0.8333)
     """Fractions of the training after which the learning rate is divided by ten."""
     momentum: Annotated[float, Range(least=0, below=1)] = 0.9
+    """Momentum of SGD."""
     weight_decay: NonNegativeFloat = 5e-4
+    """Weight decay, added to the gradient."""
     padding: SizeOrZero = 4
     """Training images are shifted by up to this many pixels."""
     flip: bool = True

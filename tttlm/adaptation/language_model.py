@@ -30,12 +30,13 @@ class DynamicConfig:
     learning_rate: NonNegativeFloat = 0.0
     """Learning rate; 0 does not learn."""
     optimizer: Literal["sgd", "adam"] = "sgd"
+    """The optimiser: plain gradient descent, or Adam."""
     learns: Literal["all", "norms", "feed_forward", "lora"] = "all"
     """The parameters that learn: all, norms, feed-forward layers, or low-rank additions to every projection (LoRA)."""
     rank: Size = 4
     """Rank of the low-rank additions with `learns: lora`."""
     stretch: Size = 64
-    """Length in tokens of a stretch, the segment of text that is scored before the model learns from it."""
+    """Length in tokens of a stretch, the part of a text that is scored before the model learns from it."""
     steps: Count = 1
     """Number of gradient steps on each stretch."""
     clip: NonNegativeFloat = 1.0
@@ -168,7 +169,7 @@ def _learned(model: LanguageModel, config: DynamicConfig) -> tuple[Any, Callable
     if config.learns != "lora":
         graph, learned, rest = split(model, _FILTERS[config.learns])
         if config.learns != "all" and not jax.tree.leaves(learned):
-            raise InputError(f"the model has no parameters of kind {config.learns!r}")
+            raise InputError(f"the model has no parameters of the kind {config.learns!r}: name another `learns`")
         return learned, lambda learned: nnx.merge(graph, learned, rest, copy=True)
     graph, projections, rest = split(model, _is_projection)
     leaves, tree = jax.tree.flatten(projections)
@@ -203,7 +204,10 @@ _FILTERS: dict[str, Any] = {
 def _check(tokens: Int[np.ndarray, "T"], model: LanguageModel, stretch: int) -> None:
     vocabulary = model.config.vocab_size
     if len(tokens) and not 0 <= tokens.min() <= tokens.max() < vocabulary:
-        raise InputError(f"token {tokens.max()} or {tokens.min()} is not in the vocabulary of {vocabulary}")
+        wrong = tokens.max() if tokens.max() >= vocabulary else tokens.min()
+        raise InputError(
+            f"token {wrong} is not in the model's vocabulary of {vocabulary:,}: is the tokenizer that of another model?"
+        )
     needed = -(-(len(tokens) - 1) // stretch) * stretch
     room = model.config.cache_length
     if room is not None and needed > room:

@@ -19,7 +19,7 @@ NORMS = (nnx.BatchNorm, nnx.GroupNorm, nnx.LayerNorm, nnx.InstanceNorm, nnx.RMSN
 
 
 def no_adaptation(model: nnx.Module, *, batch_size: int = 1) -> Adapter:
-    """The model without adaptation."""
+    """The model without adaptation, which predicts `batch_size` samples at a time."""
     return Adapter(model, None, batch_size=batch_size)
 
 
@@ -37,6 +37,15 @@ def tent(model: nnx.Module, *, optimizer: optax.GradientTransformation, batch_si
 
     BatchNorms use the statistics of the batch. Other norms are unchanged, because they use the statistics of each
     sample anyway.
+
+    Args:
+        model: the model to start from; it is not changed.
+        optimizer: an optax optimiser.
+        batch_size: number of samples that are predicted and learned from together.
+        steps: number of gradient steps on each batch.
+
+    Raises:
+        InputError: the model has no norm with parameters.
     """
     if any(isinstance(module, nnx.BatchNorm) for _, module in nnx.iter_modules(model)):
         model = _with_batch_statistics(model)
@@ -77,6 +86,10 @@ def uda_ss(
         objective: the self-supervised loss.
         source: inputs `[N, ...]` and labels `[N]` of training.
         target: inputs `[M, ...]` of the test set, without labels.
+        optimizer: an optax optimiser of all parameters.
+        steps: number of training steps.
+        batch_size: number of source samples, and of target samples, in a step; of samples that are predicted together.
+        seed: seed of the batches and of the random numbers of the objective.
         on_step: called with 1 after every step.
 
     Returns:
@@ -127,7 +140,9 @@ def parameters_of(model: nnx.Module, *kinds: type) -> Callable[[tuple[Any, ...],
     homes = {path for path, module in nnx.iter_modules(model) if isinstance(module, kinds)}
     paths = {path for path, value in nnx.to_flat_state(nnx.state(model, nnx.Param)) if path[:-1] in homes}
     if not paths:
-        raise InputError(f"the model has no parameters of {', '.join(kind.__name__ for kind in kinds)}")
+        raise InputError(
+            f"the model has no parameters of {', '.join(kind.__name__ for kind in kinds)}: name kinds it has"
+        )
     return lambda path, value: tuple(path) in paths
 
 

@@ -38,12 +38,17 @@ def rotation_objective(model: SelfSupervised, inputs: Float[Array, "B S S C"], r
 
 
 def masked_objective(fraction: float = 0.5, patch: int = 1) -> Objective:
-    """Mean squared error on masked inputs: a random `fraction` of the inputs is set to zero and reconstructed.
+    """Mean squared error on masked inputs: a random `fraction` of the inputs is set to zero, and
+    `model.self_supervised` reconstructs it.
 
     Args:
         fraction: the probability of masking a patch.
         patch: for images `[B, S, S, C]`, the side of the squares that are masked in all channels; 1 for features
             `[B, D]`, whose entries are masked one by one.
+
+    Raises:
+        InputError: the fraction is not between 0 and 1, or, when the objective is called, patches do not divide the
+            inputs.
     """
     if not 0 < fraction < 1:
         raise InputError(f"the masked fraction is between 0 and 1, got {fraction}")
@@ -65,7 +70,11 @@ def masked_objective(fraction: float = 0.5, patch: int = 1) -> Objective:
 
 
 def denoising_objective(noise: float = 0.3) -> Objective:
-    """Mean squared error of the inputs reconstructed from themselves plus Gaussian noise of that standard deviation."""
+    """Mean squared error of the inputs that `model.self_supervised` reconstructs from themselves plus Gaussian noise.
+
+    Args:
+        noise: standard deviation of the noise, in the units of the inputs.
+    """
 
     def objective(model: SelfSupervised, inputs: Array, rng: Array) -> Array:
         noisy = inputs + noise * jax.random.normal(rng, inputs.shape, inputs.dtype)
@@ -81,9 +90,13 @@ def entropy_objective(model: Any, inputs: Array, rng: Array) -> Float[Array, ""]
 
 
 def on_random_crops(objective: Objective, *, copies: int, padding: int, flip: bool = False) -> Objective:
-    """The objective on `copies` of each image, shifted by up to `padding` pixels (with zeros), and flipped at random.
+    """The objective on random copies of each image: a single image becomes a batch (arXiv 1909.13231, section 3).
 
-    A single image becomes a batch, as in section 3 of arXiv 1909.13231.
+    Args:
+        objective: an objective of images `[B, S, S, C]`.
+        copies: number of copies of each image.
+        padding: largest shift of a copy in pixels, in both directions; what comes in is zero.
+        flip: whether half of the copies are mirrored.
     """
 
     def shifted(image: Array, key: Array) -> Array:

@@ -1,6 +1,8 @@
-"""The order in which shifted samples arrive, and the score of a method on it.
+"""The order in which shifted samples arrive, and the predictions of a method on it.
 
-A method gets only inputs; the caller of `run_stream` compares its predictions with the labels afterwards.
+The functions that make a stream take `shifts`, a mapping from the name of each shift to the same `N` samples under it,
+`[N, ...]`, and their `labels` `[N]`. A method gets only inputs; the caller of `run_stream` compares its predictions
+with the labels afterwards.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -38,24 +40,35 @@ class Stream:
 
 
 def episodic(shifts: Shifts, labels: Int[np.ndarray, "N"]) -> Stream:
-    """One shift after another, with a reset at the start of each."""
+    """One shift after another, with a reset at the start of each.
+
+    Args:
+        shifts: the name of each shift, and the same `N` samples under it, `[N, ...]`.
+        labels: labels of these samples.
+    """
     return _joined(shifts, labels, reset_at_each=True)
 
 
 def continual(shifts: Shifts, labels: Int[np.ndarray, "N"]) -> Stream:
-    """One shift after another without a reset, in the order of the mapping."""
+    """One shift after another without a reset, in the order of the mapping; arguments as for `episodic`."""
     return _joined(shifts, labels, reset_at_each=False)
 
 
 def growing(severities: Shifts, labels: Int[np.ndarray, "N"]) -> Stream:
-    """A shift that grows: the mapping's keys are severities, in ascending order; every sample occurs once.
+    """A shift that grows; every sample occurs once.
+
+    Args:
+        severities: severities, which are read in ascending order, and the same `N` samples under each, `[N, ...]`.
+        labels: labels of these samples.
 
     Raises:
         InputError: there are fewer samples than severities.
     """
     order = sorted(severities)
     if len(labels) < len(order):
-        raise InputError(f"{len(labels)} samples cannot be spread over {len(order)} severities")
+        raise InputError(
+            f"{len(labels)} samples cannot be spread over {len(order)} severities: give at least one for each"
+        )
     parts = np.array_split(np.arange(len(labels)), len(order))
     names = list(severities)
     inputs = np.concatenate([severities[name][part] for name, part in zip(order, parts, strict=True)])
@@ -64,7 +77,7 @@ def growing(severities: Shifts, labels: Int[np.ndarray, "N"]) -> Stream:
 
 
 def mixed(shifts: Shifts, labels: Int[np.ndarray, "N"], *, seed: int = 0) -> Stream:
-    """Every sample once, each under a random shift, so that neighbours are independent."""
+    """Every sample once, each under a random shift, so that neighbours are independent; arguments as for `episodic`."""
     which = np.random.default_rng(seed).integers(len(shifts), size=len(labels))
     stacked = list(shifts.values())
     inputs = np.stack([stacked[k][i] for i, k in enumerate(which)])

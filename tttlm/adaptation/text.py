@@ -194,7 +194,10 @@ def _features(reader: Reader, texts: Sequence[str], stretch: int) -> Float[np.nd
     rows = [part[: len(part) // stretch * stretch].reshape(-1, stretch) for part in parts]
     tokens = np.concatenate(rows)[:500].astype(np.int32)
     if len(tokens) < 8:
-        raise InputError(f"the text has {len(tokens)} complete stretches of {stretch} tokens; eight are needed")
+        raise InputError(
+            f"the text of {reader.name} has {len(tokens)} complete stretches of {stretch} tokens, eight are needed: "
+            "raise text_bytes, or lower adapt.stretch"
+        )
     pooled = nnx.jit(lambda model, tokens: jnp.mean(model.features(tokens), axis=1))
     return np.concatenate([np.asarray(pooled(reader.model, tokens[i : i + 1])) for i in range(len(tokens))])
 

@@ -137,7 +137,7 @@ def _norm(norm: Norm, features: int, rngs: nnx.Rngs) -> nnx.Module:
     if norm == "batch":
         return nnx.BatchNorm(features, use_running_average=True, momentum=0.9, epsilon=1e-5, rngs=rngs)
     if features % 8:
-        raise InputError(f"GroupNorm has 8 groups, which do not divide {features} channels")
+        raise InputError(f"GroupNorm has 8 groups, which do not divide {features} channels: use a multiple of 8")
     return nnx.GroupNorm(features, num_groups=8, epsilon=1e-5, rngs=rngs)
 
 

@@ -1,4 +1,4 @@
-"""Command lines: train, eval, prepare, compare, plot. Each parses its arguments and calls the library."""
+"""The command lines (docs/commands.md). Each parses its arguments and calls the library."""
 
 import sys
 

@@ -155,7 +155,8 @@ def _warm_start(config: ConvertConfig, source_path: Path, target_path: Path) -> 
     if config.zero_readout and kept:
         if num_layers % kept:
             raise InputError(
-                f"--mixers has {kept} attention layers, which do not divide the {num_layers} of {source_path}"
+                f"--mixers has {kept} attention layers, which do not divide the {num_layers} of {source_path}: "
+                "name a number of them that does"
             )
         num_layers = num_layers // kept * len(config.mixers)
     changes = {"mixers": config.mixers, "backbone": config.backbone, "num_layers": num_layers}

@@ -117,7 +117,7 @@ def main(arguments: list[str]) -> int:
     try:
         json_file.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     except OSError as error:
-        raise InputError(f"{json_file} cannot be written: {error.strerror}") from None
+        raise InputError(f"{json_file} cannot be written ({error.strerror}): choose another --output") from None
     # The ends of long names, because file names differ there.
     names = f"A: {path_a.name[-30:]}", f"B: {path_b.name[-30:]}"
     png = draw(
@@ -216,7 +216,10 @@ def compare_text(config: ShiftConfig, path_a: Path, path_b: Path) -> Compared:
     else:
         top = max(int(tokens.max()) for sample in (a, b) for tokens in sample.tokens)
         if top >= model.config.vocab_size:
-            raise InputError(f"the tokenizer gives token {top}, {config.model} has {model.config.vocab_size} tokens")
+            raise InputError(
+                f"the tokenizer gives token {top}, but {config.model} has {model.config.vocab_size:,} tokens: "
+                "name its own tokenizer with --tokenizer"
+            )
         read = [read_by_model(model, sample, length=config.length) for sample in (a, b)]
         features = [of_sample for of_sample, _ in read]
         confidence = compare_predictions(read[0][1], read[1][1], seed=config.seed)
@@ -284,7 +287,7 @@ def _writable(folder: str) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise InputError(f"--output {folder} cannot be written: {error.strerror}") from None
+        raise InputError(f"--output {folder} cannot be written ({error.strerror}): choose another") from None
     return path
 
 

@@ -1,7 +1,7 @@
 """A comparison: prepares the text, matches the models, and trains and scores each of them.
 
-Every run is trained in a child process, one after another, and scored in another; this process only waits.
-Finished parts are stored in the output folder, so a comparison that was stopped can be resumed.
+Every run is trained in a child process, `jobs` of them at a time, and all are scored in another; this process only
+waits. Finished parts are stored in the output folder, so a comparison that was stopped can be resumed.
 """
 
 import re
@@ -167,7 +167,8 @@ def decide(
     for name, entry in entries.items():
         if (fingerprint := tokenizer_of(entry.configs[0].data)) != tokenizer_of(test):
             raise InputError(
-                f"models.{name} was trained with another tokenizer ({fingerprint[:8]}) than {test} was made with"
+                f"models.{name} was trained with another tokenizer ({fingerprint[:8]}) than {test} was made with: "
+                "name text that is not prepared yet, or prepare it with the tokenizer of that run"
             )
     return replace(comparison, test=test)
 
@@ -264,7 +265,9 @@ def finished_run(path: str) -> TrainConfig:
     """
     config = replace(run_config(path), run=path)
     if not is_finished(config):
-        raise InputError(f"{path} is not finished: it has no checkpoint of step {config.steps}")
+        raise InputError(
+            f"{path} is not finished: it has no checkpoint of step {config.steps}; resume it with its command"
+        )
     return config
 
 
@@ -301,11 +304,14 @@ def _common_run(models: dict[str, TrainConfig], given: dict[str, tuple[TrainConf
             if getattr(other, what) != getattr(run, what):
                 raise InputError(
                     f"models of a comparison read the same batches, but {what} is {getattr(run, what)} for {first} "
-                    f"and {getattr(other, what)} for {name}"
+                    f"and {getattr(other, what)} for {name}: make them equal"
                 )
         same = other.data == run.data if {name, first} <= models.keys() else other.data.generated == run.data.generated
         if not same:
-            raise InputError(f"models of a comparison read the same batches, but {first} and {name} differ in data")
+            raise InputError(
+                f"models of a comparison read the same batches, but {first} and {name} differ in their `data`: "
+                "make these sections equal"
+            )
     return run
 
 

@@ -18,7 +18,7 @@ class SweepConfig:
 
     learning_rates: tuple[PositiveFloat, ...] = ()
     """Peak learning rates; a model takes the one with the lowest held-out loss at the end of a run with the first seed.
-    None keeps `train.optimizer.learning_rate`."""
+    Without any, models keep their `optimizer.learning_rate`."""
     steps: CountOrZero = 0
     """Steps of a run of the sweep, with a schedule of that length; 0 takes those of `train`, and the best run of the
     sweep is then that of the first seed."""

@@ -40,7 +40,8 @@ def mqar(num_pairs: int, vocab_size: int, rng: np.random.Generator, *, length: i
     half = vocab_size // 2
     if num_pairs >= half:
         raise InputError(
-            f"{num_pairs} pairs need more than {2 * num_pairs} tokens of vocabulary, there are {vocab_size}"
+            f"{num_pairs} pairs need more than {2 * num_pairs} tokens of vocabulary, there are {vocab_size}: "
+            "lower the length"
         )
     keys = rng.choice(np.arange(1, half), num_pairs, replace=False)
     values = rng.integers(half, vocab_size, num_pairs)

@@ -58,7 +58,7 @@ def held_out_documents(path: str | Path, split: str = "validation") -> Iterator[
 def encode_file(path: str | Path, tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, int]]:
     """Encodes a text file of any length in pieces: yields `(uint32 tokens [T], bytes of text)`.
 
-    Memory is constant if the tokenizer allows cuts (see `cut_rules`), else it grows with the file.
+    Memory is constant if the tokenizer allows cuts (see `tttlm.data.cut_rules`), else it grows with the file.
 
     Concatenated, the tokens are `tokenizer.entry_id` followed by those of `tokenizer.encode` for the complete text.
     Invalid UTF-8 is read as U+FFFD; .gz, .zst, .xz and .bz2 are decompressed.

@@ -83,7 +83,7 @@ class Loader:
         return self.batches.batch(step, self.examples)
 
     def iterate(self, start_step: int = 0, *, threads: int = 1, ahead: int = 4) -> Iterator[Batch[np.ndarray]]:
-        """Yields batches from `start_step` on without end; background threads prepare `ahead` batches in advance."""
+        """Yields batches from `start_step` on without end; `threads` threads prepare `ahead` batches in advance."""
         import grain
 
         steps = grain.MapDataset.source(_Steps(self, start_step))
@@ -152,7 +152,10 @@ def _open(
     if split not in ("train", "validation"):
         raise InputError(f"split is 'train' or 'validation', not {split!r}")
     if batch_size < 1 or batch_size % process_count:
-        raise InputError(f"a batch of {batch_size} examples cannot be divided evenly over {process_count} processes")
+        raise InputError(
+            f"a batch of {batch_size} examples cannot be divided evenly over {process_count} processes: "
+            "change batch_size"
+        )
     if sequence_length < 1 or sequence_length % align:
         raise InputError(
             f"sequence_length {sequence_length} must be a positive multiple of the mini-batch size {align}"
@@ -274,7 +277,7 @@ def _batches(
 def _split(folder: Path, name: str, manifest: Manifest) -> Split:
     split = Split(folder, name, manifest)
     if len(split) < 2:
-        raise InputError(f"{folder} has no {name} documents; prepare it again with another --held-out")
+        raise InputError(f"{folder} has no {name} documents; prepare it again with another --held_out")
     return split
 
 

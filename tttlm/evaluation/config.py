@@ -62,10 +62,10 @@ class EvalConfig:
     models: tyro.conf.Positional[tuple[FilePath, ...]] = ()
     """Folders of runs or of released models."""
     task: tuple[Task, ...] = ("loss",)
-    """The tasks."""
+    """What is measured: loss, loss by position, recall from the context; one or several."""
     text: tuple[FilePath, ...] = ()
-    """Text files, folders of them or globs; each file is a document. None takes the held-out documents of the first
-    run."""
+    """Text files, folders of them or globs; each file is a document. Without any, the held-out documents of the
+    first run are read."""
     output: FilePath = ""
     """The folder for results.json, results.csv and pictures; a stopped evaluation resumes there. Empty only prints."""
     tokenizer: FilePath = ""
@@ -75,9 +75,9 @@ class EvalConfig:
     limit: CountOrZero = 0
     """Bytes of held-out text to score, in complete documents; 0 scores all of it."""
     batch_size: Count = 8
-    """Number of documents that are read in parallel."""
+    """Number of documents that are read in parallel; it changes no result."""
     chunk: CountOrZero = 0
-    """Number of tokens of a document that are read at a time; 0 chooses by the texts."""
+    """Number of tokens of a document that are read at a time, which changes no result; 0 chooses by the texts."""
     max_length: CountOrZero = 0
     """Length in tokens of the caches of attention; 0 takes that of the longest text."""
     positions: ByPositionConfig = field(default_factory=ByPositionConfig)

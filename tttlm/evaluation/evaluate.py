@@ -112,7 +112,7 @@ def _held_out(loaded: Sequence[Loaded], config: EvalConfig) -> list[Text]:
     tokenizer = run.tokenizer()
     texts: list[Text] = [StoredText(d.name, d, tokenizer) for d in run.held_out(config.limit) if len(d.tokens) > 1]
     if not texts:
-        raise InputError(f"{run.checked_data} has no held-out text to score")
+        raise InputError(f"{run.checked_data} has no held-out text to score: name texts with --text")
     return texts
 
 

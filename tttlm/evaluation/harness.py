@@ -25,9 +25,9 @@ class HarnessModel(TemplateLM):
         path: The folder of the model, see `tttlm.evaluation.loading.load_model`.
         tokenizer: The tokenizer of a released model without one beside it.
         step: The checkpoint of a run; None is the newest.
-        batch_size: Texts that are read side by side.
-        chunk: Tokens of a text in one call.
-        max_tokens: The most tokens that are generated where a task does not say.
+        batch_size: Number of texts that are read in parallel.
+        chunk: Number of tokens of a text in one call.
+        max_tokens: Largest number of tokens that are generated if a task does not say.
 
     Raises:
         InputError: The model cannot be loaded, or its tokenizer has no token to enter a document from.

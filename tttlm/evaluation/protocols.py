@@ -98,8 +98,8 @@ def score_protocol(
         protocol: How they are cut.
         bins: Where bins of positions begin, and the end.
         num_tokens: How many tokens of each document are predicted at most.
-        batch_size: Stretches that are read side by side.
-        chunk: Tokens of one in a call.
+        batch_size: Number of stretches that are read in parallel.
+        chunk: Number of tokens of a stretch in one call.
         on_tokens: Called with the number of tokens that were scored since the last call.
     """
     pieces: list[tuple[int, int]] = []  # of every stretch: its document, and where positions in it start

@@ -59,9 +59,9 @@ def recalled(instances: Sequence[Instance], score: Scorer) -> Recalled:
     """
     for instance in instances:
         if not instance.answers or min(start for start, _ in instance.answers) < 2:
-            raise InputError("a recall task without a context or an answer measures nothing: make it longer")
+            raise InputError("a recall task has a sequence without a context or without an answer: raise its length")
         if max(stop for _, stop in instance.answers) > len(instance.tokens):
-            raise InputError("a recall task was cut short: its answers lie behind its end")
+            raise InputError("a recall task has a sequence that ends before its answers: raise its length")
     hits = [np.zeros(len(instance.tokens), bool) for instance in instances]
     nats = [np.full(len(instance.tokens), np.nan) for instance in instances]
     for losses in score([instance.tokens] for instance in instances):
@@ -73,7 +73,9 @@ def recalled(instances: Sequence[Instance], score: Scorer) -> Recalled:
     total = 0.0
     for instance, hit, nat in zip(instances, hits, nats, strict=True):
         if np.isnan(nat[1:]).any():
-            raise InputError("a recall task was cut short: the model did not read all of its context")
+            raise InputError(
+                "a recall task has a sequence of which the model read only a part: score its complete sequences"
+            )
         for start, stop in instance.answers:
             found.append((1, bool(hit[start:stop].all()), stop - start, int(hit[start:stop].sum())))
             total += float(nat[start:stop].sum())

@@ -97,7 +97,7 @@ class Run:
         """The score of the held-out documents, each read from its start."""
         sizes = [document.bytes for document in self.held_out(limit)]
         if not any(sizes):
-            raise InputError(f"{self.checked_data} has no held-out text to score")
+            raise InputError(f"{self.checked_data} has no held-out text to score: score text files with --text")
         batch_size = min(batch_size, max(1, sum(sizes) // max(sizes)))  # more would be idle while the longest is read
         chunks = ([(document.tokens, document.bytes)] for document in _long_first(self.held_out(limit)))
         longest = max(len(document.tokens) for document in self.held_out(limit))

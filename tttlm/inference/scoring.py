@@ -44,7 +44,7 @@ def stream_losses(
 ) -> Iterator[Losses]:
     """Scores documents of any length; each is read as if it were alone.
 
-    `batch_size` streams are read in parallel, each with one document after another. A document starts on a mini-batch
+    `batch_size` documents are read in parallel, and where one ends the next begins. A document starts on a mini-batch
     boundary, so that every chunk takes the same path as in training. The cache of full attention is emptied at the
     start of a chunk; it must be as long as the longest document.
 

@@ -111,4 +111,4 @@ def refuse(values: dict[str, Any], *names: str) -> None:
     """Refuses fields of config.json for features that are not supported."""
     for name in names:
         if values.get(name):
-            raise InputError(f"config.json: {name} is not known here, got {values[name]!r}")
+            raise InputError(f"config.json: {name} is not supported, got {values[name]!r}")

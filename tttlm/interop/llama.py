@@ -116,7 +116,7 @@ def _rope(values: dict[str, Any], max_length: int) -> tuple[float, RopeScaling]:
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind not in ("default", "llama3"):
             raise InputError(
-                f"config.json: rotary embeddings of type {kind!r} are not known here; only the default and 'llama3' are"
+                f"config.json: rotary embeddings of type {kind!r} are not supported; only the default and 'llama3' are"
             )
         for place in (rope, values):
             expect(place, partial_rotary_factor=1.0)

@@ -170,14 +170,14 @@ def ssm_values(values: dict[str, Any], *, layer: str, known: tuple[str, ...]) ->
     """What the authors' `ssm_cfg` says of a layer.
 
     Raises:
-        InputError: it is no object, or says something that is not known here.
+        InputError: it is no object, or has a field that is not supported.
     """
     ssm = values.get("ssm_cfg") or {}
     if not isinstance(ssm, dict):
         raise InputError(f"config.json: ssm_cfg must be an object, got {ssm!r}")
     for name in ssm:
         if name not in (*known, *_NO_MATTER, "layer"):
-            raise InputError(f"config.json: ssm_cfg.{name} is not known here for a {layer} layer, got {ssm[name]!r}")
+            raise InputError(f"config.json: ssm_cfg.{name} is not supported for a {layer} layer, got {ssm[name]!r}")
     return {"model_type": layer, **ssm}
 
 

@@ -129,7 +129,8 @@ def safetensors(folder: Path) -> Tensors:
             raise InputError(f"{folder / INDEX}: it has no weight_map that says which file holds which tensor")
         if wrong := [name for name, file in names.items() if not isinstance(file, str) or Path(file).name != file]:
             raise InputError(
-                f"{folder / INDEX}: no file of this folder is named for {wrong[0]!r}, but {names[wrong[0]]!r}"
+                f"{folder / INDEX}: tensor {wrong[0]!r} is said to be in {names[wrong[0]]!r}, "
+                "which is no file name in this folder"
             )
         files = {file: _header(folder / file) for file in dict.fromkeys(names.values())}
         where = {}

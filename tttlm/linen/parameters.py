@@ -31,7 +31,7 @@ def to_nnx(layer: nnx.Module, params: Mapping[str, Any]) -> None:
             raise InputError(f"parameter {name} must have shape {parameter.shape}, got {shape}")
         parameter.set_value(value)
     if given:
-        raise InputError(f"the layer has no parameter {'/'.join(next(iter(given)))}")
+        raise InputError(f"the layer has no parameter {'/'.join(next(iter(given)))}: give those of the same layer")
     nnx.update(layer, state)
 
 

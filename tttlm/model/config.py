@@ -17,6 +17,7 @@ class ModelConfig:
     """Configuration of a language model: embedding, blocks whose mixers repeat a pattern, a norm and a head."""
 
     vocab_size: Count = 32_000
+    """Number of tokens of the vocabulary."""
     hidden_size: Size = 768
     """Size of the residual stream."""
     num_layers: Size = 12
@@ -38,13 +39,16 @@ class ModelConfig:
     conv_kernel: Size = 4
     """Number of taps of every convolution."""
     conv_init: Literal["pytorch", "lecun_normal"] = "pytorch"
-    """Initialization of the convolutions before blocks and in TTT layers: as PyTorch's, uniform with a bias, or as
+    """Initialisation of the convolutions before blocks and in TTT layers: as PyTorch's, uniform with a bias, or as
     Flax's, lecun-normal with a bias of zero."""
     tie_embeddings: bool = True
     """Whether the head is tied to the embedding."""
     rope_theta: PositiveFloat = 10_000.0
+    """Base of the rotary embeddings."""
     norm_eps: PositiveFloat = 1e-6
+    """Epsilon of the norms."""
     initializer_range: NonNegativeFloat = 0.02
+    """Standard deviation of the initial weights of embeddings and projections."""
     ttt: TTTConfig = field(default_factory=TTTConfig)
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     mamba: MambaConfig = field(default_factory=MambaConfig)
@@ -145,9 +149,18 @@ class ModelConfig:
 
     @classmethod
     def preset(cls, size: str, *, mixer: str = "ttt_linear", backbone: str = "mamba", **changes: Any) -> Self:
-        """A published size: 125m, 350m, 760m or 1.3b, for which Mamba has its own 130m, 370m, 790m and 1.4b.
+        """A published size: 125m, 350m, 760m or 1.3b.
+
+        Mamba and Mamba-2 get the shape of their nearest published size (130m, 370m, 790m or 1.4b): twice the blocks and
+        no feed-forward layers.
 
         >>> ModelConfig.preset("125m", mixer="ttt_mlp", backbone="transformer")
+
+        Args:
+            size: the name of the size.
+            mixer: the mixer of all blocks.
+            backbone: "transformer" or "mamba", the backbone of TTT layers.
+            changes: other fields of the configuration, which replace those of the size.
 
         Raises:
             InputError: the size is unknown.

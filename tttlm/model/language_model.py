@@ -116,11 +116,11 @@ class LanguageModel(nnx.Module):
         mask: Bool[Array, "B T"] | None = None,
         inner_learning_rate_multiplier: float | Float[Array, ""] = 1.0,
     ) -> Float[Array, "B T D"]:
-        """The inputs of the head: the stream after the last norm."""
+        """The inputs of the head: the hidden states after the last norm; arguments as for a call."""
         return self._run(tokens, None, segment_ids, lengths, mask, inner_learning_rate_multiplier)[0]
 
     def head(self, features: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
-        """Logits of features."""
+        """Logits of the results of `features`, in float32 at least."""
         dtype = jnp.promote_types(features.dtype, jnp.float32)
         return jnp.einsum(
             "...d,vd->...v", features, self.output_embedding.astype(features.dtype), preferred_element_type=dtype
@@ -128,7 +128,7 @@ class LanguageModel(nnx.Module):
 
     @property
     def output_embedding(self) -> Float[Array, "V D"]:
-        """The matrix of the head, one row for every token of the vocabulary."""
+        """The embedding of the head, one vector for every token of the vocabulary; that of the inputs if it is tied."""
         return (self.embed if self.lm_head is None else self.lm_head).embedding[...]
 
     def extend(
@@ -207,7 +207,7 @@ class LanguageModel(nnx.Module):
         return jax.lax.scan(step, self.embedded(tokens), parameters)[1]
 
     def embedded(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """The stream before the first block."""
+        """The embeddings of the tokens, which are the inputs of the first block."""
         return lookup(self.embed.embedding[...], tokens, self.norm.dtype)
 
     def init_state(self, batch: int) -> State:

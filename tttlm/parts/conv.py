@@ -23,7 +23,7 @@ class CausalConv(nnx.Module):
         channels: number of channels `C`.
         kernel_size: number of taps `W`.
         use_bias: whether a bias is added.
-        init: initialization. "pytorch": kernel and bias uniform in `+-1/sqrt(W)`, as in PyTorch's depthwise `Conv1d`;
+        init: initialisation. "pytorch": kernel and bias uniform in `+-1/sqrt(W)`, as in PyTorch's depthwise `Conv1d`;
             "lecun_normal": the kernel with variance `1/W`, the bias zero, as in Flax's `Conv`.
         dtype: dtype of the computation; None promotes input and kernel.
         param_dtype: dtype of kernel `[W, C]` and bias `[C]`.

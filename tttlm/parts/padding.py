@@ -102,5 +102,5 @@ def read_sequences(
             x = jnp.where(docs.real[..., None], x, 0)
         return x, docs, lambda a: a, lambda y: y
     if isinstance(segment_ids, Documents):
-        raise InputError("documents that were read already know their padding: lengths and mask must be None")
+        raise InputError("segment_ids that are `Documents` contain the padding already: lengths and mask must be None")
     return given.to_front(x), given.documents(segment_ids, carried), given.to_front, given.back

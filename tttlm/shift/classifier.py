@@ -73,7 +73,10 @@ def classifier_test(
     if classifier not in ("logistic", "mlp"):
         raise InputError(f"unknown classifier {classifier!r}; there are 'logistic' and 'mlp'")
     if not 0 < held_out < 1 or not l2 > 0 or permutations < 1:
-        raise InputError("held_out is between 0 and 1, l2 is positive and permutations are at least 1")
+        raise InputError(
+            "held_out is between 0 and 1, l2 is positive and permutations are at least 1; "
+            f"got held_out {held_out}, l2 {l2}, permutations {permutations}"
+        )
     a, b = pair_of(a, b, features, 8)
     rng = np.random.default_rng(seed)
     test_size = min(max(round(held_out * min(len(a), len(b))), 2), min(len(a), len(b)) - 2)

@@ -163,7 +163,9 @@ def count_divergence(a: Any, b: Any, *, smoothing: float = 0.5, permutations: in
     if a.shape[-1] != b.shape[-1]:
         raise InputError(f"A counts {a.shape[-1]} tokens and B {b.shape[-1]}; count over one vocabulary")
     if a.ndim != b.ndim:
-        raise InputError("counts are [documents, V] for both samples or [V] for both")
+        raise InputError(
+            f"counts are [documents, V] for both samples or [V] for both, got shapes {a.shape} and {b.shape}"
+        )
     if a.ndim == 1:
         return _counted_divergence(a, b, smoothing)
     values = _count_values(a.sum(0), b.sum(0), smoothing)

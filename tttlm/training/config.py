@@ -261,11 +261,11 @@ def check(config: TrainConfig) -> None:
     )
     _require(
         config.batch_size % config.accumulate == 0,
-        f"batch_size = {config.batch_size} is not divisible by accumulate = {config.accumulate}",
+        f"batch_size = {config.batch_size} is not divisible by accumulate = {config.accumulate}: change one",
     )
     _require(
         not config.loss_chunk or config.sequence_length % config.loss_chunk == 0,
-        f"sequence_length = {config.sequence_length} is not a multiple of loss_chunk = {config.loss_chunk}",
+        f"sequence_length = {config.sequence_length} is not a multiple of loss_chunk = {config.loss_chunk}: change one",
     )
     check_precision(config.model)
     _require(
@@ -274,7 +274,7 @@ def check(config: TrainConfig) -> None:
         "set it to 0, or name adamw",
     )
     sizes = dataclasses.asdict(config.mesh)
-    _require(list(sizes.values()).count(-1) <= 1, f"only one axis of the mesh can be -1, got {sizes}")
+    _require(list(sizes.values()).count(-1) <= 1, f"only one axis of `mesh` can be -1, got {sizes}: set the others")
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

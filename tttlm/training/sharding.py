@@ -60,23 +60,24 @@ def check_mesh(mesh: Mesh | AbstractMesh, config: TrainConfig) -> None:
     examples = config.batch_size // config.accumulate
     if examples % shards:
         raise InputError(
-            f"batch_size / accumulate = {examples} examples is not divisible by the {shards} devices of mesh.data x "
-            "mesh.fsdp: mesh.context and mesh.tensor shard what is in a sequence"
+            f"batch_size / accumulate = {examples} examples is not divisible by mesh.data x mesh.fsdp = {shards}: "
+            "change one of them, or use mesh.context or mesh.tensor, which shard within a sequence"
         )
     tokens, rest = divmod(config.sequence_length, size["context"])
     if rest:
         raise InputError(
-            f"sequence_length = {config.sequence_length} is not divisible by mesh.context = {size['context']}"
+            f"sequence_length = {config.sequence_length} is not divisible by mesh.context = {size['context']}: "
+            "change one of them"
         )
     if config.loss_chunk and tokens % min(tokens, config.loss_chunk):
         raise InputError(
             f"loss_chunk = {config.loss_chunk} does not divide the {tokens} tokens of a sequence that a device holds "
-            f"under mesh.context = {size['context']}"
+            f"under mesh.context = {size['context']}: change one of them"
         )
     if tokens < model.conv_kernel - 1 and any(model.conv_before(mixer) for mixer in model.pattern):
         raise InputError(
             f"a device holds {tokens} tokens of a sequence under mesh.context = {size['context']}, "
-            f"fewer than the {model.conv_kernel - 1} that a convolution of model.conv_kernel looks back: lower it"
+            f"fewer than the {model.conv_kernel - 1} that a convolution reads back: lower mesh.context"
         )
     check_model_mesh(mesh, model)
 

@@ -173,4 +173,4 @@ def check_room(state: AttentionState, time: int | Int[Array, "B"]) -> None:
     if not isinstance(wanted, jax.core.Tracer):
         most = int(jnp.max(wanted, initial=0))
         if most > slots:
-            raise InputError(f"the attention cache has room for {slots} tokens, {most} are wanted: raise max_length")
+            raise InputError(f"the attention cache has room for {slots} tokens, got {most}: raise max_length")

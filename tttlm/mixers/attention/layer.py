@@ -55,7 +55,7 @@ class Attention(SequenceLayer[AttentionState]):
         param_dtype: dtype of all parameters.
         precision: precision of the layer's matrix products, a name of `jax.default_matmul_precision`; None for that of
             the caller.
-        kernel_init: initializer of the projections.
+        kernel_init: initialiser of the projections.
         implementation: implementation of `tttlm.ops.attention.attention`, for complete sequences.
         rngs: random number generators of the parameters.
 
@@ -94,7 +94,7 @@ class Attention(SequenceLayer[AttentionState]):
         check_implementation(implementation, IMPLEMENTATIONS)
         if num_heads % num_kv_heads:
             raise InputError(
-                f"num_kv_heads must divide the heads; got {num_heads} heads and {num_kv_heads} num_kv_heads"
+                f"num_kv_heads must divide num_heads; got num_heads {num_heads} and num_kv_heads {num_kv_heads}"
             )
         if head_dim is None:
             if hidden_size % num_heads:
@@ -104,10 +104,12 @@ class Attention(SequenceLayer[AttentionState]):
                 )
             head_dim = hidden_size // num_heads
         if head_dim % 2:
-            raise InputError(f"head_dim must be even, which rotary embeddings turn in pairs; got {head_dim}")
+            raise InputError(
+                f"head_dim must be even, because rotary embeddings rotate pairs of channels; got {head_dim}"
+            )
         if not causal and sliding_window is not None:
             raise InputError(
-                f"sliding_window is that of causal attention: without causal it must be None; got {sliding_window}"
+                f"sliding_window is for causal attention: with causal=False it must be None, got {sliding_window}"
             )
         self.hidden_size, self.causal = hidden_size, causal
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
@@ -256,7 +258,9 @@ class Attention(SequenceLayer[AttentionState]):
 
     def _init_state(self, batch: int) -> AttentionState:
         if not self.causal:
-            raise InputError("attention that is not causal reads whole sequences: it has no state to go on from")
+            raise InputError(
+                "attention with causal=False has no state to continue from: call the layer on complete sequences"
+            )
         slots = self.max_length if self.sliding_window is None else self.sliding_window
         if slots is None:
             raise InputError("attention without a window needs max_length, the tokens its cache has room for; got None")

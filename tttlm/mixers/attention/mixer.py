@@ -61,7 +61,10 @@ class AttentionMixer(Mixer[AttentionConfig]):
                 f"got hidden_size {model.hidden_size} and num_heads {model.num_heads}"
             )
         if self.head_dim % 2:
-            raise InputError("attention heads must have an even head_dim, which rotary embeddings rotate in pairs")
+            raise InputError(
+                "attention heads must have an even head_dim, because rotary embeddings rotate pairs of channels; "
+                f"got {self.head_dim}"
+            )
         scaling = config.rope_scaling
         if scaling.low_freq_factor >= scaling.high_freq_factor:
             raise InputError(

@@ -38,10 +38,11 @@ class ATLASConfig(ChunkedConfig):
 
 
 class ATLAS(PublishedLayer):
-    """Steps of the losses of the last tokens, weighted, with momentum and Newton-Schulz at every token.
+    """ATLAS (arXiv 2505.23735): at every token a step on the weighted losses of the last `window` tokens.
 
-    The paper does not specify the ranges of step sizes; here they are `inner_learning_rate σ(x W + b)`. Polynomial
-    features have a learned coefficient for every degree, which starts at one (see `PolynomialFeatures`).
+    Steps have momentum and are orthogonalised by Newton-Schulz iterations. The paper does not specify the ranges
+    of step sizes; here they are `inner_learning_rate σ(x W + b)`. Polynomial features have a learned coefficient for
+    every degree, which starts at one (see `PolynomialFeatures`).
     """
 
     Config: ClassVar[type[ChunkedConfig]] = ATLASConfig

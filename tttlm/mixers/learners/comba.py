@@ -26,7 +26,7 @@ class CombaConfig(LearnerConfig):
 
 
 class Comba(PublishedLayer):
-    """Gated DeltaNet whose error is that of `p = σ(d) k`, before the decay, and whose queries are `q - D p`.
+    """Comba (arXiv 2506.02475): Gated DeltaNet with errors at `p = σ(d) k`, before the decay, and queries `q - D p`.
 
     Queries and keys are normalised, and `p` is made of normalised keys: were it normalised itself, as in the public
     layer, `d` would change nothing.

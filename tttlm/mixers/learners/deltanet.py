@@ -24,7 +24,7 @@ class DeltaNetConfig(LearnerConfig):
 
 
 class DeltaNet(PublishedLayer):
-    """Plain steps of the half square loss at every token's own weights, with a rate of `sigmoid(x W)`."""
+    """DeltaNet (arXiv 2406.06484): at every token a step on half the squared error, with the rate `sigmoid(x W)`."""
 
     Config: ClassVar[type[LearnerConfig]] = DeltaNetConfig
 

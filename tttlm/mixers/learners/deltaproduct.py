@@ -27,7 +27,10 @@ class DeltaProductConfig(LearnerConfig):
 
 
 class DeltaProduct(PublishedLayer):
-    """DeltaNet with several steps a token; the output is read after the last, normalised and gated."""
+    """DeltaProduct (arXiv 2502.10297): DeltaNet with several steps a token; the output is read after the last step.
+
+    The output has a norm and a gate. Keys and values have half of `D / H` channels by default.
+    """
 
     Config: ClassVar[type[LearnerConfig]] = DeltaProductConfig
     expand: ClassVar[tuple[float, float]] = (0.5, 0.5)

@@ -24,9 +24,10 @@ class GatedDeltaNetConfig(LearnerConfig):
 
 
 class GatedDeltaNet(PublishedLayer):
-    """DeltaNet whose weights decay by a gate of Mamba-2 before every step, with a gated norm of the output.
+    """Gated DeltaNet (arXiv 2412.06464): DeltaNet whose weights decay by the gate of Mamba-2 before every step.
 
-    A key has half of `D / H` channels by default, so that a layer has as many parameters as one of attention.
+    The output has a norm and a gate. A key has half of `D / H` channels by default, so that a layer has as many
+    parameters as one of attention.
     """
 
     Config: ClassVar[type[LearnerConfig]] = GatedDeltaNetConfig

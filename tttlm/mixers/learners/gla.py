@@ -28,7 +28,10 @@ class GLAConfig(LearnerConfig):
 
 
 class GLA(PublishedLayer):
-    """Linear attention whose weights decay by a gate for every key channel, with a gated norm of the output."""
+    """Gated linear attention (arXiv 2312.06635): weights decay by a gate for every key channel.
+
+    The output has a norm and a gate. A key has half of `D / H` channels by default.
+    """
 
     Config: ClassVar[type[LearnerConfig]] = GLAConfig
     expand: ClassVar[tuple[float, float]] = (0.5, 1.0)

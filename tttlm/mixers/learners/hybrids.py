@@ -72,7 +72,7 @@ class _Hybrid(LearningLayer[HybridState]):
 
 
 class MemoryAsGate(_Hybrid):
-    """`o = norm(Attn(x)) σ(norm(M(x)))`: attention, most often over a window, gated by a memory (equations 26 to 28).
+    """`o = norm(Attn(x)) σ(norm(M(x)))`: attention over a window, gated by a memory (arXiv 2501.00663, eq. 26-28).
 
     >>> memory, window = Titans(64, 4, rngs=rngs), Attention(64, 4, sliding_window=16, rngs=rngs)
     >>> layer = MemoryAsGate(memory, window)
@@ -106,12 +106,12 @@ class MemoryAsGate(_Hybrid):
 
 
 class MemoryAsContext(_Hybrid):
-    """Attention within segments, which also sees what the memory of the segments before recalls (equations 21 to 25).
+    """Attention to the segment, and to what the memory of the segments before recalls (arXiv 2501.00663).
 
     A segment is a chunk of the memory, from whose first weights `W*` every token recalls `h_t = f(q_t; W*)`. Token `t`
     attends to `h_s` and `x_s` of its segment and document up to itself, `s <= t`; its output `y_t` is what the memory
     learns from and is read with: `o_t = norm(y_t) σ(norm(M_t(y_t)))`. `M_t` has learned from the tokens up to `t`: the
-    paper reads with the weights after the whole segment, which a token of a causal model cannot know.
+    paper (equations 21 to 25) reads with the weights after the complete segment, which a causal model cannot know.
 
     >>> memory, inside = Titans(64, 4, TitansConfig(chunk_size=16), rngs=rngs), Attention(64, 4, rngs=rngs)
     >>> layer = MemoryAsContext(memory, inside)

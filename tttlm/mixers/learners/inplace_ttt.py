@@ -31,11 +31,12 @@ class InPlaceTTTConfig(ImplementationConfig):
 
 
 class InPlaceTTT(PublishedLayer):
-    """`h = silu(x G) ∘ (x U)`, `y = h W`; every chunk adds `lr Σ h_sᵀ target_s` to the `W` that the next one reads.
+    """In-Place TTT (arXiv 2604.06169): `y = (silu(x G) ∘ (x U)) W`, a feed-forward layer whose `W` learns.
 
-    A target is a convolution of the neighbouring tokens, two of them ahead, within the chunk, times a matrix. The
-    convolution is initialised with zero, so that a layer starts as a feed-forward layer, whose weights it can use: the
-    down projection is `memories[0].kernels[0][0]`. It has one head.
+    Every chunk adds `lr Σ h_sᵀ target_s` to the `W` that the next chunk reads, with `h = silu(x G) ∘ (x U)`. A target
+    is a convolution of the neighbouring tokens of the chunk, two of them ahead, times a matrix. The convolution is
+    initialised with zero, so that a layer starts as a feed-forward layer, whose weights it can use: the down projection
+    is `memories[0].kernels[0][0]`. It has one head.
 
     >>> layer = InPlaceTTT(64, 1, InPlaceTTTConfig(intermediate_size=128), rngs=nnx.Rngs(0))
     >>> layer(jnp.ones((2, 50, 64))).shape

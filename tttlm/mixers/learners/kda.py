@@ -25,7 +25,10 @@ class KDAConfig(LearnerConfig):
 
 
 class KDA(PublishedLayer):
-    """Gated DeltaNet with a gate for every key channel; gates of weights and output have `V` features in between."""
+    """Kimi Delta Attention (arXiv 2510.26692): Gated DeltaNet with a decay gate for every key channel.
+
+    The gates of decay and output are two projections each, of rank `V`.
+    """
 
     Config: ClassVar[type[LearnerConfig]] = KDAConfig
 

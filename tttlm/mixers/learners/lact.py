@@ -48,7 +48,7 @@ class LaCTConfig(ChunkedConfig):
 
 
 class LaCT(PublishedLayer):
-    """A SwiGLU for every head that makes one step a chunk, which the next chunk reads.
+    """LaCT (arXiv 2505.23884): a SwiGLU for every head, which makes one step a chunk; the next chunk reads it.
 
     Within its own chunk a token reads nothing. Published models add window attention to every layer, with the same
     projections: `SharedWindow`, which the mixer `lact` builds for a `sliding_window`.

@@ -27,7 +27,7 @@ class LonghornConfig(LearnerConfig):
 
 
 class Longhorn(PublishedLayer):
-    """The implicit step with a rate for every value channel; `out = (q W + D v) silu(z)`.
+    """Longhorn (arXiv 2407.14207): the implicit step, with a rate for every value channel; `out = (q W + D v) silu(z)`.
 
     Released models have one head, whose queries and keys are common to all channels.
     """

@@ -23,9 +23,9 @@ class MesaNetConfig(LearnerConfig):
 
 
 class MesaNet(PublishedLayer):
-    """The ridge regression of all values on all keys so far, solved exactly at every token.
+    """MesaNet (arXiv 2506.05233): the ridge regression of all values on all keys so far, solved at every token.
 
-    The public layer solves by 30 steps of conjugate gradients.
+    Here it is solved exactly; the public layer takes 30 steps of conjugate gradients.
     """
 
     Config: ClassVar[type[LearnerConfig]] = MesaNetConfig

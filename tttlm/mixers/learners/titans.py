@@ -29,9 +29,10 @@ class TitansConfig(ChunkedConfig):
 
 
 class Titans(PublishedLayer):
-    """Steps of the square loss with momentum and forgetting, from gradients taken at the start of a chunk.
+    """The neural memory of Titans (arXiv 2501.00663): gradient steps on the squared error, with momentum and decay.
 
-    The paper does not specify the ranges of rates; here they are `inner_learning_rate σ(x W + b)`.
+    Gradients are taken at the weights of the start of a chunk. The paper does not specify the ranges of rates; here
+    they are `inner_learning_rate σ(x W + b)`.
     """
 
     Config: ClassVar[type[ChunkedConfig]] = TitansConfig

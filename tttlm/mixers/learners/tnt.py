@@ -33,9 +33,9 @@ class TNTConfig(ChunkedConfig):
 
 
 class TNT(PublishedLayer):
-    """A global memory that makes one step per chunk, and a local one that is reset every shard; outputs are summed.
+    """TNT (arXiv 2511.07343): a global memory that makes one step a chunk, and a local one that is reset every shard.
 
-    Rates are `inner_learning_rate σ(x W + b)`, a projection for each memory.
+    Their outputs are summed. Rates are `inner_learning_rate σ(x W + b)`, a projection for each memory.
     """
 
     Config: ClassVar[type[ChunkedConfig]] = TNTConfig

@@ -28,7 +28,7 @@ default_kernel_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "unifor
 
 
 def out_kernel_init(num_layers: int) -> Initializer:
-    """The initializer of the authors' code: PyTorch's default, for the projection out divided by the root of depth."""
+    """The initialiser of the authors' code: PyTorch's default, for the projection out divided by the root of depth."""
     return nnx.initializers.variance_scaling(1 / (3 * num_layers), "fan_in", "uniform")
 
 
@@ -76,8 +76,8 @@ class Mamba(SequenceLayer[MambaState]):
         param_dtype: dtype of all parameters.
         precision: precision of the layer's matrix products, a name of `jax.default_matmul_precision`; None for that of
             the caller.
-        kernel_init: initializer of all projections but that of the step sizes.
-        out_kernel_init: initializer of the projection out; None for `kernel_init`. The released models divide it by
+        kernel_init: initialiser of all projections but that of the step sizes.
+        out_kernel_init: initialiser of the projection out; None for `kernel_init`. The released models divide it by
             `sqrt(layers)`.
         implementation: implementation of `tttlm.ops.ssm.selective_scan`.
         rngs: random number generators of the parameters.

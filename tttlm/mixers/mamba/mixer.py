@@ -17,7 +17,9 @@ class MambaConfig:
     """Configuration of the mixer `mamba`; see `Mamba`."""
 
     state_size: Size = 16
+    """Number of states of every channel."""
     expand: Size = 2
+    """Number of channels divided by hidden_size."""
     dt_rank: Size | None = None
     """Size of the bottleneck before the step sizes; None: ceil(hidden_size / 16)."""
     use_bias: bool = False

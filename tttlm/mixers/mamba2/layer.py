@@ -80,8 +80,8 @@ class Mamba2(SequenceLayer[Mamba2State]):
         param_dtype: dtype of all parameters.
         precision: precision of the layer's matrix products, a name of `jax.default_matmul_precision`; None for that of
             the caller.
-        kernel_init: initializer of the projections.
-        out_kernel_init: initializer of the projection out; None for `kernel_init`. The released models divide it by
+        kernel_init: initialiser of the projections.
+        out_kernel_init: initialiser of the projection out; None for `kernel_init`. The released models divide it by
             `sqrt(layers)`.
         implementation: implementation of `tttlm.ops.ssm.ssd`.
         rngs: random number generators of the parameters.

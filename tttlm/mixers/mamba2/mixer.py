@@ -20,11 +20,15 @@ class Mamba2Config:
     """Configuration of the mixer `mamba2`; see `Mamba2`."""
 
     state_size: Size = 128
+    """Number of states of every channel."""
     head_dim: Size = 64
+    """Number of channels of a head."""
     expand: Size = 2
+    """Number of channels divided by hidden_size."""
     num_groups: Size = 1
+    """Number of input and output vectors, which groups of heads have in common."""
     norm_groups: Size = 1
-    """Number of parts that are normalised separately before the projection out; its authors' code has `num_groups`."""
+    """Number of parts that are normalised separately before the projection out; Mamba-2's authors have `num_groups`."""
     dt_limit: tuple[NonNegativeFloat, Annotated[float, Range(above=0, infinite=True)]] = (0.0, float("inf"))
     """Range to which step sizes are clipped."""
     use_bias: bool = False

@@ -105,7 +105,7 @@ class MiniBatchTTT(LearningLayer[TTTState]):
         share_qk: whether queries and keys have one projection, each with its own causal convolution (Mamba backbone).
         gate: whether the output is multiplied by `gelu(g_proj(x))` (Mamba backbone).
         conv_kernel: number of taps of those convolutions.
-        conv_init: initialization of those convolutions, see `tttlm.parts.conv.CausalConv`.
+        conv_init: initialisation of those convolutions, see `tttlm.parts.conv.CausalConv`.
         rope_theta: base of the rotary embedding, which rotates by the position within the mini-batch; None for
             no rotation.
         aligned: asserts that every document starts at a multiple of `mini_batch_size`, which saves the cost of others.
@@ -114,8 +114,8 @@ class MiniBatchTTT(LearningLayer[TTTState]):
         param_dtype: dtype of all parameters.
         precision: precision of the layer's matrix products, a name of `jax.default_matmul_precision`; None for that of
             the caller.
-        kernel_init: initializer of all projections.
-        inner_kernel_init: initializer of the inner model's kernels; None for `kernel_init`.
+        kernel_init: initialiser of all projections.
+        inner_kernel_init: initialiser of the inner model's kernels; None for `kernel_init`.
         remat_mini_batches: number of mini-batches that the backward pass recomputes at a time (see
             `tttlm.ops.ttt.learn`).
         implementation: name of an implementation of `tttlm.ops.ttt.learn`; None picks.
@@ -125,8 +125,9 @@ class MiniBatchTTT(LearningLayer[TTTState]):
         InputError: the heads do not divide the hidden size or have an odd head dimension, an inner model with hidden
             layers would start from zeros, a size is below 1 or the implementation is unknown.
 
-    Linear attention without a normaliser is a linear inner model with none of the four and all of a sequence in one
-    mini-batch (theorem 1); each of them is a step of the paper's table 1 from there to TTT-Linear.
+    Linear attention without a normaliser is a linear inner model with `inner_norm`, `inner_bias`, `learned_start` and
+    `learned_rate` false and the complete sequence in one mini-batch (arXiv 2407.04620, theorem 1). Table 1 of the paper
+    leads from there to TTT-Linear.
 
     Besides the projections, a token costs every head three products with each inner kernel (for its key, its query
     and the update), one more with all but the first (the gradient passed down), and two with its mini-batch.
@@ -392,7 +393,7 @@ class MiniBatchTTT(LearningLayer[TTTState]):
 
 
 class TTTLinear(MiniBatchTTT):
-    """TTT-Linear: the hidden state is a linear model `LN(x W + b)` for every head.
+    """TTT-Linear: the hidden state is a linear model `x + LN(x W + b)` for every head.
 
     >>> layer = TTTLinear(64, 4, rngs=nnx.Rngs(0))
     >>> layer(jnp.ones((2, 50, 64))).shape

@@ -70,16 +70,16 @@ class Problem:
 
 @runtime_checkable
 class Implementation(Protocol):
-    """An implementation of learners.
+    """An implementation of learners, one of `IMPLEMENTATIONS`."""
 
-    `supports` says in one line why the implementation cannot compute `learner` on `device` ("cpu", "gpu", "tpu") at
-    these shapes, or None if it can. A call returns the outputs `[B, T, H, V]` and the state after the last token, with
-    the document of the state before.
-    """
+    def supports(self, learner: Learner, device: str, shapes: Shapes) -> str | None:
+        """One line that says why it cannot compute `learner` on `device` ("cpu", "gpu" or "tpu") at these shapes; None
+        if it can."""
+        ...
 
-    def supports(self, learner: Learner, device: str, shapes: Shapes) -> str | None: ...
-
-    def __call__(self, problem: Problem) -> tuple[Float[Array, "B T H V"], LearnerState]: ...
+    def __call__(self, problem: Problem) -> tuple[Float[Array, "B T H V"], LearnerState]:
+        """The outputs `[B, T, H, V]`, and the state after the last token, with the document of the state before."""
+        ...
 
 
 def select(flag: Any, new: Any, old: Any) -> Any:

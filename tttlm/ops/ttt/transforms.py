@@ -108,7 +108,7 @@ def softmax_link(accumulator: Any, initial: Any) -> Any:
 
 
 def factor(x: Float[Array, "*S"]) -> Float[Array, "*S"]:
-    """The gate that multiplies is the number that comes in."""
+    """The input of the gate itself is the factor."""
     return x
 
 
