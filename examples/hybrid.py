@@ -1,4 +1,4 @@
-"""A hybrid language model: attention to the last few tokens and TTT layers, whose memory reaches further, in turn.
+"""A hybrid language model: attention to the last few tokens alternates with TTT layers, whose memory reaches further.
 
 It learns to go on with a pattern that is longer than the window of attention, and then writes one token by token.
 $ python examples/hybrid.py

@@ -185,7 +185,7 @@ def test_an_error_is_the_same_sentence_where_the_terminal_has_no_utf_8():
         ({"steps": 0}, "'steps' must be at least 1, got 0"),
         ({"optimizer.b2": 1.0}, "'optimizer.b2' must be less than 1, got 1.0"),
         ({"optimizer.learning_rate": 1e-6}, "schedule.final = 1e-05 is above optimizer.learning_rate = 1e-06"),
-        ({"mesh.data": -1}, "only one axis of the mesh can be -1"),
+        ({"mesh.data": -1}, "only one axis of `mesh` can be -1"),
         ({"mesh.tensor": 0}, "'mesh.tensor' must be at least 1 or -1, got 0"),
         ({"data.path": ""}, "name the data by either data.path"),
     ],

@@ -34,10 +34,12 @@ class Score:
 
     @property
     def perplexity(self) -> float:
+        """`exp(loss)`, for losses of at most 700 nats."""
         return math.exp(min(self.loss, 700.0))
 
     @property
     def bits_per_byte(self) -> float:
+        """Bits per byte of text, which can be compared between tokenizers."""
         return self.nats / math.log(2) / max(self.bytes, 1)
 
 

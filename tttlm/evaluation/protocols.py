@@ -20,8 +20,8 @@ class Protocol:
     Attributes:
         name: "windows 2048", "stream" or "reset every 2048".
         cut: Tokens after which the state is reset; 0 for never.
-        whole: Whether positions count from the start of the document, also behind a reset; else from the reset on, and
-            a last window that is not whole is left out.
+        whole: Whether positions count from the start of the document, also after a reset; else from the reset on, and
+            an incomplete last window is dropped.
     """
 
     name: str

@@ -160,7 +160,7 @@ class ModelConfig:
             size: the name of the size.
             mixer: the mixer of all blocks.
             backbone: "transformer" or "mamba", the backbone of TTT layers.
-            changes: other fields of the configuration, which replace those of the size.
+            **changes: other fields of the configuration, which replace those of the size.
 
         Raises:
             InputError: the size is unknown.

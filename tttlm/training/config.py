@@ -118,7 +118,7 @@ class DistributedConfig:
     """auto connects the processes of SLURM, Kubernetes, Open MPI and TPU pods, and trains in one process outside of
     them; on fails outside of them; off trains in one process."""
     coordinator: str | None = None
-    """host:port of process 0; empty detects it."""
+    """host:port of process 0; None detects it."""
     processes: Count | None = None
     """Number of processes; None detects it."""
     process: CountOrZero | None = None
@@ -155,8 +155,8 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     init_from: FilePath = ""
     """Source of the initial parameters, for fine-tuning: another run directory, one of its checkpoints
-    (RUN/checkpoints/STEP), or a released checkpoint in the Hugging Face layout. Only parameters are taken from it;
-    empty initialises them randomly."""
+    (RUN/checkpoints/STEP), or a released checkpoint (docs/checkpoints.md). Only parameters are taken from it; empty
+    initialises them randomly."""
     init_from_changes: tuple[str, ...] = ()
     """Fields of `model` that may differ from the model of `init_from`, such as rope_theta. Any other difference that
     changes what the parameters compute is refused."""
@@ -185,11 +185,13 @@ class TrainConfig:
 
     @property
     def warmup_steps(self) -> int:
+        """Steps of the warm-up of the learning rate."""
         steps = self.schedule.warmup_steps
         return self.steps // 10 if steps is None else steps
 
     @property
     def inner_warmup_steps(self) -> int:
+        """Steps of the warm-up of the inner learning rate."""
         steps = self.schedule.inner_warmup_steps
         return self.steps // 10 if steps is None else steps
 
@@ -200,6 +202,7 @@ class TrainConfig:
 
     @property
     def inner_start(self) -> float:
+        """Multiplier of the inner learning rate at the first step."""
         start = self.schedule.inner_start
         return min(mixer.inner_warmup_start for mixer in self.model.pattern) if start is None else start
 

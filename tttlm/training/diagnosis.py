@@ -105,8 +105,8 @@ def _in_tree(tree: Any, name: str) -> str:
 
 
 def _where(x: Array) -> str:
-    """The first row and token of `[B, T, ...]` that is not finite."""
+    """The first sequence and token of `[B, T, ...]` that is not finite."""
     bad = ~jnp.isfinite(x).all(axis=tuple(range(2, x.ndim)))
     here = multihost_utils.process_allgather(bad, tiled=True) if jax.process_count() > 1 else np.asarray(bad)
-    row, token = np.argwhere(here)[0]
-    return f", from row {row}, token {token} on"
+    sequence, token = np.argwhere(here)[0]
+    return f", from sequence {sequence}, token {token} on"

@@ -26,7 +26,7 @@ def summed_loss(
 ) -> Float[Array, ""]:
     """The sum of weighted token losses, in nats; differentiable once, in `hidden` and `embedding`.
 
-    Logits are `hidden @ tableᵀ` of operands in the dtype of `hidden`, accumulated in float32 at least.
+    Logits are `hidden @ embeddingᵀ` of operands in the dtype of `hidden`, accumulated in float32 at least.
 
     Args:
         hidden: the output of the last norm.

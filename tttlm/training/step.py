@@ -63,15 +63,18 @@ class Model:
         return nnx.to_pure_dict(self._params)
 
     def init(self, seed: int) -> Any:
+        """The initial parameters."""
         return nnx.to_pure_dict(nnx.state(LanguageModel(self.config, rngs=nnx.Rngs(seed)), nnx.Param))
 
     def bind(self, params: Any) -> LanguageModel:
+        """The language model with these parameters."""
         state = jax.tree.map(lambda x: x, self._params)
         nnx.replace_by_pure_dict(state, params)
         return nnx.merge(self._graph, state)
 
 
 def init_state(config: TrainConfig, model: Model) -> TrainState:
+    """The training state before the first update."""
     params = model.init(config.seed)
     return TrainState(
         step=jnp.zeros((), jnp.int32),

@@ -76,7 +76,8 @@ class TTT(LearningLayer[TTTState]):
         rngs: random number generators of the parameters.
 
     Raises:
-        InputError: the heads do not divide the hidden size, or the inner model cannot start.
+        InputError: the heads do not divide the hidden size, or an inner model with hidden layers would start from
+            zeros.
     """
 
     def __init__(
@@ -214,7 +215,7 @@ class TTT(LearningLayer[TTTState]):
         which saves the cost of starting within a chunk. Shapes and dtypes of a state never change.
 
         Raises:
-            InputError: As of a call, or the state has another batch size.
+            InputError: As for a call, or the state has another batch size.
         """
         options = {"multiplier": inner_learning_rate_multiplier, "on_boundary": on_boundary}
         return self._read(x, state, segment_ids, lengths, mask, per_token=self._given(positions), **options)

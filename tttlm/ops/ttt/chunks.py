@@ -46,7 +46,7 @@ def over_chunks(
         problem: what to compute.
         size: tokens `m` of a chunk.
         step: computes one chunk: from the state of all heads, `[B, H, ...]`, the inputs `[B, H, m, ...]` (with an axis
-            for the writes of a token behind `m`) and the chunk, to the next state and the outputs.
+            for the writes of a token after `m`) and the chunk, to the next state and the outputs.
         clocked: whether chunks are bound to the clocks; else they start with the first token.
     """
     state, docs = problem.state, problem.docs

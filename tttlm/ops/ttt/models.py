@@ -148,13 +148,13 @@ class Residual:
 
 @dataclass(frozen=True)
 class Normed:
-    """A LayerNorm (biased variance) behind a model without slow parameters.
+    """A LayerNorm (biased variance) after a model without slow parameters.
 
     Attributes:
         inner: the model whose prediction is normalised.
         fast_scale: whether the norm is `LN(z) (1 + γ)` with fast `γ` (weights `NormedWeights`, no slow parameters) or
             `scale LN(z) + bias` with both learned by the outer training only (slow parameters `InnerNorm`).
-        eps: number inside the root.
+        eps: epsilon inside the root.
     """
 
     inner: Any

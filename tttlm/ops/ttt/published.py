@@ -33,9 +33,9 @@ def ttt(
 
 
 def linear_attention(query_scale: float = 1.0, *, gate: bool = False, per_channel: bool = False) -> Learner:
-    """Linear attention; with a gate per head simple GLA (RetNet, Mamba-2), per channel GLA (arXiv 2312.06635).
+    """Linear attention; with a gate per head simple GLA (RetNet, Mamba-2), with one per channel GLA (2312.06635).
 
-    The gate that comes in is a logarithm: `exp(g)` multiplies.
+    The input `g` of the gate is a logarithm: weights are multiplied by `exp(g)`.
     """
     decay = Gate(jnp.exp, per_channel) if gate else None
     optimizer = Optimizer(rate=None, decay=decay, decay_first=gate)
@@ -45,9 +45,10 @@ def linear_attention(query_scale: float = 1.0, *, gate: bool = False, per_channe
 def delta_rule(
     query_scale: float = 1.0, *, gate: bool = False, per_channel: bool = False, writes_per_token: int = 1
 ) -> Learner:
-    """DeltaNet (arXiv 2406.06484); gated Gated DeltaNet (2412.06464), per channel KDA, with more writes DeltaProduct.
+    """DeltaNet (arXiv 2406.06484), and what gates and more writes per token make of it.
 
-    The gate that comes in is a logarithm, and the gradient is taken after the decay.
+    With a gate per head it is Gated DeltaNet (2412.06464), with one per channel KDA (2510.26692), with several writes
+    per token DeltaProduct (2502.10297). The input of the gate is a logarithm; the gradient is taken after the decay.
     """
     decay = Gate(jnp.exp, per_channel) if gate else None
     return Learner(
@@ -58,7 +59,7 @@ def delta_rule(
 
 
 def comba(query_scale: float = 1.0) -> Learner:
-    """Comba (arXiv 2506.02475): the error is that of keys of its own, before the decay, written along the keys."""
+    """Comba (arXiv 2506.02475): the error is taken at separate keys, before the decay, and written along the keys."""
     return Learner(optimizer=Optimizer(decay=Gate(jnp.exp)), query_scale=query_scale, error_keys=True)
 
 
@@ -68,19 +69,25 @@ def mesanet() -> Learner:
 
 
 def longhorn(*, diagonal: bool = False) -> Learner:
-    """Longhorn (arXiv 2407.14207): the implicit step, rates per value channel; `diagonal` as released."""
+    """Longhorn (arXiv 2407.14207): the implicit step, with a rate for every value channel.
+
+    Released models are `diagonal`: of `kᵀk` they use the diagonal only.
+    """
     model = DiagonalLinear() if diagonal else MLP()
     return Learner(model=model, optimizer=Optimizer(rate="value", implicit=True))
 
 
 def titans(hidden_sizes: tuple[int, ...] = (), chunk_size: int = 16) -> Learner:
-    """Titans (arXiv 2501.00663, equations 13, 14, 17, 18): momentum `η`, then what comes in as decay is forgotten."""
+    """The memory of Titans (arXiv 2501.00663, equations 13, 14, 17, 18): steps with momentum and decay.
+
+    The input of the decay gate is the fraction to forget.
+    """
     optimizer = Optimizer(momentum=Gate(), decay=Gate(one_minus))
     return Learner(model=MLP(hidden_sizes), loss=square, optimizer=optimizer, clocks=Clocks(anchor=chunk_size))
 
 
 def neural_memory(hidden_size: int, chunk_size: int, segment: int | None = None, *, muon: bool = False) -> Learner:
-    """The public Titans of titans-pytorch: one step a chunk, a fast scale of the norm; gates are means of logits."""
+    """The Titans of titans-pytorch: one step a chunk, gates of the mean logit, and a norm whose scale learns too."""
     return Learner(
         model=Residual(Normed(MLP((hidden_size,), activation=gelu), fast_scale=True, eps=1e-5)),
         loss=mean_square,
@@ -94,7 +101,10 @@ def neural_memory(hidden_size: int, chunk_size: int, segment: int | None = None,
 def lact(
     intermediate_size: int, chunk_size: int, *, momentum: bool = False, muon: bool = False, prenorm: bool = False
 ) -> Learner:
-    """LaCT (arXiv 2505.23884): a SwiGLU, one step a chunk, seen by the next; with `prenorm` only reads are normed."""
+    """LaCT (arXiv 2505.23884): a SwiGLU that makes one step a chunk, which the next chunk reads.
+
+    With `prenorm` unnormalised weights are accumulated, and only those that are read are normalised.
+    """
     optimizer = Optimizer(rate="matrix", momentum=Gate() if momentum else None, transform=Muon(LACT) if muon else None)
     return Learner(
         model=SwiGLU(intermediate_size),
@@ -108,7 +118,7 @@ def lact(
 
 
 def inplace_ttt(chunk_size: int, *, taps_ahead: int = 2) -> Learner:
-    """In-Place TTT (arXiv 2604.06169): Hebbian steps of the down projection, a chunk each, seen by the next.
+    """In-Place TTT (arXiv 2604.06169): one Hebbian step of the down projection a chunk, which the next reads.
 
     A target is a convolution that looks `taps_ahead` tokens ahead within the chunk. The loss is linear in it, so that
     a token writes with its own key what is known of its target, and with the keys before it what it adds to theirs.
@@ -129,7 +139,7 @@ def tnt(
 ) -> tuple[Learner, ...]:
     """TNT (arXiv 2511.07343, equations 5 to 7 and 13 to 15): a global learner and local ones; their outputs are summed.
 
-    `projection`: equations 7 and 15 sum over the chunk ("anchor"), appendix C over the shard ("reset").
+    `projection` is over the chunk, as in equations 7 and 15 ("anchor"), or over the shard, as in appendix C ("reset").
     """
     model = MLP(hidden_sizes)
     everywhere = Clocks(anchor=global_chunk, step=global_chunk, visible="after_step")
@@ -143,9 +153,9 @@ def tnt(
 def omega(
     hidden_sizes: tuple[int, ...] = (), window: int = 4, chunk_size: int = 1, *, residual: bool = True
 ) -> Learner:
-    """OmegaNet (arXiv 2505.23735, equations 9 to 16): the losses of the last tokens, weighted; `α` decays.
+    """OmegaNet (arXiv 2505.23735, equations 9 to 16): steps on the weighted losses of the last tokens; `α` decays.
 
-    A memory with hidden layers is `x + MLP(x)`; features of keys that are more than the values need `residual=False`.
+    A memory with hidden layers is `x + MLP(x)`; keys with more features than values need `residual=False`.
     """
     return Learner(
         model=_memory(hidden_sizes, residual),

@@ -79,7 +79,7 @@ def of_heads(state: LearnerState) -> LearnerState:
 
 
 def by_head(problem: Problem) -> LearnerInputs:
-    """The inputs with heads before tokens, `[B, H, T, ...]`, and an axis behind for the writes of a token."""
+    """The inputs with heads before tokens, `[B, H, T, ...]`, and an axis after it for the writes of a token."""
     time, writes = problem.inputs.queries.shape[1], problem.learner.clocks.writes_per_token
 
     def split(a):

@@ -113,7 +113,7 @@ def factor(x: Float[Array, "*S"]) -> Float[Array, "*S"]:
 
 
 def one_minus(x: Float[Array, "*S"]) -> Float[Array, "*S"]:
-    """`1 - x`: of a rate of forgetting, what is kept."""
+    """`1 - x`: the factor of the weights where `x` is the fraction to forget."""
     return 1 - x
 
 
