@@ -54,18 +54,28 @@ def test_it_learns_both_tasks_or_the_main_one_alone(tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("norm", [None, nnx.BatchNorm])
-def test_stopped_by_ctrl_c_it_goes_on_bit_for_bit(tmp_path, norm):
+@pytest.mark.parametrize(("norm", "number"), [(None, signal.SIGINT), (nnx.BatchNorm, signal.SIGTERM)])
+def test_stopped_by_a_signal_it_goes_on_bit_for_bit(tmp_path, norm, number):
     calls = []
 
+    class Terminated(Exception):
+        pass
+
+    def terminate(number, frame):
+        raise Terminated
+
     def interrupting(model, inputs, rng):
-        jax.debug.callback(lambda: calls.append(1) or (len(calls) == 17 and os.kill(os.getpid(), signal.SIGINT)))
+        jax.debug.callback(lambda: calls.append(1) or (len(calls) == 17 and os.kill(os.getpid(), number)))
         return OBJECTIVE(model, inputs, rng)
 
     made = maker(norm)
     whole = train_jointly(made, OBJECTIVE, IMAGES, LABELS, CONFIG, tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        train_jointly(made, interrupting, IMAGES, LABELS, CONFIG, tmp_path / "stopped")
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else Terminated):
+            train_jointly(made, interrupting, IMAGES, LABELS, CONFIG, tmp_path / "stopped")
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert 16 < len(calls) < 30
     resumed = train_jointly(made, OBJECTIVE, IMAGES, LABELS, CONFIG, tmp_path / "stopped")
     assert same(nnx.state(resumed), nnx.state(whole))

@@ -127,7 +127,7 @@ def test_an_evaluation_that_was_stopped_goes_on_with_the_documents_that_are_left
     with pytest.raises(KeyboardInterrupt):
         main(arguments)
     with open(tmp_path / NAME, "a") as stream:
-        stream.write('{"key": "half a li')
+        stream.write('{"digest": "half a li')
     assert main(arguments) == 0
     found = json.loads(capsys.readouterr().out)["loss"]
     assert len(kept) == len({*kept[:3]}) + 3 == 6  # three texts for each model, none twice
@@ -137,6 +137,36 @@ def test_an_evaluation_that_was_stopped_goes_on_with_the_documents_that_are_left
     (tmp_path / NAME).write_text((tmp_path / NAME).read_text().replace('"tokens": ', '"tokens": 1', 1))
     with pytest.raises(InputError, match="line 1: was altered"):
         main(arguments)
+
+
+def test_a_stored_result_that_was_altered_is_refused_and_a_folder_is_made_for_the_first_result(tmp_path):
+    folder = tmp_path / "not" / "yet"
+    journal = Journal(folder)
+    assert not (tmp_path / "not").exists()
+    journal.put({"text": "a"}, {"nats": [1.5]})
+    assert Journal(folder).get({"text": "a"}) == {"nats": [1.5]}
+    line = (folder / NAME).read_text()
+    for other in (
+        line.replace("1.5", "1.25"),
+        line.replace('"a"', '"b"'),
+        line.replace('{"nats": [1.5]}', "3"),
+        "[]\n",
+    ):
+        assert other != line
+        (folder / NAME).write_text(other)
+        with pytest.raises(InputError, match="line 1: was altered"):
+            Journal(folder)
+
+
+@pytest.mark.long
+def test_a_model_whose_losses_are_no_numbers_is_refused_and_not_reported(folder, tmp_path):
+    model = from_pretrained(folder / "a")
+    nnx.update(model, jax.tree.map(lambda x: x * np.nan, nnx.state(model, nnx.Param)))
+    save_pretrained(model, tmp_path / "broken")
+    arguments = [str(tmp_path / "broken"), "--tokenizer", "bytes", "--text", str(folder / "texts" / "1.txt")]
+    with pytest.raises(InputError, match=r"broken: the loss on 1.txt is nan, so its parameters are not finite"):
+        main([*arguments, "--chunk", "32", "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

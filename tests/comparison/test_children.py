@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,30 @@ def test_so_many_run_at_a_time_and_each_gives_its_own_status(tmp_path):
     ended = {number: (status, peak) for number, status, peak in run_children(commands, os.environ, jobs=2)}
     assert {number: status for number, (status, _) in ended.items()} == {0: 0, 1: 1, 2: 2}
     assert all(peak > 1e6 for _, peak in ended.values())
+
+
+def signal_after(first: list[str], *more: list[str]) -> Iterator[list[str]]:
+    """Commands; SIGTERM comes when the first child has ended and nobody has waited for it."""
+    yield first
+    while True:
+        children = map(int, Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split())
+        if any(Path(f"/proc/{child}/cmdline").read_bytes() == b"" for child in children):
+            break
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+    yield from more
+
+
+def test_a_signal_between_two_children_is_lost_by_neither():
+    commands = signal_after(["-c", ""], ["-c", "import time; time.sleep(60)"])
+    assert {n: status for n, status, _ in run_children(commands, os.environ, jobs=2)} == {0: 0, 1: -signal.SIGTERM}
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        assert [status for _, status, _ in run_children(signal_after(["-c", ""]), os.environ, jobs=2)] == [0]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [signal.SIGTERM]
 
 
 def test_what_still_runs_is_stopped_when_nobody_waits_for_it(tmp_path):

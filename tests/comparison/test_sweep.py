@@ -9,7 +9,8 @@ import pytest
 from tests.training.small import small_config
 from tttlm.comparison.experiment import CompareConfig, Comparison, Entry, runs_of, sweep_runs, with_best_rates
 from tttlm.comparison.report import sweep_lines
-from tttlm.comparison.sweep import SweepConfig
+from tttlm.comparison.sweep import SweepConfig, check_sweep
+from tttlm.errors import InputError
 
 RATES = (1e-3, 1.5e-3, 2e-3)
 
@@ -54,3 +55,24 @@ def test_the_table_names_the_best_and_says_if_the_range_was_too_small(tmp_path):
     assert "after 5 steps" in text
     assert "at an end of the range for a." in text
     assert not list(sweep_lines(found))
+
+
+def test_a_sweep_that_cannot_choose_is_refused(tmp_path):
+    run = small_config()
+    check_sweep(SweepConfig(RATES, 5), run)
+    bad = [
+        (SweepConfig((1e-3, 2e-3, 1.0000001e-3)), run, "names 0.001 twice"),
+        (SweepConfig(RATES), small_config(**{"evaluate.every": 0}), "set train.evaluate.every above 0"),
+        (SweepConfig((), 5), run, "names none"),
+    ]
+    for sweep, of_run, words in bad:
+        with pytest.raises(InputError, match=words):
+            check_sweep(sweep, of_run)
+    found = comparison(tmp_path, 5)
+    write_losses(found, [float("nan"), float("inf"), float("nan")])
+    with pytest.raises(InputError, match=r"no run of the sweep has a finite held-out loss \(0.001, 0.0015, 0.002\)"):
+        with_best_rates(found)
+    _, last = sweep_runs(found)[-1]
+    (Path(last.run) / "metrics.jsonl").write_text('{"step": 1, "validation_loss": 0.5}\n')
+    with pytest.raises(InputError, match="has no validation_loss of step 5"):
+        with_best_rates(found)

@@ -146,6 +146,22 @@ def test_highly_compressed_text_is_read_in_linear_time(tmp_path: Path, pack) -> 
     assert b"".join(read_text(tmp_path / "log")) == text
 
 
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, zstandard.compress])
+def test_an_archive_of_several_parts_is_read_to_its_end_or_refused(tmp_path: Path, pack) -> None:
+    """Python's readers of xz and bzip2 leave out a part whose first bytes are damaged."""
+    path = tmp_path / "a"
+    first, second = pack(b"one " * 50), pack(b"two " * 50)
+    path.write_bytes(first + second)
+    assert b"".join(read_text(path)) == b"one " * 50 + b"two " * 50
+    for rest in (bytes([second[0] ^ 1]) + second[1:], b"no archive", second[:-1]):
+        path.write_bytes(first + rest)
+        with pytest.raises(InputError, match="cannot be read to its end"):
+            b"".join(read_text(path))
+    if pack is lzma.compress:  # the format has streams padded with zeros
+        path.write_bytes(first + b"\0" * 8 + second + b"\0" * 4)
+        assert b"".join(read_text(path)) == b"one " * 50 + b"two " * 50
+
+
 def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_files, "MAX_RECORD_BYTES", 1_000)
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "x"}\n{"text": "' + b"y" * 5_000 + b'"}\n')

@@ -153,6 +153,25 @@ def test_changed_totals_are_found_out(tmp_path, capsys):
         load_params(tmp_path, shapes(state(0)[0]), 2)
 
 
+def test_a_checkpoint_under_the_name_of_another_or_of_another_run_is_found_out(tmp_path, capsys):
+    checkpoints = save(tmp_path / "a", 1, 2)
+    shutil.copytree(tmp_path / "a" / "1", tmp_path / "a" / "3")
+    with pytest.raises(InputError, match=r"3 is damaged \(it was saved as that of step 1\)"):
+        load_params(tmp_path / "a", shapes(state(0)[0]))
+    assert newest(checkpoints)[0] == 2
+    assert "3 is damaged" in capsys.readouterr().err
+
+    (tmp_path / "a" / "2").rename(tmp_path / "a" / "2.kept")
+    other = Checkpoints(tmp_path / "b", CheckpointConfig(), "another")
+    other.save(2, *state(2), {})
+    other.close()
+    (tmp_path / "b" / "2").rename(tmp_path / "a" / "2")
+    with pytest.raises(InputError, match=r"2 is damaged \(it was saved by a run of another configuration\)"):
+        load_params(tmp_path / "a", shapes(state(0)[0]), run="this")
+    assert load_params(tmp_path / "a", shapes(state(0)[0]), run="another")[0] == 2
+    assert newest(Checkpoints(tmp_path / "a", CheckpointConfig(), "this"))[0] == 1
+
+
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EMFILE, errno.ESTALE])
 def test_an_error_of_the_file_system_leaves_sound_checkpoints_alone(tmp_path, monkeypatch, number):
     checkpoints = save(tmp_path, 1, 2)

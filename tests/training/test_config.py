@@ -12,7 +12,7 @@ import yaml
 from tests.training.small import small_config
 from tttlm.cli.arguments import find_config, parse
 from tttlm.errors import InputError
-from tttlm.training.config import TrainConfig, check, differences, from_dict, to_dict
+from tttlm.training.config import TrainConfig, check, differences, from_dict, identity, to_dict
 
 
 def write(path: Path, text: str) -> str:
@@ -205,3 +205,6 @@ def test_a_run_may_change_what_does_not_change_its_numbers_and_nothing_else():
         "optimizer.b1: 0.9 -> 0.8",
     ]
     assert differences(saved, dataclasses.replace(config, seed=1)) == ["seed: 0 -> 1"]
+    assert identity(small_config(**free)) == identity(config) == identity(from_dict(TrainConfig, saved))
+    assert identity(small_config(**{"model.rope_theta": 500.0})) != identity(config)
+    assert identity(small_config(**{"model.rope_theta": 500})) == identity(small_config(**{"model.rope_theta": 500.0}))

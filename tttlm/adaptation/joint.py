@@ -1,5 +1,6 @@
 """Training of a Y-shaped classifier on labelled images, on the main loss or jointly on the self-supervised loss."""
 
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from tttlm.progress import progress_bar
 from tttlm.ranges import Count, NonNegativeFloat, PositiveFloat, Range, SizeOrZero
 from tttlm.training.checkpoints import Checkpoints
 from tttlm.training.config import CheckpointConfig
-from tttlm.training.interrupts import catch_interrupts
+from tttlm.training.interrupts import PREEMPTED, catch_interrupts
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ def train_jointly(
         The trained model; its BatchNorms use the statistics of training.
 
     Raises:
-        KeyboardInterrupt: the training was stopped and saved; call again to resume.
+        KeyboardInterrupt: the training was stopped by Ctrl-C and saved; call again to resume. SIGTERM is raised again
+            after it was saved.
     """
     per_epoch = len(images) // config.batch_size
     if not per_epoch:
@@ -112,7 +114,7 @@ def train_jointly(
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(folder, CheckpointConfig(every=config.checkpoint_every, keep_last=1))
     newest = checkpoints.newest(_pure(_abstract(params)), _pure(_abstract(carried)))
-    start = 0
+    start, stop = 0, False
     if newest:
         start, params, carried = newest.step, _like(params, newest.params), _like(carried, newest.rest)
     key = jax.random.key(seed)
@@ -131,8 +133,12 @@ def train_jointly(
                 checkpoints.wait()
                 checkpoints.save(done, _pure(params), _pure(carried), {"loss": float(value)})
             if stop:
-                checkpoints.close()
-                raise KeyboardInterrupt
+                break
+    if stop:
+        checkpoints.close()
+        if interrupts.status == PREEMPTED:
+            signal.raise_signal(signal.SIGTERM)  # for the handler of the program, which has its own status for it
+        raise KeyboardInterrupt
     checkpoints.wait()
     checkpoints.close()
     model = nnx.merge(graph, params, carried[1])

@@ -10,6 +10,7 @@ resumes.
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tttlm.cli.arguments import find_config, parse, program, read_section, run_command, split_bases
+from tttlm.cli.faults import INTERRUPTED, TERMINATED
 from tttlm.errors import InputError
 from tttlm.fields import from_values, read_fields
 from tttlm.records import shown
@@ -180,8 +182,9 @@ def _compare(words: list[str], environment: dict[str, str]) -> int:
 
 def _check_status(status: int) -> None:
     """Exits with the status of a child that failed."""
+    early = {-signal.SIGTERM: TERMINATED, -signal.SIGINT: INTERRUPTED}  # before it could answer the signal itself
     if status:
-        raise SystemExit(status if status > 0 else 128 - status)
+        raise SystemExit(early.get(status, status if status > 0 else 128 - status))
 
 
 def _sorted_flags(words: list[str], models: list[str]) -> tuple[list[str], list[str], dict[str, list[str]]]:

@@ -41,6 +41,7 @@ def main(arguments: list[str]) -> int:
         from tttlm.evaluation.pictures import draw
 
         folder = Path(config.output)
+        folder.mkdir(parents=True, exist_ok=True)
         write_file(folder / "results.json", f"{text}\n".encode())
         write_file(folder / "results.csv", results.as_csv().encode())
         written = ["results.json", "results.csv", *(path.name for path in draw(results, folder))]

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -41,8 +42,9 @@ def run_children(
 
     SIGINT (Ctrl-C) and SIGTERM are passed on to the children, which are given the time to save and exit; each gets each
     signal once, because it is in a process group of its own. Its standard input is a pipe that closes with this
-    process, which `end_with_parent` watches. After a signal no further child is started. If the iterator is closed
-    before its end, the remaining children get SIGTERM, and their end is waited for.
+    process, which `end_with_parent` watches. After a signal no further child is started, and one that changed the
+    status of no child is raised again at the end. If the iterator is closed before its end, the remaining children get
+    SIGTERM, and their end is waited for.
 
     Args:
         commands: the arguments of each child; they are taken one by one, when a child can start.
@@ -55,13 +57,15 @@ def run_children(
     """
     waiting = enumerate(commands)
     children: dict[int, tuple[int, subprocess.Popen[bytes]]] = {}
-    stopped = False
+    stopped, answered = 0, False
 
     def pass_on(number: int, frame: FrameType | None = None) -> None:
         nonlocal stopped
-        stopped = True
-        for _, child in children.values():
-            child.send_signal(number)
+        stopped = number
+        for pid in children:
+            # `Popen.send_signal` would take the status of a child that has ended away from `_wait`.
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -72,9 +76,13 @@ def run_children(
                     [sys.executable, *arguments], env=dict(environment), stdin=subprocess.PIPE, process_group=0
                 )
                 children[child.pid] = number, child
+                if stopped:  # while this one was started
+                    os.kill(child.pid, stopped)
             if not children:
-                return
-            yield _wait(children)
+                break
+            ended = _wait(children)
+            answered |= bool(stopped and ended[1])
+            yield ended
     finally:
         if children and not stopped:
             pass_on(signal.SIGTERM)
@@ -82,6 +90,8 @@ def run_children(
             _wait(children)
         for number, handler in before.items():
             signal.signal(number, handler)
+    if stopped and not answered:  # by no child: between two of them, or at the end of the last
+        signal.raise_signal(stopped)
 
 
 def _wait(children: dict[int, tuple[int, subprocess.Popen[bytes]]]) -> tuple[int, int, int]:

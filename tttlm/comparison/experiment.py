@@ -15,7 +15,7 @@ from typing import Any, Literal
 import yaml
 
 from tttlm.comparison.matching import Match, MatchConfig, cost_of, match
-from tttlm.comparison.sweep import SweepConfig, Swept, best, runs_of_sweep, swept
+from tttlm.comparison.sweep import SweepConfig, Swept, best, check_sweep, runs_of_sweep, swept
 from tttlm.comparison.text import prepared_data, prepared_test, tokenizer_of
 from tttlm.data import DataConfig
 from tttlm.errors import InputError
@@ -141,6 +141,7 @@ def decide(
     picked = matched_models(config.match, models, finished)
     generated = bool(common.data.generated.tasks)
     for name, run in models.items():
+        check_sweep(config.sweep, run)
         text = run.data if generated else replace(run.data, path="to be prepared", mixture={})
         check(replace(run, model=picked[name].config, data=text))
     output = Path(config.output)

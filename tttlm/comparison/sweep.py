@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tttlm.errors import InputError
 from tttlm.ranges import CountOrZero, PositiveFloat
 from tttlm.training.config import TrainConfig
 from tttlm.training.metrics import by_step, read_metrics
@@ -32,6 +33,25 @@ class Swept:
     loss: float
 
 
+def check_sweep(sweep: SweepConfig, run: TrainConfig) -> None:
+    """Refuses a sweep that cannot choose a rate.
+
+    Args:
+        sweep: the configuration of the sweep.
+        run: a run of the comparison.
+
+    Raises:
+        InputError: two rates are equal to six digits, nothing is held out, or there are steps but no rates.
+    """
+    rates = [f"{rate:g}" for rate in sweep.learning_rates]
+    if twice := [rate for rate in rates if rates.count(rate) > 1]:
+        raise InputError(f"sweep.learning_rates names {twice[0]} twice (six digits count): name different rates")
+    if rates and not sweep.steps and not run.evaluate.every:
+        raise InputError("a sweep chooses by the held-out loss: set train.evaluate.every above 0, or sweep.steps")
+    if sweep.steps and not rates:
+        raise InputError(f"sweep.steps = {sweep.steps} is for sweep.learning_rates, which names none: name some")
+
+
 def runs_of_sweep(sweep: SweepConfig, run: TrainConfig, name: str, folder: Path) -> Iterator[TrainConfig]:
     """The runs of one model: those of `run` with other rates, whose faulty steps are skipped.
 
@@ -55,12 +75,25 @@ def runs_of_sweep(sweep: SweepConfig, run: TrainConfig, name: str, folder: Path)
 
 
 def swept(runs: Iterator[TrainConfig]) -> tuple[Swept, ...]:
-    """The results of finished runs of the sweep."""
+    """The results of finished runs of the sweep.
+
+    Raises:
+        InputError: a run has no held-out loss of its last step, or no run has a finite one.
+    """
     found = []
     for run in runs:
-        losses = by_step(read_metrics(RunFolder(run.run).metrics), "validation_loss")[-1:, 1]
-        loss = float(losses[0]) if len(losses) and np.isfinite(losses[0]) else float("inf")
-        found.append(Swept(run.optimizer.learning_rate, loss))
+        metrics = RunFolder(run.run).metrics
+        points = by_step(read_metrics(metrics), "validation_loss")
+        last = points[points[:, 0] == run.steps, 1]
+        if not len(last):
+            raise InputError(
+                f"{metrics} has no validation_loss of step {run.steps}: restore it, or delete its folder and the run "
+                "is trained again"
+            )
+        found.append(Swept(run.optimizer.learning_rate, float(last[-1]) if np.isfinite(last[-1]) else float("inf")))
+    if found and not np.isfinite(best(tuple(found)).loss):
+        rates = ", ".join(f"{one.learning_rate:g}" for one in found)
+        raise InputError(f"no run of the sweep has a finite held-out loss ({rates}): name lower sweep.learning_rates")
     return tuple(found)
 
 

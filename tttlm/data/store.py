@@ -15,6 +15,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import re
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -215,7 +216,7 @@ def read_part(folder: Path, number: int, advice: str = _ADVICE) -> Part:
 
 def count_parts(folder: Path) -> int:
     """Counts the finished shards, including missing ones before the last."""
-    numbers = [int(path.name[5:]) for path in folder.glob("part-*") if path.name[5:].isdigit()]
+    numbers = [int(path.name[5:]) for path in folder.glob("part-*") if re.fullmatch("part-[0-9]{5,9}", path.name)]
     return max(numbers, default=-1) + 1
 
 

@@ -36,8 +36,8 @@ def _zstd(raw: BinaryIO) -> Any:
 
 _PACKINGS: dict[str, tuple[tuple[bytes, ...], tuple[str, ...], Callable[[BinaryIO], Any]]] = {
     "gzip": ((b"\x1f\x8b",), (".gz", ".gzip"), lambda raw: gzip.GzipFile(fileobj=raw)),
-    "xz": ((b"\xfd7zXZ\0",), (".xz",), lzma.LZMAFile),
-    "bzip2": ((b"BZh",), (".bz2",), bz2.BZ2File),
+    "xz": ((b"\xfd7zXZ\0",), (".xz",), lambda raw: _Streams(lzma.LZMADecompressor, raw)),
+    "bzip2": ((b"BZh",), (".bz2",), lambda raw: _Streams(bz2.BZ2Decompressor, raw)),
     "Zstandard": (
         (b"\x28\xb5\x2f\xfd", *(bytes([n]) + b"\x2a\x4d\x18" for n in range(0x50, 0x60))),
         (".zst", ".zstd"),
@@ -110,7 +110,7 @@ def read_jsonl(path: Path, name: str, column: str, record: int, offset: int) -> 
 
 def _field(line: bytes, where: str, column: str) -> bytes | None:
     try:
-        record = json.loads(line.decode("utf-8", "surrogateescape"))
+        record = json.loads(line.decode("utf-8", "surrogateescape"), object_pairs_hook=lambda p: _object(p, column))
     except RecursionError:
         raise InputError(f"{where}: not a line of JSON that can be read (it nests too deeply)") from None
     except ValueError as error:
@@ -119,6 +119,13 @@ def _field(line: bytes, where: str, column: str) -> bytes | None:
     if not isinstance(record, dict):
         raise InputError(f"{where}: a JSON object was expected, this is a {type(record).__name__}")
     return as_text(record, where, column)
+
+
+def _object(pairs: list[tuple[str, Any]], column: str) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs) and sum(key == column for key, _ in pairs) > 1:
+        raise ValueError(f"it has the key {column!r} twice")
+    return record
 
 
 def as_text(record: dict[str, Any], where: str, column: str) -> bytes | None:
@@ -242,6 +249,31 @@ def _refuse_no_text(path: Path, head: bytes) -> None:
         what = "not text: it has bytes of value 0"
     if what:
         raise InputError(f"{path} is {what}; name only files of UTF-8 text, for instance 'folder/**/*.txt'")
+
+
+class _Streams:
+    """The content of an archive of one or several streams; Python's own readers drop what follows a damaged start."""
+
+    def __init__(self, new: Callable[[], Any], raw: BinaryIO) -> None:
+        self._new, self._raw, self._stream = new, raw, new()
+
+    def read(self, size: int) -> bytes:
+        while True:
+            if self._stream.eof:
+                packed = self._stream.unused_data.lstrip(b"\0")  # streams may be padded
+                while not packed and (more := self._raw.read(CHUNK)):
+                    packed = more.lstrip(b"\0")
+                if not packed:
+                    return b""
+                self._stream = self._new()
+            elif self._stream.needs_input:
+                packed = self._raw.read(CHUNK)
+                if not packed:
+                    raise EOFError("compressed data ended before its end marker")
+            else:
+                packed = b""
+            if data := self._stream.decompress(packed, size):
+                return data
 
 
 class _Unpacking(io.RawIOBase):

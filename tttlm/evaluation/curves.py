@@ -92,7 +92,7 @@ def pick_names(runs: Sequence[RunMetrics], pattern: str) -> list[str]:
 
 def _natural(name: str) -> list[Any]:
     """Sorts drift_25 before drift_100."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def summary(names: Sequence[str]) -> list[str]:

@@ -188,6 +188,15 @@ def _key(subject: Subject, text: Text, **settings: Any) -> dict[str, Any]:
     return {"model": record.fingerprint, "tokenizer": record.tokenizer, "text": text.digest, **settings}
 
 
+def _refuse_not_finite(subject: Subject, nats: float, what: str) -> None:
+    """Refuses a model whose outputs are not numbers."""
+    if not np.isfinite(nats):
+        raise InputError(
+            f"{subject.record.name}: the loss on {what} is {nats}, so its parameters are not finite or its training "
+            "diverged: choose another checkpoint or model"
+        )
+
+
 def _losses(
     subject: Subject, config: EvalConfig, texts: Sequence[Text], named: Sequence[dict[str, Any]], journal: Journal
 ) -> Iterator[LossRecord]:
@@ -199,6 +208,8 @@ def _losses(
         documents = [np.concatenate([tokens for tokens, _ in t.chunks(subject.loaded.tokenizer)]) for t in texts]
         description = f"{subject.record.name}, scoring and learning"
         nats = score_learning(subject.model, documents, config.adapt, description=description)
+        for text, of in zip(texts, nats, strict=True):
+            _refuse_not_finite(subject, of, f"{text.name}, learning as it reads,")
         learned = [replace(score, nats=of) for score, of in zip(scores, nats, strict=True)]
         names = [f"{text.name}, learning as it reads" for text in texts]
         yield from _loss_records(subject.record.name, names, learned, words)
@@ -260,6 +271,7 @@ def _by_text(
             on_tokens=bar.update,
         )
         for at, binned in scored:
+            _refuse_not_finite(subject, float(np.sum(binned.nats)), texts[left[at]].name)
             value = {"nats": binned.nats.tolist(), "tokens": binned.tokens.tolist()}
             journal.put(keys[left[at]], value)
             yield left[at], value
@@ -335,6 +347,7 @@ def _recall(subject: Subject, config: EvalConfig, texts: Sequence[Text], journal
             kept = journal.get(key)
             if kept is None:
                 kept = asdict(recalled(instances, _scorer(subject, config, length)))
+                _refuse_not_finite(subject, kept["nats"], task)
                 journal.put(key, kept)
             got = Recalled(**kept)
             sizes = {"mqar": len(instances[0].answers), "copy": got.tokens // len(instances)}

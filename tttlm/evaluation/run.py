@@ -15,7 +15,7 @@ from tttlm.inference import generate, with_room_for
 from tttlm.model import LanguageModel
 from tttlm.progress import progress_bar
 from tttlm.training.checkpoint_files import load_params
-from tttlm.training.config import TrainConfig
+from tttlm.training.config import TrainConfig, identity
 from tttlm.training.run_folder import RunFolder
 from tttlm.training.step import Model
 
@@ -150,7 +150,7 @@ def load_run(path: str | Path, step: int | None = None, *, max_length: int | Non
     """
     folder, config = RunFolder(path), run_config(path)
     model = Model(config.model if max_length is None else config.model.with_cache_length(max_length))
-    step, params = load_params(folder.checkpoints, model.shapes, step)
+    step, params = load_params(folder.checkpoints, model.shapes, step, run=identity(config))
     return Run(folder, config, step, model.bind(params))
 
 

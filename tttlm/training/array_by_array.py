@@ -51,17 +51,22 @@ def read_array(path: Path, facts: Facts, where: tuple[Any, ...], like: jax.Shape
 
 
 def write_arrays(
-    path: Path, shapes: Any, value: Callable[[tuple[Any, ...], jax.ShapeDtypeStruct], np.ndarray], rest: Any
+    path: Path,
+    shapes: Any,
+    value: Callable[[tuple[Any, ...], jax.ShapeDtypeStruct], np.ndarray],
+    rest: Any,
+    run: str = "",
 ) -> None:
     """Writes a checkpoint as `tttlm.training.checkpoints.Checkpoints` does, with one parameter in memory at a time.
 
     Every parameter is read back. The checkpoint appears under its name when it is complete.
 
     Args:
-        path: the checkpoint; its folder must exist.
+        path: the checkpoint, named by its step; its folder must exist.
         shapes: nested dicts of `jax.ShapeDtypeStruct`.
         value: gives the values of a parameter by its keys and its shape.
         rest: a tree of small arrays.
+        run: the identity of the run, see `tttlm.training.config.identity`.
 
     Raises:
         CannotWrite: it could not be written.
@@ -76,7 +81,7 @@ def write_arrays(
             with _writing(path):
                 ocp.partial.save(arrays, _nested(where, array))
             del array  # before the next is read
-        facts = Facts(FORMAT, sums, digests(rest), {}).sealed()
+        facts = Facts(FORMAT, sums, digests(rest), {}, step=int(path.name), run=run).sealed()
         with _writing(path):
             ocp.partial.finalize(arrays)
             parts = {"params": {"in": jnp.ones(())}, "rest": rest}  # in place of the arrays, which are written

@@ -51,7 +51,9 @@ class Facts:
         format: the version of the format.
         params, rest: dtype and checksum of every array, see `digests`.
         totals: plain values that were saved with the arrays.
-        sha256: the digest of all of the above.
+        sha256: the digest of all of the attributes.
+        step: the step, which is the name of the checkpoint; None if it was not recorded.
+        run: the identity of the run, see `tttlm.training.config.identity`; "" if it was not recorded.
     """
 
     format: int
@@ -59,6 +61,8 @@ class Facts:
     rest: dict[str, str]
     totals: dict[str, int | float]
     sha256: str = ""
+    step: int | None = None
+    run: str = ""
 
     def sealed(self) -> "Facts":
         """Returns the metadata with its digest."""
@@ -71,6 +75,8 @@ class Facts:
 
     def _digest(self) -> str:
         values = dataclasses.asdict(dataclasses.replace(self, sha256=""))
+        unknown = {"step": None, "run": ""}  # not in checkpoints that were saved before they were recorded
+        values = {name: value for name, value in values.items() if name not in unknown or value != unknown[name]}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
@@ -107,11 +113,15 @@ def pick_step(folder: Path, step: int | None) -> int:
     return steps[-1] if step is None else step
 
 
-def read_facts(path: Path) -> Facts:
+def read_facts(path: Path, run: str = "") -> Facts:
     """Reads the metadata of a checkpoint.
 
+    Args:
+        path: the checkpoint.
+        run: the identity of the run that it must be of; "" accepts any.
+
     Raises:
-        Damaged: the metadata is not what was saved.
+        Damaged: the metadata is not what was saved, or is that of another step or run.
         Unreadable: it cannot be read at the moment.
         InputError: another version of the program saved it.
     """
@@ -126,6 +136,10 @@ def read_facts(path: Path) -> Facts:
             )
         facts = from_plain(values, Facts)
         facts.check()
+        if facts.step not in (None, int(path.name)):
+            raise Damaged(f"it was saved as that of step {facts.step}")
+        if run and facts.run not in ("", run):
+            raise Damaged("it was saved by a run of another configuration")
         return facts
 
 
@@ -178,7 +192,7 @@ def check_listing(path: Path, facts: Facts) -> None:
                     raise Damaged(f"it does not list {name}/{array}")
 
 
-def load_params(folder: Path, abstract: Any, step: int | None = None) -> tuple[int, Any]:
+def load_params(folder: Path, abstract: Any, step: int | None = None, *, run: str = "") -> tuple[int, Any]:
     """Loads (step, parameters) of one checkpoint of a run, the newest by default, without its optimiser.
 
     If a concurrent training deletes the checkpoint while it is read, the newest one is read instead, unless `step`
@@ -189,9 +203,10 @@ def load_params(folder: Path, abstract: Any, step: int | None = None) -> tuple[i
         abstract: `jax.ShapeDtypeStruct`s in the structure of the parameters; shapes must match, dtypes may differ.
             Arrays without a sharding are placed on the first device.
         step: the step of the checkpoint; None takes the newest.
+        run: the identity of the run, see `tttlm.training.config.identity`; "" accepts any.
 
     Raises:
-        InputError: there is no such checkpoint, or it is damaged.
+        InputError: there is no such checkpoint, or it is damaged or of another run.
     """
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(lambda x: x if x.sharding else x.update(sharding=here), abstract)
@@ -199,7 +214,7 @@ def load_params(folder: Path, abstract: Any, step: int | None = None) -> tuple[i
         chosen = pick_step(folder, step)
         path = folder / str(chosen)
         try:
-            params = read_arrays(path, read_facts(path), {"params": abstract})["params"]
+            params = read_arrays(path, read_facts(path, run), {"params": abstract})["params"]
             return chosen, jax.tree.map(lambda x, wanted: x.astype(wanted.dtype), params, abstract)
         except (Damaged, Unreadable) as error:
             if step is None and pick_step(folder, None) != chosen:

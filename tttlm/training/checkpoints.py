@@ -4,6 +4,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -57,13 +58,14 @@ class Checkpoints:
     Args:
         folder: the folder of the checkpoints; created if it does not exist.
         config: the policy by which checkpoints are kept.
+        run: the identity of the run, see `tttlm.training.config.identity`; checkpoints of others are not read.
 
     Raises:
         InputError: the folder cannot be read or created.
     """
 
-    def __init__(self, folder: Path, config: CheckpointConfig) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, config: CheckpointConfig, run: str = "") -> None:
+        self._folder, self._run = folder, run
         self._saving: tuple[int, Facts, dict[str, Any]] | None = None
         self._read_back = False
         try:
@@ -87,7 +89,7 @@ class Checkpoints:
         Raises:
             CannotWrite: it cannot be written; earlier checkpoints are intact.
         """
-        facts = Facts(FORMAT, digests(params), digests(rest), totals).sealed()
+        facts = Facts(FORMAT, digests(params), digests(rest), totals, step=step, run=self._run).sealed()
         arrays = {"params": params, "rest": rest}
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), arrays)
         self._saving = (step, facts, like)
@@ -142,7 +144,7 @@ class Checkpoints:
         """
         path = self._folder / str(step)
         try:
-            facts = _together(lambda: read_facts(path))
+            facts = _together(lambda: read_facts(path, self._run))
             loaded = _together(lambda: load_arrays(path, facts, like))  # the next begins only if all have theirs
             _together(lambda: check_values(loaded, facts))
         except Unreadable as error:
@@ -256,4 +258,4 @@ class _Kept:
 
 
 def _plain(facts: Facts) -> dict[str, Any]:
-    return {name: getattr(facts, name) for name in ("format", "params", "rest", "totals", "sha256")}
+    return {field.name: getattr(facts, field.name) for field in fields(facts)}

@@ -1,13 +1,15 @@
 """Configuration of a training run: frozen dataclasses, and the constraints between their fields."""
 
 import dataclasses
+import hashlib
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tttlm.data import DataConfig
 from tttlm.errors import InputError
-from tttlm.fields import check_fields, from_values
+from tttlm.fields import check_fields, from_values, read_again
 from tttlm.mixers import mixer_names, registered, section_of
 from tttlm.model import ModelConfig
 from tttlm.model.precision import check_precision
@@ -310,6 +312,15 @@ def differences(saved: dict[str, Any], config: TrainConfig) -> list[str]:
         for name in sorted(then.keys() | now.keys())
         if then.get(name) != now.get(name) and not is_free_to_change(name)
     ]
+
+
+def identity(config: TrainConfig) -> str:
+    """A digest of all that a run may not be resumed with another value of; its checkpoints carry it."""
+    default = flat(to_dict(TrainConfig()))
+    values = flat(to_dict(read_again(config)))
+    # Without defaults, so that a new field changes no identity.
+    kept = {name: v for name, v in values.items() if not is_free_to_change(name) and v != default.get(name)}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def _require(holds: bool, message: str) -> None:

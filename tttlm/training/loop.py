@@ -23,7 +23,7 @@ from tttlm.training.checkpoint_files import check_path, saved_steps
 from tttlm.training.checkpoints import Checkpoints
 from tttlm.training.clock import Clock, Totals
 from tttlm.training.cluster import is_first, say, together
-from tttlm.training.config import TrainConfig, check
+from tttlm.training.config import TrainConfig, check, identity
 from tttlm.training.devices import device_of_kind
 from tttlm.training.diagnosis import diagnose
 from tttlm.training.interrupts import Interrupts, catch_interrupts
@@ -181,7 +181,7 @@ class _Experiment:
         self.telemetry = make_telemetry(config, self.model, mesh)
         self.evaluation = make_evaluation(config, self.model, mesh)
         self.initial_state = make_initial_state(config, self.model, mesh)
-        self.checkpoints = Checkpoints(folder.checkpoints, config.checkpoint)
+        self.checkpoints = Checkpoints(folder.checkpoints, config.checkpoint, identity(config))
         self.faults = 0
         self.state, self.totals = self.newest()
         self.saved = int(self.state.step)

@@ -17,7 +17,7 @@ from tttlm.model import ModelConfig
 from tttlm.records import write_file, write_json
 from tttlm.training.array_by_array import read_array, write_arrays
 from tttlm.training.checkpoint_files import Damaged, Unreadable, check_path, pick_step, read_facts
-from tttlm.training.config import TrainConfig, to_dict
+from tttlm.training.config import TrainConfig, identity, to_dict
 from tttlm.training.run_folder import RunFacts, RunFolder, with_head
 from tttlm.training.step import Model
 
@@ -36,10 +36,11 @@ class RunParameters:
 
     def __init__(self, path: Path, step: int | None = None) -> None:
         self.folder = RunFolder(path)
-        self.config: ModelConfig = self.folder.read_config().model
+        config = self.folder.read_config()
+        self.config: ModelConfig = config.model
         self.step = pick_step(self.folder.checkpoints, step)
         self._path = self.folder.checkpoints / str(self.step)
-        self._facts = self._tell(lambda: read_facts(self._path))
+        self._facts = self._tell(lambda: read_facts(self._path, identity(config)))
         self._temporary = tempfile.TemporaryDirectory(prefix="tttlm-")
         self._stacks: dict[tuple[Any, ...], tuple[Path, tuple[int, ...], np.dtype]] = {}
         self._shapes = Model(self.config).shapes
@@ -118,12 +119,13 @@ def write_run(
     try:
         folder.checkpoints.mkdir(parents=True)
         check_path(folder.checkpoints)
-        values = to_dict(TrainConfig(run=str(path), model=config))
+        train = TrainConfig(run=str(path), model=config)
+        values = to_dict(train)
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         if tokenizer is not None:
             write_json(folder.facts, RunFacts("", tokenizer.fingerprint, "", ""))
             folder.keep_tokenizer(tokenizer)
-        write_arrays(folder.checkpoints / "0", model.shapes, value, {"converted": jnp.ones(())})
+        write_arrays(folder.checkpoints / "0", model.shapes, value, {"converted": jnp.ones(())}, identity(train))
         write_file(folder.config, with_head(text).encode())
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}): make room, or choose another folder") from None

@@ -16,7 +16,7 @@ from tttlm.fields import field_values, with_fields
 from tttlm.interop import from_pretrained, is_pretrained
 from tttlm.model import ModelConfig
 from tttlm.training.checkpoint_files import load_params, pick_step
-from tttlm.training.config import TrainConfig
+from tttlm.training.config import TrainConfig, identity
 from tttlm.training.run_folder import RunFolder
 from tttlm.training.sharding import path_name
 from tttlm.training.step import Model
@@ -44,7 +44,7 @@ def initial_params(config: TrainConfig, tokenizer: str) -> Callable[[Any], Any]:
     """
     source = Path(config.init_from)
     step = None
-    if source.name.isdigit() and source.parent.name == "checkpoints":
+    if re.fullmatch("[0-9]{1,18}", source.name) and source.parent.name == "checkpoints":
         source, step = source.parents[1], int(source.name)
     folder = RunFolder(source)
     if folder.config.is_file():
@@ -59,7 +59,8 @@ def initial_params(config: TrainConfig, tokenizer: str) -> Callable[[Any], Any]:
 
 def _of_run(config: TrainConfig, folder: RunFolder, step: int | None, tokenizer: str) -> Callable[[Any], Any]:
     try:
-        there = folder.read_config().model
+        source = folder.read_config()
+        there = source.model
         trained = folder.read_facts().tokenizer
     except InputError as error:
         raise InputError(f"init_from = {folder.path} cannot be used: {error}") from None
@@ -71,7 +72,7 @@ def _of_run(config: TrainConfig, folder: RunFolder, step: int | None, tokenizer:
     _check_shapes(config, Model(there).shapes)
     _check_function(config, there)
     pick_step(folder.checkpoints, step)
-    return lambda abstract: load_params(folder.checkpoints, abstract, step)[1]
+    return lambda abstract: load_params(folder.checkpoints, abstract, step, run=identity(source))[1]
 
 
 def _of_release(config: TrainConfig, source: Path) -> Callable[[Any], Any]:
