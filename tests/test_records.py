@@ -14,6 +14,7 @@ from tttlm.records import (
     MAX_LINE_BYTES,
     RecordError,
     from_plain,
+    parse_json,
     read_lines,
     read_record,
     shown,
@@ -118,6 +119,12 @@ def test_what_is_no_small_file_is_one_line_in_bounded_time(tmp_path: Path) -> No
     ):
         with pytest.raises(InputError, match=said):
             read(path)
+    os.symlink("/dev/zero", tmp_path / "zeros.jsonl")
+    with pytest.raises(OSError, match="not a regular file"):
+        next(read_lines(tmp_path / "zeros.jsonl", int))
+    many = "{" + ", ".join(f'"{n}": 0' for n in range(100_000)) + ', "99999": 1}'
+    with pytest.raises(RecordError, match="'99999' twice"):
+        parse_json(many)
     with pytest.raises(InputError, match="longer than 1,000 bytes"):
         read_record(tmp_path / "long", Facts, advice="", max_bytes=1_000)
     assert time.monotonic() - begin < 5

@@ -6,11 +6,13 @@ and what to do.
 
 import dataclasses
 import difflib
+import errno
 import hashlib
 import json
 import math
 import os
 import reprlib
+import stat
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -247,9 +249,11 @@ def read_lines(path: str | Path, kind: type[T]) -> Iterator[Line[T]]:
     """Yields the lines of a file of JSON lines as typed values; a line that cannot be read has a `problem`.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: the file cannot be read, or is no regular file.
     """
     with open(path, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
         number = 0
         while data := stream.readline(MAX_LINE_BYTES):
             number += 1
@@ -361,8 +365,8 @@ def _below(key: str, name: str) -> str:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         raise RecordError(f"has the key {twice[:_SHOWN]!r} twice in one object")
     return found
 

@@ -108,6 +108,11 @@ def test_saved_state_goes_on_bit_for_bit(tmp_path):
         second.load(tmp_path / "missing")
     with pytest.raises(InputError, match="this adapter has"):
         make(reset="never", optimizer=optax.sgd(0.1)).load(tmp_path / "state.safetensors")
+    content = bytearray((tmp_path / "state.safetensors").read_bytes())
+    content[-2] ^= 1
+    (tmp_path / "state.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match="was altered"):
+        second.load(tmp_path / "state.safetensors")
 
 
 @pytest.mark.parametrize("reset", ["sample", "never"])

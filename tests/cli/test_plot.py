@@ -87,6 +87,15 @@ def test_bad_input_is_one_line(runs, arguments, says):
     assert "\n" not in str(caught.value)
 
 
+def test_a_metric_without_a_finite_value_is_one_line(tmp_path):
+    lines = ['{"step": 1, "loss": NaN, "huge": 1e308, "²": 1}', '{"step": 2, "loss": Infinity, "huge": -1e308}']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    for name in ("loss", "huge"):
+        with pytest.raises(InputError, match=f"no run has a finite value of {name}"):
+            main([str(tmp_path), "--of", name])
+    assert main([str(tmp_path), "--names"]) == 0
+
+
 def test_no_run_is_one_line():
     with pytest.raises(InputError, match="name the folders of runs"):
         main([])

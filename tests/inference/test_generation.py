@@ -143,11 +143,13 @@ def test_a_saved_state_is_checked_before_it_is_believed(tmp_path):
         load_reading(file, model, "b")
     with pytest.raises(InputError, match="state of another model"):
         load_reading(file, made("ttt_linear", backbone="transformer"), "a")
-    content = bytearray(file.read_bytes())
+    content, sound = bytearray(file.read_bytes()), file.read_bytes()
     content[-5] ^= 1
-    file.write_bytes(content)
-    with pytest.raises(InputError, match="is damaged"):
-        load_reading(file, model, "a")
+    assert b'"[9]"' in sound  # the number of tokens that were read
+    for damaged in (content, sound.replace(b'"[9]"', b'"[8]"')):
+        file.write_bytes(damaged)
+        with pytest.raises(InputError, match="is damaged"):
+            load_reading(file, model, "a")
     for wrong in (content[:100], b"", b"{}"):
         file.write_bytes(wrong)
         with pytest.raises(InputError, match="cannot be read") as error:

@@ -291,6 +291,30 @@ def test_a_shard_that_is_missing_is_named(model, tmp_path):
         tttlm.from_pretrained(tmp_path)
 
 
+def test_a_tensor_that_the_index_passes_over_is_named(model, tmp_path):
+    tttlm.save_pretrained(model, tmp_path, shard_bytes=3000)
+    file = tmp_path / "model.safetensors.index.json"
+    index = json.loads(file.read_text())
+    names = index["weight_map"]
+    name, first, last = next(iter(names)), "model-00001", sorted(set(names.values()))[-1]
+    bad = [
+        ({n: f for n, f in names.items() if n != name}, rf"{first}.*tensor '{name}' is in it, but .* does not name it"),
+        ({n: f for n, f in names.items() if f != last}, rf"{last}: .* names no tensor of it"),
+    ]
+    for weight_map, words in bad:
+        file.write_text(json.dumps({**index, "weight_map": weight_map}))
+        with pytest.raises(InputError, match=words):
+            tttlm.from_pretrained(tmp_path)
+    file.write_text(json.dumps(index))
+    copied = load_file(tmp_path / last) | {name: np.zeros(3, np.float32)}
+    save_file(copied, tmp_path / last)
+    with pytest.raises(InputError, match=rf"{last}: tensor '{name}' is in it, but .* names {first}.* for it"):
+        tttlm.from_pretrained(tmp_path)
+    tttlm.save_pretrained(model, tmp_path / "one")  # which `transformers` reads where there are both
+    (tmp_path / "one" / "model.safetensors").rename(tmp_path / "model.safetensors")
+    same_parameters(model, tttlm.from_pretrained(tmp_path))
+
+
 def test_nothing_is_overwritten(model, tmp_path):
     tttlm.save_pretrained(model, tmp_path)
     with pytest.raises(InputError, match="holds a checkpoint already"):

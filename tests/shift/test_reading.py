@@ -6,7 +6,7 @@ from matplotlib.image import imsave
 
 from tttlm.errors import InputError
 from tttlm.shift.picture import project
-from tttlm.shift.reading import Words, kind_of, read_arrays, read_images, read_stretches, shrink_images
+from tttlm.shift.reading import Words, kind_of, left_out, read_arrays, read_images, read_stretches, shrink_images
 from tttlm.shift.tokens import count_tokens, frequency_features, token_differences
 
 
@@ -129,6 +129,20 @@ def test_a_projection_keeps_distances_in_a_plane():
     np.testing.assert_allclose(between(points_a, points_b), between(a, b), atol=1e-9)
     assert shares.sum() == pytest.approx(1)
     assert project(a[:, :1], b[:, :1])[0].shape == (20, 2)
+
+
+def test_what_is_not_read_as_it_is_is_counted(tmp_path):
+    for name in ("a.png", "b.PNG", "c.jpg", "notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    assert left_out(tmp_path, "images") == ["c.jpg", "notes.txt"]
+    (tmp_path / "d.npy").write_bytes(b"")
+    assert left_out(tmp_path, "images") == left_out(tmp_path, "arrays") == ["a.png", "b.PNG", "c.jpg", "notes.txt"]
+    assert left_out(tmp_path, "text") == []
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a").write_bytes(b"caf\xe9")
+    (tmp_path / "text" / "b").write_bytes("café".encode())
+    read = read_stretches(tmp_path / "text", Words().encode, length=8, per_document=1, samples=9, seed=0)
+    assert (len(read.tokens), read.invalid) == (2, 1)
 
 
 def test_unusable_folders_are_one_line(tmp_path):

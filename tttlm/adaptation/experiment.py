@@ -1,7 +1,9 @@
 """The experiment of arXiv 1909.13231 at any size: train, corrupt, adapt, measure; finished parts are stored."""
 
+import hashlib
 import json
 import zlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -17,6 +19,7 @@ from tttlm.adaptation.images import Images, cifar10, cifar10_c, corrupted, digit
 from tttlm.adaptation.joint import JointConfig, train_jointly
 from tttlm.adaptation.methods import batch_statistics, cross_entropy, no_adaptation, tent, uda_ss
 from tttlm.adaptation.objectives import on_random_crops, rotation_objective
+from tttlm.adaptation.saved_state import read_arrays, write_arrays
 from tttlm.adaptation.streams import episodic, run_stream
 from tttlm.adaptation.y_shape import SELF_SUPERVISED_PATH, SHARED, YShaped, resnet26, small_conv_net
 from tttlm.errors import InputError
@@ -201,7 +204,7 @@ class Experiment:
         if condition not in self._shifted:
             if not self._images(condition).exists():
                 self._make_shifted(condition, lambda n: None)
-            self._shifted[condition] = np.load(self._images(condition), allow_pickle=False)
+            self._shifted[condition] = _load(self._images(condition))
         return Images(self._shifted[condition].astype(np.float32) / 255, self.test.labels)
 
     def model(self, seed: int, jointly: bool) -> YShaped:
@@ -229,7 +232,7 @@ class Experiment:
             else:
                 adapter = self._adapter(seed, method)
                 _save(file, run_stream(adapter, episodic({0: images.images}, images.labels), piece=len(images)))
-        return np.load(file, allow_pickle=False)
+        return _load(file)
 
     def alignment(self, seed: int, condition: Condition) -> Float[np.ndarray, "2 N"]:
         """Inner product and cosine of the gradients of both losses, for the first images of a condition."""
@@ -240,7 +243,7 @@ class Experiment:
                 self.model(seed, True), OBJECTIVE, images.images, images.labels, shared=SHARED
             )
             _save(file, np.stack([alignment.inner_product, alignment.cosine]))
-        return np.load(file, allow_pickle=False)
+        return _load(file)
 
     def features(self, seed: int, images: Images) -> Float[np.ndarray, "N D"]:
         """The inputs of the last layer of the model trained on the main loss alone: one vector for each image."""
@@ -304,10 +307,15 @@ class Experiment:
     def _keep_settings(self) -> None:
         """Refuses a folder whose results have another configuration."""
         free = {"kind", "output", "corruptions", "severities", "seeds", "tune", "report", "shift_seeds"}
-        text = json.dumps({k: v for k, v in asdict(self.config).items() if k not in free}, indent=1) + "\n"
+        kept = {k: v for k, v in asdict(self.config).items() if k not in free}
+        if self.config.source != "digits":  # those come with a package
+            kept["images"] = _digest_of([self.train, self.test, self.reference])
+        text = json.dumps(kept, indent=1) + "\n"
         file = self.folder / ("tuning.json" if self.config.tune else "settings.json")
-        if file.exists() and file.read_text(encoding="utf-8") != text:
-            raise InputError(f"{self.folder} has results of other settings (see {file.name}); choose another --output")
+        if file.exists() and file.read_bytes() != text.encode():
+            raise InputError(
+                f"{self.folder} has results of other settings or images (see {file.name}); choose another --output"
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         write_file(file, text.encode())
 
@@ -349,13 +357,13 @@ class Experiment:
         return self.folder / f"seed{seed}"
 
     def _images(self, condition: Condition) -> Path:
-        return self.folder / ("tuning" if self.config.tune else "test") / f"{condition}.npy"
+        return self.folder / ("tuning" if self.config.tune else "test") / f"{condition}.safetensors"
 
     def _logits(self, seed: int, method: str, condition: Condition) -> Path:
-        return self._of(seed) / ("tuning" if self.config.tune else "logits") / method / f"{condition}.npy"
+        return self._of(seed) / ("tuning" if self.config.tune else "logits") / method / f"{condition}.safetensors"
 
     def _alignment(self, seed: int, condition: Condition) -> Path:
-        return self._of(seed) / "alignment" / f"{condition}.npy"
+        return self._of(seed) / "alignment" / f"{condition}.safetensors"
 
 
 @nnx.jit
@@ -368,9 +376,18 @@ def _pooled(model: YShaped, images: Any) -> Any:
     return model.main.pooled(model.shared(images))
 
 
+def _digest_of(parts: Sequence[Images]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        for array in (part.images, part.labels):
+            digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
+
+
 def _save(file: Path, array: Any) -> None:
-    """Writes an array atomically."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp.npy")
-    np.save(temporary, np.asarray(array))
-    temporary.replace(file)
+    write_arrays(file, {"values": array})
+
+
+def _load(file: Path) -> np.ndarray:
+    return read_arrays(file, advice="delete it, and it is computed again")["values"]

@@ -11,7 +11,7 @@ from scipy import stats
 from tttlm.adaptation.experiment import CLEAN, Condition, Experiment
 from tttlm.adaptation.streams import errors
 from tttlm.progress import progress_bar
-from tttlm.records import read_record, write_json
+from tttlm.records import read_record, write_sealed
 from tttlm.shift import (
     average_thresholded_confidence,
     compare_samples,
@@ -148,7 +148,7 @@ def _measured(experiment: Experiment, seed: int, condition: Condition) -> dict[s
     """The measures between unshifted images that were not trained on and those of a condition; stored in a file."""
     file = experiment.folder / f"seed{seed}" / "shift" / f"{condition}.json"
     if file.exists():
-        return read_record(file, dict[str, float | None], advice="delete it, and it is measured again")
+        return read_record(file, dict[str, float | None], advice="delete it, and it is measured again", sealed=True)
     source, target = experiment.reference, experiment.shifted(condition)
     source_logits, target_logits = (experiment.plain_logits(seed, images) for images in (source, target))
     measured = compare_samples(
@@ -164,5 +164,5 @@ def _measured(experiment: Experiment, seed: int, condition: Condition) -> dict[s
     values["drop of confidence"] = confidence_drop(source_logits, target_logits).value
     values["rise of entropy"] = entropy_rise(source_logits, target_logits).value
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, values)
+    write_sealed(file, values)
     return values

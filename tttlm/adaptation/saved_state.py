@@ -1,4 +1,4 @@
-"""The state of an adapter in a file: safetensors, one array for each leaf, named by its path."""
+"""Arrays in a file, with a digest that is checked: the state of an adapter, and parts of an experiment."""
 
 from pathlib import Path
 from typing import Any
@@ -6,34 +6,62 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from tttlm.errors import InputError
+from tttlm.inference.saved_state import UNREADABLE, content_digest
 
 
-def write_state(path: Path, state: Any) -> None:
-    """Writes every array of a pytree.
+def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
+    """Writes arrays to a safetensors file, which appears under its name when it is complete.
 
     Raises:
         InputError: the file cannot be written.
     """
+    stored = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    partial = path.with_name(f"{path.name}.partial")
     try:
-        save_file({name: np.asarray(leaf, order="C") for name, leaf in _named(state)}, path)
+        save_file(stored, partial, {"content": content_digest(stored)})
+        partial.replace(path)
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: the state cannot be written: {error}") from None
+        raise InputError(f"{path}: the arrays cannot be written: {error}") from None
+
+
+def read_arrays(path: Path, *, advice: str) -> dict[str, np.ndarray]:
+    """Reads the arrays that `write_arrays` wrote.
+
+    Raises:
+        InputError: the file cannot be read, or was altered; ends with the advice.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
+    except UNREADABLE as error:
+        raise InputError(f"{path}: cannot be read ({error}); {advice}") from None
+    if metadata.get("content") != content_digest(arrays):
+        raise InputError(f"{path}: was altered, or written by another version (no such digest); {advice}")
+    return arrays
+
+
+def write_state(path: Path, state: Any) -> None:
+    """Writes every array of a pytree, one for each leaf, named by its path.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    write_arrays(path, dict(_named(state)))
 
 
 def read_state(path: Path, like: Any) -> Any:
     """Reads the pytree that `write_state` wrote, in the structure of `like`.
 
     Raises:
-        InputError: the file cannot be read, or its arrays are not those of `like` in name, shape and dtype.
+        InputError: the file cannot be read, was altered, or its arrays are not those of `like` in name, shape and
+            dtype.
     """
-    try:
-        arrays = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: the state cannot be read: {error}") from None
+    arrays = read_arrays(path, advice="name a file that this version saved")
     named = _named(like)
     facts = {name: (leaf.shape, np.dtype(leaf.dtype)) for name, leaf in named}
     stored = {name: (array.shape, array.dtype) for name, array in arrays.items()}

@@ -138,7 +138,11 @@ def _read_prompt(name: str) -> str:
 
     if not Path(name).is_file():
         raise InputError(f"text file {name} does not exist")
-    return b"".join(read_text(Path(name))).decode("utf-8", "replace")
+    data = b"".join(read_text(Path(name)))
+    text = data.decode("utf-8", "replace")
+    if text.encode() != data:
+        print(f"note: {name} has invalid UTF-8, which is read as U+FFFD", file=sys.stderr)
+    return text
 
 
 def _check_writable(path: Path) -> None:

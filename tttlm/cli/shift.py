@@ -14,7 +14,7 @@ import tyro
 from tttlm.cli.arguments import parse, program, run_command
 from tttlm.errors import InputError
 from tttlm.ranges import LARGEST, Count, FilePath, OutputPath, Range, Seed
-from tttlm.shift.reading import Kind, kind_of
+from tttlm.shift.reading import Kind, kind_of, left_out
 
 DESCRIPTION = """Measures the shift between two samples: prints a table, writes shift.json and shift.png.
 
@@ -94,6 +94,10 @@ def main(arguments: list[str]) -> int:
     )
     print(f"A: {path_a}, {len(compared.a):,} samples\nB: {path_b}, {len(compared.b):,} samples")
     print(f"features: {compared.a.shape[1]:,}, {compared.features}")
+    for path in (path_a, path_b):
+        if others := left_out(path, kind):
+            named = ", ".join(others[:3]) + ", ..." * (len(others) > 3)
+            compared.notes.append(f"{len(others):,} files of {path} are no {kind} and were left out ({named})")
     for note in compared.notes:
         print(f"note: {note}")
     print(_table(measurements))
@@ -231,6 +235,9 @@ def compare_text(config: ShiftConfig, path_a: Path, path_b: Path) -> Compared:
             f"samples are stretches of {config.length} {kinds} from {documents[0]:,} and {documents[1]:,} documents; "
             "those of one document are not independent, so their intervals are too narrow and p-values too small"
         )
+    for path, sample in ((path_a, a), (path_b, b)):
+        if sample.invalid:
+            notes.append(f"{sample.invalid:,} documents of {path} have invalid UTF-8, which was read as U+FFFD")
     unit = "by document" if counted.by_document else "by stretch, with the same restriction"
     notes.append(f"intervals and p-values of token counts are {unit}")
     if confidence:

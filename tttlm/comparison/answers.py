@@ -24,18 +24,20 @@ from tttlm.evaluation.evaluate import evaluate
 from tttlm.evaluation.results import RecallRecord
 from tttlm.model import parameter_count
 from tttlm.plot_style import COLORS, MARKERS, tidy
-from tttlm.records import read_record, write_file, write_json
+from tttlm.records import read_record, write_file, write_json, write_sealed
+from tttlm.training.checkpoint_files import checkpoint_digest
 from tttlm.training.config import to_dict
+from tttlm.training.run_folder import RunFolder
 
 SIZES = {"mqar": "pairs", "copy": "tokens"}
 
 
 @dataclass(frozen=True)
 class AnswersJob:
-    """Finished runs to score, and the sequences."""
+    """Finished runs to score, the digests of their checkpoints, and the sequences."""
 
     runs: list[str]
-    steps: list[int]
+    checkpoints: list[str]
     tasks: list[str]
     lengths: list[int]
     samples: int
@@ -64,7 +66,7 @@ def answers_job(comparison: Comparison) -> tuple[AnswersJob, Path, Path]:
     runs = [config for entry in comparison.entries for config in entry.configs]
     job = AnswersJob(
         [config.run for config in runs],
-        [config.steps for config in runs],
+        [checkpoint_digest(RunFolder(config.run).checkpoints, config.steps) for config in runs],
         list(generated.tasks),
         list(settings.lengths or generated.lengths),
         settings.samples,
@@ -84,9 +86,9 @@ def unscored(comparison: Comparison) -> Path | None:
 
 
 def read_answers(file: Path, job: AnswersJob) -> Answers | None:
-    """The results in a file; None if they are missing or of another job."""
+    """The results in a file; None if they are missing, altered or of another job."""
     try:
-        found = read_record(file, Answers, advice="")
+        found = read_record(file, Answers, advice="", sealed=True)
     except InputError:
         return None
     return found if found.job == job else None
@@ -107,7 +109,7 @@ def do_answers_job(file: Path) -> None:
         max_length=-(-max(job.lengths) // 16) * 16,
     )
     cells = evaluate(config).recall
-    write_json(file.with_name("answers.json"), Answers(job, cells, device_name(), jax.__version__))
+    write_sealed(file.with_name("answers.json"), Answers(job, cells, device_name(), jax.__version__))
 
 
 @dataclass(frozen=True)

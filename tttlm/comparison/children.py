@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from tttlm.errors import InputError
-from tttlm.records import read_record, write_json
+from tttlm.records import read_record, write_sealed
 
 
 @dataclass(frozen=True)
@@ -123,12 +123,12 @@ def end_with_parent() -> None:
 def note_process(run: Path, peak: int, jobs: int = 1) -> None:
     """Stores the peak memory in bytes of a process that trained a run, and the number of runs trained together."""
     before = read_process(run) or ProcessFacts(0)
-    write_json(run / "process.json", ProcessFacts(max(peak, before.peak_memory), max(jobs, before.jobs)))
+    write_sealed(run / "process.json", ProcessFacts(max(peak, before.peak_memory), max(jobs, before.jobs)))
 
 
 def read_process(run: Path) -> ProcessFacts | None:
     """The stored facts; None if nothing was measured."""
     try:
-        return read_record(run / "process.json", ProcessFacts, advice="")
+        return read_record(run / "process.json", ProcessFacts, advice="", sealed=True)
     except InputError:
         return None

@@ -17,7 +17,9 @@ from tttlm.errors import InputError
 from tttlm.evaluation.positions import PositionsConfig, edges, losses_by_position, some, stretches
 from tttlm.evaluation.run import load_run
 from tttlm.records import read_record, write_json
+from tttlm.training.checkpoint_files import checkpoint_digest
 from tttlm.training.config import TrainConfig
+from tttlm.training.run_folder import RunFolder
 from tttlm.training.sharding import make_mesh
 from tttlm.training.step import Model, abstract_state, make_train_step
 
@@ -78,7 +80,9 @@ class Job:
 def score_key(run: TrainConfig, test: Path, settings: PositionsConfig) -> dict[str, Any]:
     """Everything a score depends on: a score with another key is computed again."""
     text = read_manifest(test).fingerprint
-    return {"step": run.steps, "trained": run.sequence_length, "text": text, **asdict(settings)}
+    checkpoint = checkpoint_digest(RunFolder(run.run).checkpoints, run.steps)
+    facts = {"step": run.steps, "checkpoint": checkpoint, "trained": run.sequence_length, "text": text}
+    return {**facts, **asdict(settings)}
 
 
 def read_score(folder: Path, key: dict[str, Any]) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from tttlm.errors import InputError
 from tttlm.plot_style import tidy
+from tttlm.ranges import LARGEST_FLOAT32
 from tttlm.training.metrics import Record, by_step, read_metrics
 from tttlm.training.run_folder import RunFolder
 
@@ -38,12 +39,12 @@ class RunMetrics:
         return sorted(found - {"step", "good", "batch"})
 
     def series(self, name: str, against: str) -> Float[np.ndarray, "N 2"]:
-        """The values of `against` and of `name` at the steps that have `name`, without values that are not finite.
+        """The values of `against` and of `name` at the steps that have `name`, without values that are not finite in float32.
 
         Lines of evaluations have only a step; on another axis they have the value of the training step.
         """
         points = by_step(self.records, name)
-        points = points[np.isfinite(points[:, 1])]
+        points = points[np.abs(points[:, 1]) < LARGEST_FLOAT32]
         if against != "step":
             column = AGAINST[against]
             known = by_step(self.records, column)
@@ -144,6 +145,8 @@ def _draw_panel(axes: Axes, runs: Sequence[RunMetrics], names: Sequence[str], ag
             label = " ".join([*([run.label] if len(runs) > 1 or not several else []), *([name] if several else [])])
             lines.append((_draw_line(axes, points, colour, style, crowded=several), label))
     tidy(axes)
+    if not lines:
+        raise InputError(f"no run has a finite value of {', '.join(names)}: plot another metric")
     chosen = np.unique(np.linspace(0, len(lines) - 1, min(len(lines), MOST_NAMED)).round().astype(int))
     handles, labels = zip(*[lines[i] for i in chosen], strict=True)
     axes.legend(handles, labels, frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))

@@ -24,7 +24,7 @@ from tttlm.evaluation.protocols import STREAM, Protocol, log_bins, score_protoco
 from tttlm.evaluation.recall import Recalled, Scorer, recalled
 from tttlm.evaluation.recall_tasks import HAYSTACK, in_haystack
 from tttlm.evaluation.results import CurveRecord, LossRecord, ModelRecord, RecallRecord, Results
-from tttlm.evaluation.texts import StoredText, Text, find_texts, measure
+from tttlm.evaluation.texts import StoredText, Text, TextFile, find_texts, measure
 from tttlm.inference import stream_losses, with_room_for
 from tttlm.inference.saved_state import fingerprint
 from tttlm.model import LanguageModel, parameter_count
@@ -93,7 +93,7 @@ def evaluate(config: EvalConfig, mesh: Mesh | None = None) -> Results:
         _check(subject, config, texts)
     sizes = zip(texts, subjects[0].num_bytes, strict=True)
     named = [{"name": text.name, "bytes": size, "words": text.words, "sha256": text.digest} for text, size in sizes]
-    results = Results([s.record for s in subjects], named, asdict(config), _notes(subjects))
+    results = Results([s.record for s in subjects], named, asdict(config), _notes(subjects, texts))
     if "loss" in config.task:
         for subject in subjects:
             results.loss.extend(_losses(subject, config, texts, named, journal))
@@ -175,10 +175,12 @@ def _check(subject: Subject, config: EvalConfig, texts: Sequence[Text]) -> None:
             )
 
 
-def _notes(subjects: Sequence[Subject]) -> list[str]:
+def _notes(subjects: Sequence[Subject], texts: Sequence[Text]) -> list[str]:
     notes = [f"{s.record.name}: {change}" for s in subjects for change in s.record.changed]
     if len({s.record.tokenizer for s in subjects}) > 1:
         notes.append("tokenizers differ: compare bits per byte and word perplexity, not losses")
+    if invalid := [text.name for text in texts if isinstance(text, TextFile) and not text.is_utf8]:
+        notes.append(f"{len(invalid)} texts have invalid UTF-8, which is read as U+FFFD: {', '.join(invalid[:3])}")
     return notes
 
 

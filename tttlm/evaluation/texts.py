@@ -1,5 +1,6 @@
 """The texts of an evaluation: files, folders and globs, each file a document; or the held-out documents of a run."""
 
+import codecs
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -70,6 +71,18 @@ class TextFile:
             rest = b"" if whole[-1:].isspace() or not parts else parts.pop()
             count += len(parts)
         return count + bool(rest)
+
+    @cached_property
+    def is_utf8(self) -> bool:
+        """Whether it is valid UTF-8."""
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        try:
+            for block in read_text(self.path):
+                decoder.decode(block)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            return False
+        return True
 
     def chunks(self, tokenizer: Tokenizer) -> Iterator[Chunk]:
         """Yields its tokens in pieces, in memory that does not grow with the file."""

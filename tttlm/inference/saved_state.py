@@ -17,7 +17,8 @@ from tttlm.errors import InputError
 from tttlm.inference.reading import Reading, begin
 from tttlm.model import LanguageModel
 
-FORMAT = "1"
+FORMAT = "2"
+UNREADABLE = (OSError, SafetensorError, ValueError, TypeError, KeyError)  # what reading a damaged file raises
 
 
 def save_reading(path: str | Path, reading: Reading, model: LanguageModel, tokenizer: str = "") -> None:
@@ -33,12 +34,13 @@ def save_reading(path: str | Path, reading: Reading, model: LanguageModel, token
         InputError: The file cannot be written.
     """
     arrays = {name: _stored(leaf) for name, leaf in _named(_tree(reading))}
+    tokens_read = json.dumps(reading.num_tokens.tolist())
     metadata = {
         "format": FORMAT,
         "model": fingerprint(model),
         "tokenizer": tokenizer,
-        "content": _digest(arrays),
-        "tokens_read": json.dumps(reading.num_tokens.tolist()),
+        "content": content_digest(arrays, tokens_read),
+        "tokens_read": tokens_read,
     }
     path = Path(path)
     try:
@@ -62,7 +64,7 @@ def load_reading(path: str | Path, model: LanguageModel, tokenizer: str = "") ->
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
-    except (OSError, SafetensorError, ValueError, TypeError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path}: the state cannot be read ({error}): name a file of --save_state") from None
     if metadata.get("format") != FORMAT:
         raise InputError(f"{path} is not a saved state of this version of tttlm: name a file of --save_state")
@@ -70,7 +72,7 @@ def load_reading(path: str | Path, model: LanguageModel, tokenizer: str = "") ->
         raise InputError(f"{path} is the state of another model: read the text again with this one")
     if metadata.get("tokenizer") != tokenizer:
         raise InputError(f"{path} was read with another tokenizer: use that one, or read the text again")
-    if metadata.get("content") != _digest(arrays):
+    if metadata.get("content") != content_digest(arrays, metadata.get("tokens_read", "")):
         raise InputError(f"{path} is damaged: its content is not what was written; read the text again")
     num_tokens = np.asarray(json.loads(metadata["tokens_read"]), np.int64)
     like = _tree(jax.eval_shape(lambda: _tree(begin(model, len(num_tokens)))))
@@ -120,8 +122,9 @@ def _fitted(path: Path, name: str, array: np.ndarray, like: Any) -> jax.Array:
     return jnp.asarray(np.pad(array, more))
 
 
-def _digest(arrays: dict[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
+def content_digest(arrays: dict[str, np.ndarray], text: str = "") -> str:
+    """A digest of named arrays and of a text beside them."""
+    digest = hashlib.sha256(text.encode())
     for name in sorted(arrays):
         array = arrays[name]
         digest.update(f"{name} {array.dtype} {array.shape}".encode())

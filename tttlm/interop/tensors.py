@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -13,9 +14,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from tttlm.errors import InputError
-from tttlm.records import read_record
+from tttlm.records import parse_json, read_record
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_SHARD = re.compile(r"model-\d{5}(-of-\d{5}\.safetensors)")
 LARGEST_HEADER = 10**8  # bytes, by the format's definition
 
 
@@ -120,9 +122,13 @@ class Tensors:
 def safetensors(folder: Path) -> Tensors:
     """The tensors of a folder with `model.safetensors`, or `model-*.safetensors` and their index.
 
+    A folder with both is read as its `model.safetensors`, as `transformers` does.
+
     Raises:
-        InputError: names the file, for anything missing or truncated.
+        InputError: names the file, for anything missing or truncated, and for a tensor that the index passes over.
     """
+    if (folder / SINGLE).exists():
+        return Tensors(folder, _header(folder / SINGLE))
     if (folder / INDEX).exists():
         names = read_json(folder / INDEX).get("weight_map")
         if not isinstance(names, dict):
@@ -138,9 +144,15 @@ def safetensors(folder: Path) -> Tensors:
             if name not in files[file]:
                 raise InputError(f"{folder / file}: tensor {name!r} is not in it, where the index says it is")
             where[name] = files[file][name]
+        for file, header in files.items():
+            if other := [name for name in header if names.get(name) != file]:
+                said = f"names {names[other[0]]} for it" if other[0] in names else "does not name it"
+                raise InputError(f"{folder / file}: tensor {other[0]!r} is in it, but {INDEX} {said}; fetch both again")
+        ends = {shard[1] for file in files if (shard := _SHARD.fullmatch(file))}
+        of_this_set = [path for end in ends for path in folder.glob(f"model-?????{end}")]
+        if left_out := sorted({path.name for path in of_this_set} - files.keys()):
+            raise InputError(f"{folder / left_out[0]}: {INDEX} names no tensor of it; fetch both again")
         return Tensors(folder, where)
-    if (folder / SINGLE).exists():
-        return Tensors(folder, _header(folder / SINGLE))
     pickled = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt"))
     hint = (
         f" ({pickled[0]} is a pickle, which is never opened; convert it to safetensors: "
@@ -151,15 +163,16 @@ def safetensors(folder: Path) -> Tensors:
 
 def _header(path: Path) -> dict[str, Tensor]:
     """Where the tensors of a file are; the library has checked by then that they fill it."""
-    if not path.exists():
-        raise InputError(f"{path}: this file is missing; the index names it")
+    if not path.is_file():
+        what = "is no regular file" if path.exists() else "this file is missing; the index names it"
+        raise InputError(f"{path}: {what}")
     try:
         with safe_open(path, framework="numpy"):
             pass
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-    except (SafetensorError, OSError) as error:
+            header = parse_json(file.read(length).decode())
+    except (SafetensorError, OSError, ValueError) as error:
         what = _what_is_cut(path) or f"no whole safetensors file ({error})"
         raise InputError(f"{path}: {what}; fetch it again") from None
     found = {}

@@ -23,10 +23,12 @@ class Stretches:
     Attributes:
         tokens: tokens of each stretch, uint32 `[T]`; the last one of a document may be shorter.
         documents: index of the document of each stretch.
+        invalid: number of documents with invalid UTF-8, whose invalid bytes were read as U+FFFD.
     """
 
     tokens: list[np.ndarray]
     documents: np.ndarray
+    invalid: int = 0
 
 
 def kind_of(path: Path) -> Kind:
@@ -111,9 +113,11 @@ def read_stretches(
     """
     rng = np.random.default_rng(seed)
     kept: list[tuple[int, int, np.ndarray]] = []
-    seen = number = 0
+    seen = number = invalid = 0
     for document in _documents(path):
-        text = b"".join(_some(document)).decode("utf-8", "replace")
+        data = b"".join(_some(document))
+        text = data.decode("utf-8", "replace")
+        invalid += len(data) < _DOCUMENT_BYTES and text.encode() != data  # else it may end within a character
         tokens = encode(text)
         whole = max(len(tokens) // length, 1)
         starts = np.unique(np.linspace(0, whole - 1, min(whole, per_document)).round().astype(int)) * length
@@ -129,7 +133,7 @@ def read_stretches(
     if not kept:
         raise InputError(f"{path} has no text in it")
     kept.sort(key=lambda stretch: stretch[:2])
-    return Stretches([tokens for _, _, tokens in kept], np.array([document for document, _, _ in kept]))
+    return Stretches([tokens for _, _, tokens in kept], np.array([document for document, _, _ in kept]), invalid)
 
 
 class Words:
@@ -182,6 +186,15 @@ def _of_suffix(path: Path, suffix: str, kind: str) -> list[Path]:
     if not files:
         raise InputError(f"{path} has no {kind} in it: there are no {suffix} files")
     return files
+
+
+def left_out(path: Path, kind: Kind) -> list[str]:
+    """Names of the files of a folder that are no images or arrays, and are not read."""
+    if kind == "text" or path.is_file():
+        return []  # files of text are found by `tttlm.data`
+    files = _files(path)
+    arrays = kind == "arrays" or any(file.suffix.lower() == ".npy" for file in files)
+    return [str(file.relative_to(path)) for file in files if file.suffix.lower() != (".npy" if arrays else ".png")]
 
 
 def _open_array(file: Path) -> np.ndarray:

@@ -143,6 +143,19 @@ def read_facts(path: Path, run: str = "") -> Facts:
         return facts
 
 
+def checkpoint_digest(folder: Path, step: int) -> str:
+    """The digest of the metadata of a checkpoint, which has the digests of its arrays.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    path = folder / str(step)
+    try:
+        return read_facts(path).sha256
+    except (Damaged, Unreadable) as error:
+        raise InputError(f"checkpoint {path} cannot be read ({error}): restore it from a copy") from None
+
+
 def read_arrays(path: Path, facts: Facts, like: dict[str, Any]) -> dict[str, Any]:
     """Reads arrays of a checkpoint in the dtypes that they were saved in, and checks the digest of each.
 
