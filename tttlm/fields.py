@@ -147,6 +147,24 @@ def check_fields(config: Any, prefix: str = "") -> None:
             raise InputError(f"'{name}' must be written out (a tuple for a list, a path without ~), got {shown(value)}")
 
 
+def refuse_unused(config: Any, why: str, *names: str) -> None:
+    """Refuses fields that would not be used but have another value than their default.
+
+    Args:
+        config: a configuration.
+        why: the end of the message, such as "with --text".
+        names: dotted names of fields, or of sections for all of their fields.
+
+    Raises:
+        InputError: names the field.
+    """
+    default = {name: value for name, _, value in field_values(type(config)())}
+    for name, _, value in field_values(config):
+        named = name in names or name.startswith(tuple(f"{section}." for section in names))
+        if named and value != default[name]:
+            raise InputError(f"{name} = {shown(value)} is not used {why}: leave it out")
+
+
 def _read(value: Any, kind: Any, name: str, begin: str = "") -> Any:
     try:
         return from_plain(value, kind, name)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tttlm.adaptation.results import rank
+from tttlm.adaptation.saved_state import read_arrays
 from tttlm.cli.adapt import main
 from tttlm.errors import InputError
 
@@ -34,8 +35,8 @@ def data(tmp_path_factory):
     pixels, labels = images(20)
     write("test_batch.bin", pixels, labels)
     shifted = [np.clip(pixels + RNG.normal(0, 40 * s, pixels.shape), 0, 255).astype(np.uint8) for s in range(1, 6)]
-    np.save(folder / "noise.npy", np.concatenate(shifted))
-    np.save(folder / "labels.npy", np.tile(labels, 5))
+    np.save(folder / "noise.safetensors", np.concatenate(shifted))
+    np.save(folder / "labels.safetensors", np.tile(labels, 5))
     return folder
 
 
@@ -63,18 +64,23 @@ def test_a_command_trains_adapts_and_reports_and_does_nothing_twice(data, tmp_pa
         assert (tmp_path / "out/report" / name).read_bytes()[:4] == b"\x89PNG"
         assert name in report
     for method, errors in found["errors"].items():
-        logits = np.load(tmp_path / "out/seed0/logits" / method / "noise-5.npy")
+        logits = read_arrays(tmp_path / "out/seed0/logits" / method / "noise-5.safetensors", advice="")["values"]
         assert errors[0][1] == pytest.approx(100 * np.mean(logits.argmax(-1) != np.arange(12) % 4))
     assert "noise-5" in report
     assert "MMD^2, median bandwidth" in found["shift_ranks"]
 
-    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.npy")}
-    (tmp_path / "out/seed0/logits/ttt/noise-5.npy").unlink()
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}
+    (tmp_path / "out/seed0/logits/ttt/noise-5.safetensors").unlink()
     assert main(command) == 0
     again = json.loads((tmp_path / "out/report/report.json").read_text())
     assert again == found
     assert {p: p.stat().st_mtime_ns for p in stamps if "ttt/noise-5" not in str(p)}.items() <= stamps.items()
 
+    content = bytearray((tmp_path / "out/seed0/logits/ttt/noise-5.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "out/seed0/logits/ttt/noise-5.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match=r"noise-5.safetensors: was altered.*delete it, and it is computed again"):
+        main(command)
     with pytest.raises(InputError, match="other settings"):
         main([*command, "--methods.copies", "2"])
 
@@ -88,6 +94,7 @@ def test_a_command_trains_adapts_and_reports_and_does_nothing_twice(data, tmp_pa
         (["configs/adapt/digits.yaml", "--severities", "6", "--output", "o"], "severities"),
         (["configs/adapt/digits.yaml", "--test_images", "4000", "--output", "o"], "at most a quarter"),
         (["configs/adapt/digits.yaml", "--sevrities", "1"], "sevrities"),
+        (["configs/adapt/digits.yaml", "--corrupted", "x", "--output", "o"], "corrupted = 'x' is not used with source"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(more, says, tmp_path, monkeypatch):

@@ -248,6 +248,10 @@ def test_a_run_begins_from_a_stream_of_the_official_trainer(tmp_path):
         ([str(QWEN), "OUT", "--zero_readout"], "--zero_readout is for a warm start"),
         ([str(QWEN), "OUT", "--mixers", "ttt_linear", "--zero_readout"], "only where all of its attention stays"),
         ([str(QWEN), "OUT", "--mixers", "ttt_linear", "--layout", "huggingface"], "a warm start makes a run"),
+        ([str(QWEN), "OUT", "--mixers", "ttt_linear", "--json"], "json = True is not used in a warm start"),
+        ([str(QWEN), "OUT", "--mixers", "ttt_linear", "--seed", "3"], "seed = 3 is not used in a warm start without"),
+        ([str(QWEN), "OUT", "--backbone", "mamba"], "backbone = 'mamba' is not used without --mixers"),
+        ([str(QWEN), "OUT", "--shard_bytes", "9"], "shard_bytes = 9 is not used in the layout run"),
         (["no/such/folder", "OUT"], "no/such/folder is no folder"),
     ],
 )

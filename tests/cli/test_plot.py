@@ -77,6 +77,7 @@ def test_the_names_there_are_can_be_listed(runs, capsys):
         (["--png", "no/such/x.png"], "there is no folder no/such"),
         (["no/such/run"], "no/such/run is not a run directory"),
         (["--of"], "--of names at least one metric"),
+        (["--names", "--log"], "log = True is not used with --names"),
         (["--png", "x.xyz"], r"'png' must be a file name that ends in \.png, \.pdf or \.svg"),
         (["--against", "hours"], "invalid choice 'hours'"),
     ],

@@ -69,6 +69,8 @@ def test_check_names_what_was_altered(books: Path, tmp_path: Path) -> None:
         (["BOOKS", "--output", "data", "--held-out", "lots"], "prepare:"),
         (["BOOKS", "--output", "data", "--vocab-size", "100000"], "ask for a smaller vocab_size"),
         (["--check", "nowhere"], "nowhere does not exist"),
+        (["--check", "nowhere", "--output", "data"], "output = 'data' is not used with --check"),
+        (["BOOKS", "--output", "data", "--dataset.split", "test"], "dataset.split = 'test' is not used without"),
         (["inspect", "nowhere"], "nowhere does not exist"),
         (["inspect"], "name a folder"),
     ],

@@ -175,6 +175,8 @@ def test_unusable_input_is_one_line(texts, tmp_path):
         ([a, a, "--permutations", "3"], "'permutations' must be at least 19, got 3"),
         ([a, a, "--pairs", "3"], "'pairs' must be at least 8 or 0, got 3"),
         ([a, a, "--kind", "sound"], "sound"),
+        ([a, a, "--image_size", "8"], "image_size = 8 is not used for text"),
+        ([wide, wide, "--length", "8"], "length = 8 is not used for arrays"),
         ([a, a, "--kind", "images"], "has no images in it: there are no .png files"),
         ([a, a, "--lenght", "8"], "unknown flag '--lenght' .*did you mean '--length'"),
     ):

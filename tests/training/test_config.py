@@ -188,6 +188,9 @@ def test_an_error_is_the_same_sentence_where_the_terminal_has_no_utf_8():
         ({"mesh.data": -1}, "only one axis of `mesh` can be -1"),
         ({"mesh.tensor": 0}, "'mesh.tensor' must be at least 1 or -1, got 0"),
         ({"data.path": ""}, "name the data by either data.path"),
+        ({"init_from_changes": ("rope_theta",)}, "init_from_changes = ('rope_theta',) is not used without init_from"),
+        ({"distributed.mode": "off", "distributed.process": 1}, "distributed.process = 1 is not used with"),
+        ({"data.generated.lengths": (9,)}, "generated.lengths = (9,) is not used without data.generated.tasks"),
     ],
 )
 def test_impossible_combinations_are_refused(changes, says):

@@ -23,6 +23,7 @@ from tttlm.adaptation.saved_state import read_arrays, write_arrays
 from tttlm.adaptation.streams import episodic, run_stream
 from tttlm.adaptation.y_shape import SELF_SUPERVISED_PATH, SHARED, YShaped, resnet26, small_conv_net
 from tttlm.errors import InputError
+from tttlm.fields import refuse_unused
 from tttlm.progress import progress_bar
 from tttlm.ranges import Count, CountOrZero, FilePath, OutputPath, PositiveFloat, Range, Seed, Size
 from tttlm.records import write_file
@@ -153,6 +154,10 @@ class Experiment:
                 "name at least one seed, one corruption and one severity, got "
                 f"{len(config.seeds)}, {len(config.corruptions)} and {len(config.severities)}"
             )
+        if config.source == "digits":
+            refuse_unused(config, "with source digits, which come with a package", "data", "corrupted")
+        if config.network == "resnet26":
+            refuse_unused(config, "with network resnet26", "features")
         self.config, self.folder = config, Path(config.output)
         self.methods = METHODS + (("batch_statistics",) if config.norm == "batch" else ())
         shifts = [

@@ -13,6 +13,7 @@ import tyro
 
 from tttlm.cli.arguments import parse, program, run_command
 from tttlm.errors import CannotWrite, InputError
+from tttlm.fields import refuse_unused
 from tttlm.ranges import CountOrZero, FilePath, Range, Seed
 
 DESCRIPTION = """Converts a model between released layouts and the folders of runs, one tensor at a time.
@@ -71,13 +72,21 @@ def main(arguments: list[str]) -> int:
     from tttlm.interop.convert import convert, largest_difference
 
     if config.mixers:
+        refuse_unused(config, "in a warm start (--mixers)", "step", "train_state", "shard_bytes", "json")
+        if not config.zero_readout:
+            refuse_unused(config, "in a warm start without --zero_readout", "check_tokens", "seed")
         return _warm_start(config, source_path, target_path)
     if config.zero_readout:
         raise InputError("--zero_readout is for a warm start: name the sequence layers with --mixers")
+    refuse_unused(config, "without --mixers", "backbone")
+    if not config.check_tokens:
+        refuse_unused(config, "with check_tokens = 0", "seed")
     source, origin = _open(source_path, config.step)
     layout = _other_layout(source) if config.layout == "auto" else config.layout
     if config.train_state and layout != "official_jax":
         raise InputError(f"--train_state is for the layout official_jax, but TO has the layout {layout}")
+    if layout in ("run", "official_jax"):
+        refuse_unused(config, f"in the layout {layout}", "shard_bytes")
     if layout == "run":
         written = _write_run(source, source_path, target_path)
     else:

@@ -8,6 +8,7 @@ from pathlib import Path
 from tttlm.cli.arguments import parse, program, run_command
 from tttlm.errors import InputError
 from tttlm.evaluation.config import EvalConfig
+from tttlm.fields import field_values, refuse_unused
 from tttlm.records import write_file
 
 DESCRIPTION = """Scores one or several models on the held-out text of the first run, or on text files.
@@ -26,6 +27,7 @@ def main(arguments: list[str]) -> int:
         raise InputError("name the folder of a run or of a released model, for example: python eval.py runs/quickstart")
     if not config.task:
         raise InputError("name at least one task: --task loss, positions or recall")
+    _refuse_unused(config)
     if missing := [path for path in config.models if not Path(path).is_dir()]:
         raise InputError(f"{missing[0]} is no folder: name the folder of a run or of a released model")
     logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -48,6 +50,23 @@ def main(arguments: list[str]) -> int:
         if not config.json:
             print(f"\n{', '.join(written)} are in {folder}")
     return 0
+
+
+def _refuse_unused(config: EvalConfig) -> None:
+    """Refuses options that contradict others, and tasks without anything to do."""
+    if config.text:
+        refuse_unused(config, "with --text, which is read to its end", "limit")
+    if not config.adapt.learning_rate:
+        refuse_unused(config, "without --adapt.learning_rate", "adapt")
+    needed = {
+        "positions": ("positions.protocols", *(f"positions.{name}" for name in config.positions.protocols)),
+        "recall": ("recall.tasks", "recall.lengths", "recall.depths"),
+    }
+    values = {name: value for name, _, value in field_values(config)}
+    for task, names in needed.items():
+        for name in names:
+            if task in config.task and values.get(name) == ():
+                raise InputError(f"--task {task} needs at least one of --{name}")
 
 
 def run() -> None:

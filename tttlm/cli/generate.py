@@ -12,6 +12,7 @@ import tyro
 
 from tttlm.cli.arguments import parse, program, run_command
 from tttlm.errors import InputError
+from tttlm.fields import refuse_unused
 from tttlm.inference.sampling import Sampling
 from tttlm.ranges import Count, CountOrZero, FilePath
 from tttlm.training.config import MeshConfig
@@ -71,6 +72,12 @@ def main(arguments: list[str]) -> int:
         raise InputError("--prompt and --prompt_file are both given: give one of them")
     if not (config.max_tokens or config.save_state):
         raise InputError("max_tokens = 0 only reads the prompt: name a file with --save_state, or raise it")
+    if not config.max_tokens:
+        unused = ("num_samples", "stop", "ignore_end", "json", *Sampling.__dataclass_fields__)
+        refuse_unused(config, "with max_tokens = 0, which only reads the prompt", *unused)
+    if config.temperature == 0:
+        why = "with temperature = 0, which takes the most likely token"
+        refuse_unused(config, why, "top_k", "top_p", "min_p", "num_samples")
     if config.save_state:
         _check_writable(Path(config.save_state))
     if config.load_state and not Path(config.load_state).is_file():

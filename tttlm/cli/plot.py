@@ -9,6 +9,7 @@ import tyro
 
 from tttlm.cli.arguments import parse, program, run_command
 from tttlm.errors import InputError
+from tttlm.fields import refuse_unused
 from tttlm.ranges import FilePath, PicturePath
 
 DESCRIPTION = """Plots metrics of runs.
@@ -42,6 +43,8 @@ def main(arguments: list[str]) -> int:
         raise InputError("name the folders of runs, for example: python -m tttlm.cli.plot runs/quickstart --of loss")
     if not config.of:
         raise InputError("--of names at least one metric, for example --of loss")
+    if config.names:
+        refuse_unused(config, "with --names, which plots nothing", "of", "against", "log", "png")
     from tttlm.evaluation.curves import draw_curves, read_runs, summary
 
     runs = read_runs(config.runs)

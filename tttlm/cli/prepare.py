@@ -13,6 +13,7 @@ from pathlib import Path
 from tttlm.cli.arguments import parse, program, run_command
 from tttlm.data.config import PrepareConfig
 from tttlm.errors import InputError
+from tttlm.fields import refuse_unused
 from tttlm.ranges import CountOrZero, FilePath, PicturePath
 
 
@@ -50,6 +51,8 @@ def main(arguments: Sequence[str]) -> None:
         return
     given = parse(PrepareArguments, _named(words, "--source"), prog=program("prepare"), description=__doc__ or "")
     if given.check:
+        others = [field.name for field in fields(PrepareArguments) if field.name != "check"]
+        refuse_unused(given, "with --check, which prepares nothing", *others)
         _check(given.check)
         return
     config = PrepareConfig(**{field.name: getattr(given, field.name) for field in fields(PrepareConfig)})

@@ -13,6 +13,7 @@ import tyro
 
 from tttlm.cli.arguments import parse, program, run_command
 from tttlm.errors import InputError
+from tttlm.fields import refuse_unused
 from tttlm.ranges import LARGEST, Count, FilePath, OutputPath, Range, Seed
 from tttlm.shift.reading import Kind, kind_of, left_out
 
@@ -82,6 +83,10 @@ def main(arguments: list[str]) -> int:
     kind: Kind = kinds[0]
     if kind != "text" and (config.model or config.tokenizer):
         raise InputError(f"--model and --tokenizer are for text, but {path_a} has {kind}")
+    of_kind = {"text": ("length", "per_document"), "images": ("image_size",)}
+    for other, names in of_kind.items():
+        if other != kind:
+            refuse_unused(config, f"for {kind}", *names)
     output = _writable(config.output)
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     compared = compare_text(config, path_a, path_b) if kind == "text" else compare_values(config, kind, path_a, path_b)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from tttlm.cli.arguments import parse, program, run_command, take_option
 from tttlm.cli.faults import Terminated, describe
+from tttlm.errors import InputError
 from tttlm.training.config import TrainConfig
 
 if TYPE_CHECKING:  # it imports JAX
@@ -32,6 +33,8 @@ def main(arguments: list[str]) -> int:
     topology, arguments = take_option(arguments, "--plan", "a topology, as in --plan v5e:4x8 or --plan h200:8")
     rest = [argument for argument in arguments if argument != "--explain"]
     config = parse(TrainConfig, rest, prog=program("train.py"), description=DESCRIPTION)
+    if len(rest) < len(arguments) and topology:
+        raise InputError(f"--explain and --plan {topology} are both given: give one of them")
     if len(rest) < len(arguments):
         from tttlm.planning.explain import explain
 

@@ -21,6 +21,7 @@ from tttlm.data import DataConfig
 from tttlm.errors import InputError
 from tttlm.evaluation.positions import PositionsConfig
 from tttlm.evaluation.run import run_config
+from tttlm.fields import refuse_unused
 from tttlm.model import parameter_count
 from tttlm.ranges import Count, FilePath, OutputPath, Seed
 from tttlm.records import write_file
@@ -136,6 +137,10 @@ def decide(
         raise InputError(f"names of models have letters, digits, '.', '-' and '_', got {odd[0]!r}")
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
         raise InputError(f"seeds must be different numbers, at least one, got {list(config.seeds)}")
+    if not models:
+        refuse_unused(config, "where all models are finished runs", "data", "held_out", "jobs", "match", "sweep")
+    if config.match.by == "none":
+        refuse_unused(config, "without match.by", "match")
     finished = {name: tuple(map(finished_run, runs)) for name, runs in given.items()}
     common = _common_run(models, finished)
     picked = matched_models(config.match, models, finished)
@@ -144,6 +149,10 @@ def decide(
         check_sweep(config.sweep, run)
         text = run.data if generated else replace(run.data, path="to be prepared", mixture={})
         check(replace(run, model=picked[name].config, data=text))
+    if generated:
+        refuse_unused(config, "for generated sequences, whose answers are scored", "positions", "against")
+    else:
+        refuse_unused(config, "without train.data.generated", "answers")
     output = Path(config.output)
     data = prepared_data(config.data, common.data, output / "data") if models else common.data
     test = None if generated else _folder_of(data)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from tttlm.errors import InputError
-from tttlm.fields import check_fields
+from tttlm.fields import check_fields, refuse_unused
 from tttlm.ranges import FilePath, PositiveFloat, Range
 
 _FORMATS = ("json", "csv", "parquet", "arrow", "text", "xml")  # without data_files they read the current folder
@@ -90,6 +90,10 @@ class PrepareConfig:
             raise InputError(
                 f"both files ({self.source[0]}) and a dataset ({self.dataset.name}) were named; name one of them"
             )
+        if not self.dataset.name:
+            refuse_unused(self, "without dataset.name", "dataset")
+        else:
+            refuse_unused(self, "for a dataset", "format", "max_file_bytes")
         if self.dataset.name in _FORMATS and not self.dataset.data_files:
             raise InputError(f"dataset {self.dataset.name!r} is a format: name its files with dataset.data_files")
         if "stdlib" in self.source and len(self.source) > 1:
@@ -149,9 +153,11 @@ class DataConfig:
                     "generated sequences take the place of text: name either data.generated.tasks, or path or mixture "
                     "with their layout"
                 )
+            refuse_unused(self, "for generated sequences", "tokenizer")
             if not self.generated.lengths:
                 raise InputError("data.generated.lengths must name at least one length, got none")
             return
+        refuse_unused(self, "without data.generated.tasks", "generated.lengths")
         if bool(self.path) == bool(self.mixture):
             raise InputError(
                 "name the data by either data.path, the folder of its tokens (made of data.prepare.source if it is not "

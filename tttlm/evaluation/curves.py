@@ -39,7 +39,7 @@ class RunMetrics:
         return sorted(found - {"step", "good", "batch"})
 
     def series(self, name: str, against: str) -> Float[np.ndarray, "N 2"]:
-        """The values of `against` and of `name` at the steps that have `name`, without values that are not finite in float32.
+        """The values of `against` and of `name` at the steps that have `name`, without those not finite in float32.
 
         Lines of evaluations have only a step; on another axis they have the value of the training step.
         """

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from tttlm.data import DataConfig
 from tttlm.errors import InputError
-from tttlm.fields import check_fields, from_values, read_again
+from tttlm.fields import check_fields, from_values, read_again, refuse_unused
 from tttlm.mixers import mixer_names, registered, section_of
 from tttlm.model import ModelConfig
 from tttlm.model.precision import check_precision
@@ -273,6 +273,12 @@ def check(config: TrainConfig) -> None:
         f"sequence_length = {config.sequence_length} is not a multiple of loss_chunk = {config.loss_chunk}: change one",
     )
     check_precision(config.model)
+    if not config.init_from:
+        refuse_unused(config, "without init_from", "init_from_changes")
+    if config.distributed.mode == "off":
+        refuse_unused(
+            config, "with distributed.mode off", *(f"distributed.{n}" for n in ("coordinator", "processes", "process"))
+        )
     _require(
         config.optimizer.name != "adam" or config.optimizer.weight_decay == 0,
         f"optimizer.name adam has no weight decay, got optimizer.weight_decay = {config.optimizer.weight_decay}: "
