@@ -237,6 +237,8 @@ def test_bad_input_is_refused_in_one_line_before_anything_is_computed(folder, tm
         ([str(attention), *known, *texts, "--max_length", "64"], r"has room for 64: raise --max_length"),
         ([str(attention), *known, *texts, "--inner.mini_batch_size", "4"], "no inner mini-batches"),
         ([model, *known, *texts, "--step", "3"], "has no steps"),
+        ([model, *known, *RECALL, "--task", "recall", *texts, "--recall.samples", "2000000"], "tokens, at most"),
+        ([model, *known, "--task", "recall", "--recall.lengths", "5"], "must be at least 6"),
         ([model, *known, *texts, "--limit", "3"], "limit = 3 is not used with --text"),
         ([model, *known, *texts, "--adapt.steps", "3"], "adapt.steps = 3 is not used without --adapt.learning_rate"),
         ([model, *known, *texts, "--task", "recall", "--recall.lengths"], "needs at least one of --recall.lengths"),

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import pytest
 from tests.data.small import contents, make_text, small_config
 from tttlm.data import PrepareConfig, load_tokenizer, open_data, prepare, store, writing
 from tttlm.data.config import DataConfig
+from tttlm.data.tokenizer import ByteTokenizer
+from tttlm.data.workers import workers as start_workers
 from tttlm.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -168,6 +171,21 @@ def test_without_flock_a_lock_file_is_used(
         prepare(config, tmp_path / "data")
     prepare(config, tmp_path / "data")
     assert (tmp_path / "data" / store.MANIFEST).exists()
+
+
+def test_processes_that_die_end_the_work_and_nobody_waits_for_them() -> None:
+    begin = time.monotonic()
+    task = [(b"some text", False)] * 10
+    with start_workers(ByteTokenizer(), "uint16", 2) as pool:
+        pool.submit(task).result()
+        pool._processes[0].kill()
+        results = [pool.submit(task) for _ in range(20)]
+        pool._processes[1].kill()
+        results += [pool.submit(task) for _ in range(5)]
+        for result in results[-5:]:
+            with pytest.raises(InputError, match="a tokenizing process died"):
+                result.result(timeout=30)
+    assert time.monotonic() - begin < 60
 
 
 def test_a_lock_is_held_for_one_and_waited_for_by_another(tmp_path: Path) -> None:

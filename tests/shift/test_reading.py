@@ -131,6 +131,13 @@ def test_a_projection_keeps_distances_in_a_plane():
     assert project(a[:, :1], b[:, :1])[0].shape == (20, 2)
 
 
+def test_an_image_of_absurd_size_is_one_line(tmp_path):
+    head = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (60_000).to_bytes(4, "big") * 2
+    (tmp_path / "a.png").write_bytes(head + bytes(100))
+    with pytest.raises(InputError, match="has 60000 x 60000 pixels, at most 67,108,864"):
+        read_images(tmp_path, 8, 0)
+
+
 def test_what_is_not_read_as_it_is_is_counted(tmp_path):
     for name in ("a.png", "b.PNG", "c.jpg", "notes.txt"):
         (tmp_path / name).write_bytes(b"")

@@ -84,6 +84,17 @@ def test_small_files_that_cannot_be_read_are_one_line_that_names_them(tmp_path, 
     assert "\n" not in str(caught.value)
 
 
+def test_a_run_with_checkpoints_whose_data_is_not_known_does_not_go_on_with_any(tmp_path):
+    folder = claimed(tmp_path / "run")
+    folder.keep()
+    folder.release()
+    (folder.checkpoints / "3" / "params").mkdir(parents=True)
+    folder.facts.unlink()
+    with pytest.raises(InputError, match=r"data\.json: is missing; restore the file"):
+        claimed(tmp_path / "run")
+    assert not folder.facts.exists()
+
+
 def test_a_run_keeps_its_tokenizer_and_knows_another(tmp_path):
     folder = claimed(tmp_path / "run")
     assert folder.read_tokenizer().encode("ab") == ByteTokenizer().encode("ab")

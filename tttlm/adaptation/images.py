@@ -75,6 +75,8 @@ def _binary_batch(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(
             f"{pickled} is a Python pickle, which can run any code when it is read and is refused; use {CIFAR_SOURCE}"
         )
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is no regular file; use {CIFAR_SOURCE}")
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 
@@ -23,7 +23,7 @@ from tttlm.evaluation.positions import PositionsConfig
 from tttlm.evaluation.run import run_config
 from tttlm.fields import refuse_unused
 from tttlm.model import parameter_count
-from tttlm.ranges import Count, FilePath, OutputPath, Seed
+from tttlm.ranges import Count, FilePath, OutputPath, Range, Seed
 from tttlm.records import write_file
 from tttlm.training.checkpoint_files import saved_steps
 from tttlm.training.config import TrainConfig, check, to_dict
@@ -34,7 +34,7 @@ from tttlm.training.run_folder import RunFolder
 class AnswersConfig:
     """Configuration of the sequences that models of generated data are scored on (`train.data.generated`)."""
 
-    lengths: tuple[Count, ...] = ()
+    lengths: tuple[Annotated[int, Range(least=6, most=1 << 24)], ...] = ()
     """Lengths in tokens; none takes those of training."""
     samples: Count = 128
     """Number of sequences of each task and length."""

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -65,9 +65,13 @@ class Workers:
         self._pool = ThreadPoolExecutor(count)
         self._idle: SimpleQueue[subprocess.Popen] = SimpleQueue()
         self._processes = [_start() for _ in range(count)]
-        for process in self._processes:
-            _send(process.stdin, (tokenizer_state(tokenizer), dtype))
-            self._idle.put(process)
+        try:
+            for process in self._processes:
+                _send(process.stdin, (tokenizer_state(tokenizer), dtype))
+                self._idle.put(process)
+        except OSError as error:
+            self.close()
+            raise _died(process) from error
 
     def submit(self, task: Task) -> "Future[list[Encoded]]":
         return self._pool.submit(self._run, task)
@@ -78,11 +82,9 @@ class Workers:
             _send(process.stdin, task)
             answer = _receive(process.stdout)
         except (EOFError, BrokenPipeError, OSError) as error:
-            raise InputError(
-                f"a tokenizing process died (status {process.wait()}; out of memory?); "
-                "run the same command again to resume, with fewer --workers if memory is short"
-            ) from error
-        self._idle.put(process)
+            raise _died(process) from error
+        finally:
+            self._idle.put(process)  # also one that died: whoever waits for it has to end
         if isinstance(answer, str):
             raise InputError(answer)
         return answer
@@ -95,7 +97,15 @@ class Workers:
             process.wait()
             for stream in (process.stdin, process.stdout):
                 if stream is not None:
-                    stream.close()
+                    with suppress(OSError):  # what a process that died has not read
+                        stream.close()
+
+
+def _died(process: subprocess.Popen) -> InputError:
+    return InputError(
+        f"a tokenizing process died (status {process.wait()}; out of memory?); "
+        "run the same command again to resume, with fewer --workers if memory is short"
+    )
 
 
 @contextmanager

@@ -37,7 +37,7 @@ class RecallConfig:
     tasks: tuple[RecallTask, ...] = ("passkey", "needle", "needles", "distractors")
     """passkey, needle, needles (four, all asked for) and distractors (one of five) are put into the texts; mqar (keys
     and values) and copy are made of random tokens."""
-    lengths: tuple[Count, ...] = (1024, 2048)
+    lengths: tuple[Annotated[int, Range(least=6, most=1 << 24)], ...] = (1024, 2048)
     """Lengths of sequences in tokens; mqar and copy have as many pairs or tokens as fit."""
     depths: tuple[Annotated[float, Range(least=0, most=1)], ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     """Relative positions of the needle in the haystack: 0 is the start, 1 the end."""

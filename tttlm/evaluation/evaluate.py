@@ -30,6 +30,8 @@ from tttlm.inference.saved_state import fingerprint
 from tttlm.model import LanguageModel, parameter_count
 from tttlm.progress import progress_bar
 
+MOST_RECALL_TOKENS = 2**28  # of all sequences together, which are in memory
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -155,6 +157,12 @@ def _check(subject: Subject, config: EvalConfig, texts: Sequence[Text]) -> None:
     room = config.max_length if subject.model.config.cache_length is not None else 0
     wanted: list[tuple[int, str]] = []
     if "recall" in config.task:
+        of_a_length = sum(len(_depths(task, config)) for task in config.recall.tasks) * config.recall.samples
+        if (total := of_a_length * sum(config.recall.lengths)) > MOST_RECALL_TOKENS:
+            raise InputError(
+                f"the recall tasks take {total:,} tokens, at most {MOST_RECALL_TOKENS:,} are possible: lower "
+                "--recall.lengths or --recall.samples"
+            )
         wanted.append((max(config.recall.lengths, default=0), "--recall.lengths"))
     if "loss" in config.task and texts:
         wanted.append((max(subject.num_tokens), "the longest text"))

@@ -113,9 +113,8 @@ class Tensors:
                     if done < end:
                         raise OSError(0, "the file ends too early")
         except OSError as error:
-            raise InputError(
-                f"{tensor.path}: tensor {name!r} cannot be read ({error.strerror}); fetch the file again"
-            ) from None
+            todo = "try again once it can be" if error.errno else "fetch the file again"
+            raise InputError(f"{tensor.path}: tensor {name!r} cannot be read ({error.strerror}); {todo}") from None
         return data.reshape(shape)
 
 
@@ -166,6 +165,11 @@ def _header(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         what = "is no regular file" if path.exists() else "this file is missing; the index names it"
         raise InputError(f"{path}: {what}")
+    try:
+        with path.open("rb") as file:
+            file.read(1)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); try again once it can be") from None
     try:
         with safe_open(path, framework="numpy"):
             pass

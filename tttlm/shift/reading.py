@@ -14,6 +14,7 @@ from tttlm.errors import InputError
 
 Kind = Literal["text", "images", "arrays"]
 _DOCUMENT_BYTES = 16 << 20
+_MOST_PIXELS = 1 << 26  # of one image, which takes a gigabyte in memory; a file of a few kilobytes can have more
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,11 @@ def _open_array(file: Path) -> np.ndarray:
 def _read_png(file: Path) -> np.ndarray:
     from matplotlib.image import imread
 
+    with open(file, "rb") as stream:
+        head = stream.read(24)  # the signature, and the chunk that begins with width and height
+    width, height = int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
+    if width * height > _MOST_PIXELS:
+        raise InputError(f"{file} has {width} x {height} pixels, at most {_MOST_PIXELS:,} are read; make it smaller")
     try:
         return imread(file)
     except (OSError, SyntaxError, ValueError) as error:

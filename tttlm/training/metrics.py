@@ -45,6 +45,8 @@ class Metrics:
     """
 
     def __init__(self, folder: RunFolder, config: TrainConfig, step: int) -> None:
+        if step and not folder.metrics.exists():
+            say(f"{folder.metrics} is missing: metrics of the steps up to {step} are lost, those of later ones follow")
         try:
             keep_until(folder.metrics, step)
             self._file = open(folder.metrics, "ab", buffering=0)  # noqa: SIM115 (open while the run lasts)

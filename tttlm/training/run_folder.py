@@ -21,6 +21,7 @@ from tttlm.data.tokenizer_files import FACTS as TOKENIZER_FACTS
 from tttlm.errors import InputError
 from tttlm.fields import from_values
 from tttlm.records import read_record, read_text, write_file, write_json
+from tttlm.training.checkpoint_files import saved_steps
 from tttlm.training.config import TrainConfig, differences, to_dict
 from tttlm.yaml_file import parse_yaml
 
@@ -252,7 +253,7 @@ class RunFolder:
 
     def _check_data(self, facts: RunFacts) -> None:
         """Refuses other data or another tokenizer than the run was started with."""
-        if not self.facts.exists():
+        if not self.facts.exists() and not saved_steps(self.checkpoints):
             return
         saved = self.read_facts()
         names = {"data": "data", "tokenizer": "tokenizer", "held_out": "held-out text"}
