@@ -7,10 +7,20 @@ from pathlib import Path
 import pytest
 
 from tests.training.small import small_config
-from tttlm.comparison.experiment import CompareConfig, Comparison, Entry, runs_of, sweep_runs, with_best_rates
+from tttlm.comparison.experiment import (
+    CompareConfig,
+    Comparison,
+    Entry,
+    finished_runs,
+    runs_of,
+    sweep_runs,
+    with_best_rates,
+)
 from tttlm.comparison.report import sweep_lines
 from tttlm.comparison.sweep import SweepConfig, check_sweep
 from tttlm.errors import InputError
+from tttlm.training.config import to_dict
+from tttlm.training.run_folder import RunFolder, with_head
 
 RATES = (1e-3, 1.5e-3, 2e-3)
 
@@ -55,6 +65,20 @@ def test_the_table_names_the_best_and_says_if_the_range_was_too_small(tmp_path):
     assert "after 5 steps" in text
     assert "at an end of the range for a." in text
     assert not list(sweep_lines(found))
+
+
+def test_the_finished_runs_of_a_model_differ_in_their_seeds_alone(tmp_path):
+    for name, changes in (("a", {}), ("b", {"seed": 1}), ("c", {"seed": 1, "model.rope_theta": 500.0})):
+        folder = RunFolder(tmp_path / name)
+        config = small_config(folder.path, **changes)
+        (folder.checkpoints / str(config.steps) / "params").mkdir(parents=True)
+        folder.config.write_text(with_head(json.dumps(to_dict(config))))
+    a, b, c = (str(tmp_path / name) for name in "abc")
+    assert [run.seed for run in finished_runs("m", [a, b])] == [0, 1]
+    with pytest.raises(InputError, match=r"models\.m names a run twice"):
+        finished_runs("m", [a, b, f"{tmp_path}/b/../a"])
+    with pytest.raises(InputError, match=r"differ in more than their seeds, .*model.rope_theta: 10000.0 -> 500.0"):
+        finished_runs("m", [a, c])
 
 
 def test_a_sweep_that_cannot_choose_is_refused(tmp_path):

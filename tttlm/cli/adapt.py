@@ -62,7 +62,7 @@ def _text(flags: list[str], command: str) -> int:
     config = parse(TextConfig, flags, prog=PROGRAM, description=__doc__ or "")
     if len(config.runs) < 2:
         raise InputError("name at least two runs: --runs FOLDER FOLDER")
-    names = [Path(folder).name for folder in config.runs]
+    names = [Path(folder).absolute().name for folder in config.runs]
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f"two of --runs are called {twice[0]!r}, as which the report names them: rename one")
     readers = [_reader(folder, config.text_bytes, config.adapt.stretch) for folder in config.runs]
@@ -96,7 +96,7 @@ def _reader(folder: str, text_bytes: int, stretch: int) -> "Reader":
                 yield text
 
     encode = lambda text: np.array([*entry, *tokenizer.encode(text)], np.int32)
-    return Reader(Path(folder).name, run.model, encode, list(texts()))
+    return Reader(Path(folder).absolute().name, run.model, encode, list(texts()))
 
 
 def run() -> None:

@@ -26,7 +26,7 @@ from tttlm.model import parameter_count
 from tttlm.ranges import Count, FilePath, OutputPath, Range, Seed
 from tttlm.records import write_file
 from tttlm.training.checkpoint_files import saved_steps
-from tttlm.training.config import TrainConfig, check, to_dict
+from tttlm.training.config import TrainConfig, check, differences, to_dict
 from tttlm.training.run_folder import RunFolder
 
 
@@ -141,7 +141,7 @@ def decide(
         refuse_unused(config, "where all models are finished runs", "data", "held_out", "jobs", "match", "sweep")
     if config.match.by == "none":
         refuse_unused(config, "without match.by", "match")
-    finished = {name: tuple(map(finished_run, runs)) for name, runs in given.items()}
+    finished = {name: finished_runs(name, runs) for name, runs in given.items()}
     common = _common_run(models, finished)
     picked = matched_models(config.match, models, finished)
     generated = bool(common.data.generated.tasks)
@@ -175,9 +175,10 @@ def decide(
     if config.test:
         test = prepared_test(config.test, test, output / "test")
     for name, entry in entries.items():
-        if (fingerprint := tokenizer_of(entry.configs[0].data)) != tokenizer_of(test):
+        others = [found for run in entry.configs if (found := tokenizer_of(run.data)) != tokenizer_of(test)]
+        if others:
             raise InputError(
-                f"models.{name} was trained with another tokenizer ({fingerprint[:8]}) than {test} was made with: "
+                f"models.{name} was trained with another tokenizer ({others[0][:8]}) than {test} was made with: "
                 "name text that is not prepared yet, or prepare it with the tokenizer of that run"
             )
     return replace(comparison, test=test)
@@ -279,6 +280,24 @@ def finished_run(path: str) -> TrainConfig:
             f"{path} is not finished: it has no checkpoint of step {config.steps}; resume it with its command"
         )
     return config
+
+
+def finished_runs(name: str, paths: list[str]) -> tuple[TrainConfig, ...]:
+    """The configurations of a model's finished runs, which may differ in their seeds and the paths of their data.
+
+    Raises:
+        InputError: as `finished_run`; a run is named twice, or the runs are of other models or trainings.
+    """
+    runs = tuple(map(finished_run, paths))
+    if len({Path(path).resolve() for path in paths}) < len(paths):
+        raise InputError(f"models.{name} names a run twice: {', '.join(paths)}")
+    for run in runs[1:]:
+        if changed := differences(to_dict(runs[0]), replace(run, seed=runs[0].seed, data=runs[0].data)):
+            raise InputError(
+                f"models.{name} names runs that differ in more than their seeds, {paths[0]} and {run.run} "
+                f"({'; '.join(changed)}): make a model of each"
+            )
+    return runs
 
 
 def describe_models(comparison: Comparison) -> Iterator[str]:

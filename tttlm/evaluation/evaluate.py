@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -135,8 +136,8 @@ def _subject(loaded: Loaded, config: EvalConfig, texts: Sequence[Text]) -> Subje
     longest = max((*counts, *(config.recall.lengths if "recall" in config.task else ())), default=0)
     if loaded.trained_length is not None and longest > loaded.trained_length:
         changed.append(f"context of up to {longest:,} tokens, trained on {loaded.trained_length:,}")
-    names = [Path(path).parts for path in config.models]
-    mine = Path(loaded.path).parts
+    names = [Path(os.path.abspath(path)).parts for path in config.models]
+    mine = Path(os.path.abspath(loaded.path)).parts
     length = next(n for n in range(1, len(mine) + 2) if n > len(mine) or [p[-n:] for p in names].count(mine[-n:]) == 1)
     record = ModelRecord(
         name="/".join(mine[-length:]),
@@ -354,6 +355,7 @@ def _recall(subject: Subject, config: EvalConfig, texts: Sequence[Text], journal
         for (task, length, depth), instances in zip(cells, made, strict=True):
             key: dict[str, Any] = {"task": task, "length": length, "depth": depth, "samples": settings.samples}
             key |= {"seed": config.seed, "model": subject.record.fingerprint, "texts": digest}
+            key |= {"tokenizer": subject.record.tokenizer}
             kept = journal.get(key)
             if kept is None:
                 kept = asdict(recalled(instances, _scorer(subject, config, length)))

@@ -61,7 +61,7 @@ class Metrics:
             where = folder.path / "tensorboard"
             self._trackers.append(Tracker("TensorBoard", lambda: TensorBoard(where, step)))
         if project := config.metrics.wandb:
-            name, values = folder.path.name, to_dict(config)
+            name, values = folder.path.absolute().name, to_dict(config)
             self._trackers.append(Tracker("Weights & Biases", lambda: WeightsAndBiases(project, name, values)))
 
     def write(self, step: int, values: dict[str, Any]) -> None:
