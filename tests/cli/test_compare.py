@@ -160,7 +160,6 @@ BAD = {
     "unknown part": (["--models.window.model.widht", "8"], "unknown flag '--model.widht'"),
     "rate twice": (["--sweep.learning_rates", "1e-3", "0.001"], "names 0.001 twice"),
     "answers": (["--answers.samples", "3"], "answers.samples = 3 is not used without train.data.generated"),
-    "nothing matched": (["--match.by", "none"], "match.to = 'attention' is not used without match.by"),
     "seeds": (["--seeds", "1", "1"], "seeds must be different numbers"),
     "nothing to read": ([], "name the text to train on: --data FOLDER"),
     "no text": (["--data", "no/such/folder"], "no/such/folder"),

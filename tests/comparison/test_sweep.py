@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.training.small import small_config
 from tttlm.comparison.experiment import (
@@ -72,7 +73,7 @@ def test_the_finished_runs_of_a_model_differ_in_their_seeds_alone(tmp_path):
         folder = RunFolder(tmp_path / name)
         config = small_config(folder.path, **changes)
         (folder.checkpoints / str(config.steps) / "params").mkdir(parents=True)
-        folder.config.write_text(with_head(json.dumps(to_dict(config))))
+        folder.config.write_text(with_head(yaml.safe_dump(to_dict(config))))
     a, b, c = (str(tmp_path / name) for name in "abc")
     assert [run.seed for run in finished_runs("m", [a, b])] == [0, 1]
     with pytest.raises(InputError, match=r"models\.m names a run twice"):

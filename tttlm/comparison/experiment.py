@@ -138,9 +138,7 @@ def decide(
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
         raise InputError(f"seeds must be different numbers, at least one, got {list(config.seeds)}")
     if not models:
-        refuse_unused(config, "where all models are finished runs", "data", "held_out", "jobs", "match", "sweep")
-    if config.match.by == "none":
-        refuse_unused(config, "without match.by", "match")
+        refuse_unused(config, "where all models are finished runs", "data", "held_out")
     finished = {name: finished_runs(name, runs) for name, runs in given.items()}
     common = _common_run(models, finished)
     picked = matched_models(config.match, models, finished)
@@ -149,9 +147,7 @@ def decide(
         check_sweep(config.sweep, run)
         text = run.data if generated else replace(run.data, path="to be prepared", mixture={})
         check(replace(run, model=picked[name].config, data=text))
-    if generated:
-        refuse_unused(config, "for generated sequences, whose answers are scored", "positions", "against")
-    else:
+    if not generated:
         refuse_unused(config, "without train.data.generated", "answers")
     output = Path(config.output)
     data = prepared_data(config.data, common.data, output / "data") if models else common.data

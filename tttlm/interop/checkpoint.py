@@ -97,6 +97,8 @@ class Checkpoint:
             self.config = self.architecture.config(self.values)
         except InputError as error:
             raise InputError(f"{folder}: {re.sub('^config.json', file.name, str(error))}") from None
+        except (ArithmeticError, ValueError) as error:  # for instance a ratio that makes a size infinite
+            raise InputError(f"{folder}: {file.name} has sizes that no model can have ({error})") from None
         self.tensors: Tensors = official_jax.read_parameters(folder) if official else safetensors(folder)
         if self.config.num_layers > len(self.tensors):
             raise InputError(
