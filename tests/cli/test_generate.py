@@ -59,6 +59,7 @@ def test_bad_input_is_refused_in_one_line(folder, tmp_path):
         ([str(folder), "--max_tokens", "0"], "only reads the prompt: name a file with --save_state"),
         ([str(folder), "--save_state", str(tmp_path / "no" / "file")], "cannot be written"),
         ([str(folder), "--save_state", "s", "--max_tokens", "0", "--json"], "json = True is not used with max_tokens"),
+        ([str(folder), "--tokenizer", "bytes", "--prompt", "caf\udce9"], r"prompt 1 is not UTF-8 text: 'caf\\udce9'"),
         ([str(folder), "--temperature", "0", "--top_k", "5"], "top_k = 5 is not used with temperature = 0"),
         ([str(folder), "--save_state", str(tmp_path)], "is a folder"),
         ([str(folder), "--load_state", str(tmp_path / "none")], "does not exist"),

@@ -1,6 +1,7 @@
 """`tttlm.cli.plot` draws what runs wrote: the right numbers in the right place, and one line for what is wrong."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,11 @@ def test_bad_input_is_one_line(runs, arguments, says):
     with pytest.raises(InputError, match=says) as caught:
         main([runs[0], *arguments])
     assert "\n" not in str(caught.value)
+
+
+def test_the_name_of_a_run_may_be_no_utf_8(tmp_path):
+    runs = [write_run(tmp_path / os.fsdecode(name)) for name in (b"caf\xe9", b"other")]
+    assert main([*runs, "--png", str(tmp_path / "x.png")]) == 0
 
 
 def test_a_metric_without_a_finite_value_is_one_line(tmp_path):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tttlm.cli.arguments import find_config, parse, run_command
+from tttlm.data.finding import printable
 from tttlm.errors import InputError
 from tttlm.yaml_file import read_yaml
 
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     values = read_yaml(find_config(file)) if file else {}
     of_text = isinstance(values, dict) and values.get("kind") == "text"
     flags = [*(["--config", str(find_config(file))] if file else []), *words]
-    command = " ".join([PROGRAM, *arguments])
+    command = printable(" ".join([PROGRAM, *arguments]))
     return _text(flags, command) if of_text else _images(flags, command)
 
 

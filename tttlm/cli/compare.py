@@ -130,6 +130,7 @@ def _read_parts(file: Path, inside: tuple[Path, ...] = ()) -> _Parts:
 def _compare(words: list[str], environment: dict[str, str]) -> int:
     from tttlm.comparison.children import note_process, run_child, run_children
     from tttlm.comparison.experiment import decide, describe_models, runs_of, sweep_runs, train_all, with_best_rates
+    from tttlm.data.finding import printable
 
     config, to_train, given, order = read_comparison(words)
     output = Path(config.output)
@@ -159,7 +160,7 @@ def _compare(words: list[str], environment: dict[str, str]) -> int:
         train_all(sweep_runs(comparison), train, config.jobs)
         comparison = with_best_rates(comparison)
     train_all(runs_of(comparison), train, config.jobs)
-    command = " ".join([PROGRAM, *words])
+    command = printable(" ".join([PROGRAM, *words]))
     if comparison.generated:
         from tttlm.comparison.answers import unscored, write_answers_report
 

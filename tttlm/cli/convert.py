@@ -197,13 +197,14 @@ def _tokenizer(folder: Path) -> Any:
 
 def _write_card(source: Any, folder: Path) -> None:
     """Writes a model card with the results of the run that the model is from."""
+    from tttlm.data.finding import printable
     from tttlm.evaluation.numbers import run_numbers
     from tttlm.interop.model_card import model_card
     from tttlm.training.run_parameters import RunParameters
 
     if isinstance(source, RunParameters) and not (folder / "README.md").exists():
         path = source.folder.path
-        card = model_card(source.config, name=path.absolute().name, numbers=run_numbers(path, source.step))
+        card = model_card(source.config, name=printable(path.absolute().name), numbers=run_numbers(path, source.step))
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 

@@ -91,6 +91,7 @@ def main(arguments: list[str]) -> int:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     compared = compare_text(config, path_a, path_b) if kind == "text" else compare_values(config, kind, path_a, path_b)
 
+    from tttlm.data.finding import printable
     from tttlm.shift.panel import compare_samples
     from tttlm.shift.picture import draw
 
@@ -128,7 +129,7 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         raise InputError(f"{json_file} cannot be written ({error.strerror}): choose another --output") from None
     # The ends of long names, because file names differ there.
-    names = f"A: {path_a.name[-30:]}", f"B: {path_b.name[-30:]}"
+    names = f"A: {printable(path_a.name[-30:])}", f"B: {printable(path_b.name[-30:])}"
     png = draw(
         compared.a,
         compared.b,

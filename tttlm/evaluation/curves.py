@@ -13,6 +13,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from tttlm.data.finding import printable
 from tttlm.errors import InputError
 from tttlm.plot_style import tidy
 from tttlm.ranges import LARGEST_FLOAT32
@@ -65,7 +66,7 @@ def read_runs(folders: Sequence[str]) -> list[RunMetrics]:
         path = RunFolder(folder).metrics
         if not path.is_file():
             raise InputError(f"{folder} is not a run directory: it has no {path.name}")
-        runs.append(RunMetrics(_label(folder, folders), read_metrics(path)))
+        runs.append(RunMetrics(printable(_label(folder, folders)), read_metrics(path)))
     return runs
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
+from tttlm.data.finding import printable
 from tttlm.data.generated import Instance, generate
 from tttlm.errors import InputError
 from tttlm.evaluation import protocols
@@ -140,7 +141,7 @@ def _subject(loaded: Loaded, config: EvalConfig, texts: Sequence[Text]) -> Subje
     mine = Path(os.path.abspath(loaded.path)).parts
     length = next(n for n in range(1, len(mine) + 2) if n > len(mine) or [p[-n:] for p in names].count(mine[-n:]) == 1)
     record = ModelRecord(
-        name="/".join(mine[-length:]),
+        name=printable("/".join(mine[-length:])),
         path=loaded.path,
         step=loaded.step,
         fingerprint=fingerprint(model),

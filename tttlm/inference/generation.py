@@ -12,6 +12,7 @@ from tttlm.inference.reading import Reading, begin, check_room, check_tokens, re
 from tttlm.inference.sampling import Sampling
 from tttlm.inference.text import TextStream, TextTokenizer
 from tttlm.model import LanguageModel
+from tttlm.records import shown
 
 Prompt = str | Sequence[int]
 Reason = Literal["length", "end", "stop"]
@@ -195,7 +196,7 @@ def prompt_ids(
     """Token ids of each prompt; those of text begin with the tokenizer's `entry_id` unless it `continues`.
 
     Raises:
-        InputError: There is no prompt, or a prompt is empty or has unknown tokens.
+        InputError: There is no prompt, or a prompt is empty, is not UTF-8 or has unknown tokens.
     """
     one = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int | np.integer))
     several: Sequence[Prompt] = [prompts] if one else list(prompts)  # type: ignore[list-item,arg-type]
@@ -206,6 +207,10 @@ def prompt_ids(
         if isinstance(prompt, str):
             if tokenizer is None:
                 raise InputError("prompts of text need a tokenizer; without one give token ids")
+            try:
+                prompt.encode()
+            except UnicodeEncodeError:
+                raise InputError(f"prompt {number} is not UTF-8 text: {shown(prompt)}") from None
             entry = [] if continues or tokenizer.entry_id is None else [tokenizer.entry_id]
             prompt = [*entry, *tokenizer.encode(prompt)]
         if not len(prompt) and not continues:
