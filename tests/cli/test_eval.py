@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tttlm.cli import generate
 from tttlm.cli.eval import main
 from tttlm.data.tokenizer import ByteTokenizer
 from tttlm.errors import InputError
@@ -167,6 +168,8 @@ def test_a_model_whose_losses_are_no_numbers_is_refused_and_not_reported(folder,
     with pytest.raises(InputError, match=r"broken: the loss on 1.txt is nan, so its parameters are not finite"):
         main([*arguments, "--chunk", "32", "--output", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="the model's outputs are not numbers"):
+        generate.main([*arguments[:3], "--prompt", "a", "--max_tokens", "3"])
 
 
 @pytest.mark.slow

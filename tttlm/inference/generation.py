@@ -182,6 +182,8 @@ def stream(
         for drawn in drawn_tokens:
             for row, one in enumerate(samples):
                 if drawn.active[row] and not stopped[row]:
+                    if np.isnan(drawn.log_probs[row]):
+                        raise InputError("the model's outputs are not numbers: its parameters are not finite")
                     piece = one.push(int(drawn.tokens[row]), float(drawn.log_probs[row]), end_ids, max_tokens)
                     stopped[row] = piece.finished is not None
                     if piece.text or piece.finished:
