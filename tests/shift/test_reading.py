@@ -5,6 +5,7 @@ import pytest
 from matplotlib.image import imsave
 
 from tttlm.errors import InputError
+from tttlm.evaluation.texts import find_texts
 from tttlm.shift.picture import project
 from tttlm.shift.reading import Words, kind_of, left_out, read_arrays, read_images, read_stretches, shrink_images
 from tttlm.shift.tokens import count_tokens, frequency_features, token_differences
@@ -138,7 +139,7 @@ def test_an_image_of_absurd_size_is_one_line(tmp_path):
         read_images(tmp_path, 8, 0)
 
 
-def test_what_is_not_read_as_it_is_is_counted(tmp_path):
+def test_what_is_not_read_as_it_is_is_counted(tmp_path, capsys):
     for name in ("a.png", "b.PNG", "c.jpg", "notes.txt"):
         (tmp_path / name).write_bytes(b"")
     assert left_out(tmp_path, "images") == ["c.jpg", "notes.txt"]
@@ -148,8 +149,15 @@ def test_what_is_not_read_as_it_is_is_counted(tmp_path):
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a").write_bytes(b"caf\xe9")
     (tmp_path / "text" / "b").write_bytes("café".encode())
+    (tmp_path / "text" / ".c").write_bytes(b"hidden")
+    (tmp_path / "text" / "d").write_bytes(b"")
     read = read_stretches(tmp_path / "text", Words().encode, length=8, per_document=1, samples=9, seed=0)
     assert (len(read.tokens), read.invalid) == (2, 1)
+    said = capsys.readouterr().err
+    assert "skipped: 1 hidden files or folders (.c)" in said
+    assert "skipped: 1 documents" in said
+    assert [text.name for text in find_texts([str(tmp_path / "text")])] == ["a", "b"]
+    assert "skipped: 1 empty files (d)" in capsys.readouterr().err
 
 
 def test_unusable_folders_are_one_line(tmp_path):

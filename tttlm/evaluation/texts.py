@@ -15,6 +15,7 @@ from tttlm.data.finding import find_files
 from tttlm.data.text_files import read_text
 from tttlm.errors import InputError
 from tttlm.evaluation.loss import Chunk
+from tttlm.progress import say
 
 
 class Text(Protocol):
@@ -127,12 +128,17 @@ class StoredText:
 
 
 def find_texts(names: Sequence[str]) -> list[TextFile]:
-    """The text files that are named by files, folders and globs.
+    """The text files that are named by files, folders and globs; those that are skipped are named on standard error.
 
     Raises:
         InputError: There is none, or one is empty or not a plain text file.
     """
-    files, _ = find_files(PrepareConfig(source=tuple(names), tokenizer="bytes"))
+    files, skipped = find_files(PrepareConfig(source=tuple(names), tokenizer="bytes"))
+    for file in files:
+        if not file.size:
+            skipped.note("empty files", file.name)
+    for line in skipped.lines():
+        say(line)
     texts = [TextFile(file.name, file.path) for file in files if file.format == "text" and file.size]
     if other := [file.name for file in files if file.format != "text"]:
         raise InputError(f"{other[0]} is not plain text: name text files, one document each, with --text")

@@ -11,6 +11,7 @@ import numpy as np
 from tttlm.data.config import PrepareConfig
 from tttlm.data.sources import RawDocument, open_source
 from tttlm.errors import InputError
+from tttlm.progress import say
 
 Kind = Literal["text", "images", "arrays"]
 _DOCUMENT_BYTES = 16 << 20
@@ -154,7 +155,12 @@ class Words:
 
 
 def _documents(path: Path) -> Iterator[RawDocument]:
-    return open_source(PrepareConfig(source=(str(path),), held_out=0)).documents()
+    source = open_source(PrepareConfig(source=(str(path),), held_out=0))
+    yield from source.documents()
+    for line in source.skipped.lines():
+        say(line)
+    if source.empty:
+        say(f"skipped: {source.empty:,} documents of {path} without text")
 
 
 def _some(document: RawDocument) -> Iterator[bytes]:
