@@ -1,5 +1,6 @@
 """The command lines as a person meets them: one run from text to score, and one line for what is wrong."""
 
+import importlib
 import json
 import os
 import signal
@@ -12,8 +13,9 @@ import pytest
 
 from tests.cli.started import start
 from tests.training.small import write_texts
-from tttlm.cli.arguments import run_command
+from tttlm.cli.arguments import parse, run_command
 from tttlm.cli.train import main
+from tttlm.training.config import CheckpointConfig
 from tttlm.training.loop import Outcome
 
 ROOT = Path(__file__).parents[2]
@@ -116,6 +118,23 @@ def test_help_names_every_field_with_its_default():
     assert done.returncode == 0
     for flag in ("--model.hidden_size", "--optimizer.learning_rate", "--data.prepare.vocab_size", "--faults.policy"):
         assert flag in done.stdout
+
+
+@pytest.mark.parametrize("name", ["convert", "eval", "generate", "plot", "prepare", "shift"])
+def test_examples_in_help_are_lines_of_their_own(name, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit, match="0"):
+        importlib.import_module(f"tttlm.cli.{name}").main(["--help"])
+    examples = [line for line in capsys.readouterr().out.splitlines() if "python " in line]
+    assert len(examples) > 1
+    assert all(line.count("python ") == 1 for line in examples)
+
+
+def test_the_description_of_a_field_in_help_is_one_paragraph(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "400")
+    with pytest.raises(SystemExit, match="0"):
+        parse(CheckpointConfig, ["--help"], prog="")
+    assert "on a full disk for instance: stop, or continue without it. Earlier" in capsys.readouterr().out
 
 
 @pytest.mark.long

@@ -81,6 +81,7 @@ class ImagesConfig:
     """Configuration of an experiment on corrupted images."""
 
     kind: Literal["images"] = "images"
+    """The kind of experiment; `text` compares language models."""
     output: OutputPath = "runs/adapt"
     """Folder of the experiment; finished parts are stored there, so that the same command resumes."""
     source: Literal["digits", "cifar10", "datasets"] = "digits"
@@ -100,7 +101,7 @@ class ImagesConfig:
     seeds: tuple[Seed, ...] = (0, 1, 2)
     """Seeds of the trained networks."""
     network: Literal["small", "resnet26"] = "small"
-    """The network; both have the shape of a Y."""
+    """The network; both have a main and a self-supervised branch."""
     features: Size = 16
     """Number of channels after the first convolution of the small network."""
     norm: Literal["group", "batch"] = "group"

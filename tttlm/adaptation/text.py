@@ -30,6 +30,7 @@ class TextConfig:
     """Configuration of an experiment on language models of different texts."""
 
     kind: Literal["text"] = "text"
+    """The kind of experiment; `images` compares methods on corrupted images."""
     output: OutputPath = "runs/adapt-text"
     """Folder of the report."""
     runs: tuple[str, ...] = ()

@@ -3,14 +3,20 @@
 Files and flags have the same types and ranges. Every error is one line (`InputError`).
 """
 
+import ast
 import contextlib
+import dataclasses
 import difflib
+import inspect
 import io
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import tyro
@@ -19,7 +25,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 import tttlm
 from tttlm.cli.faults import run_command as run_command  # for those who parse as well
 from tttlm.errors import InputError
-from tttlm.fields import field_kinds, is_section, nearest, read_again, read_fields, with_fields
+from tttlm.fields import field_kinds, is_section, nearest, read_again, read_fields, type_hints, with_fields
 from tttlm.records import shown
 from tttlm.yaml_file import read_yaml
 
@@ -53,6 +59,8 @@ def parse(
     given = {**(values or {}), **(read_config(cls, config_file) if config_file else {})}
     # Constraints between fields are checked at the end: a flag may fix an invalid file.
     default = with_fields(cls(), given, check=False)
+    if {"-h", "--help"} & set(flags):
+        _join_descriptions(cls)
     with _one_line_errors(f"{prog}: " if flags or not config_file else f"{config_file}: "):
         config = tyro.cli(
             cls,
@@ -177,6 +185,23 @@ def _refuse_unknown_flag(flag: str, known: Mapping[str, Any], prog: str) -> None
         return
     known = {**known, "config": None}
     raise InputError(f"{prog}: unknown flag '{shown(flag.partition('=')[0], quote=False)}'{nearest(name, known, '--')}")
+
+
+def _join_descriptions(cls: Any) -> None:
+    """Joins the lines of the description of every field; tyro would print them as they are broken in the source."""
+    joined: dict[str, str] = {}
+    owners: list[Any] = [owner for owner in reversed(cls.__mro__) if dataclasses.is_dataclass(owner)]
+    for owner in owners:
+        tree: Any = ast.parse(textwrap.dedent(inspect.getsource(owner)))
+        for field, text in pairwise(tree.body[0].body):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+                joined[ast.unparse(field.target)] = " ".join(ast.literal_eval(text.value).split())
+    kinds = type_hints(cls)
+    for one in dataclasses.fields(cls):
+        if is_section(kinds[one.name]):
+            _join_descriptions(kinds[one.name])
+        if one.name in joined:
+            one.metadata = MappingProxyType({**one.metadata, "help": joined[one.name]})
 
 
 _REGISTRY = ConstructorRegistry()

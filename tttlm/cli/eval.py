@@ -13,10 +13,11 @@ from tttlm.records import write_file
 
 DESCRIPTION = """Scores one or several models on the held-out text of the first run, or on text files.
 
-For example:  python eval.py runs/quickstart --text book.txt
-By position:  python eval.py runs/a runs/b --task positions --text novels/ --output runs/evaluation
-Recall:       python eval.py runs/a --task recall --recall.lengths 1024 4096 --text novels/ --output runs/recall
-Dynamic evaluation:  python eval.py runs/quickstart --adapt.learning_rate 0.05
+For example:
+  python eval.py runs/quickstart --text book.txt
+  python eval.py runs/a runs/b --task positions --text novels/ --output runs/evaluation
+  python eval.py runs/a --task recall --recall.lengths 1024 4096 --text novels/ --output runs/recall
+  python eval.py runs/quickstart --adapt.learning_rate 0.05    # dynamic evaluation
 
 With --output it writes results.json, results.csv and pictures there, and resumes after an interruption."""
 

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Generates text after a prompt, after a saved state, or both.
 
-For example:  python -m tttlm.cli.generate runs/quickstart --prompt "Once upon a time"
+For example:
+  python -m tttlm.cli.generate runs/quickstart --prompt "Once upon a time"
+
 Read a book once, and generate from its state any number of times:
   python -m tttlm.cli.generate runs/quickstart --prompt_file book.txt --save_state book.safetensors --max_tokens 0
   python -m tttlm.cli.generate runs/quickstart --load_state book.safetensors --prompt "And then" """

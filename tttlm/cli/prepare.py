@@ -1,8 +1,9 @@
 """Tokenizes text, and checks or inspects the result.
 
-python -m tttlm.cli.prepare SOURCE... --output FOLDER [--tokenizer FILE] ...   tokenize; run again to resume
-python -m tttlm.cli.prepare --check FOLDER                                     compare every file with its sha256
-python -m tttlm.cli.prepare inspect FOLDER                                     counts, lengths, samples
+For example:
+  python -m tttlm.cli.prepare SOURCE... --output FOLDER [--tokenizer FILE] ...   tokenize; run again to resume
+  python -m tttlm.cli.prepare --check FOLDER                                     compare every file with its sha256
+  python -m tttlm.cli.prepare inspect FOLDER                                     counts, lengths, samples
 """
 
 import sys
@@ -15,6 +16,10 @@ from tttlm.data.config import PrepareConfig
 from tttlm.errors import InputError
 from tttlm.fields import refuse_unused
 from tttlm.ranges import CountOrZero, FilePath, PicturePath
+
+INSPECT = (
+    "Prints counts, lengths and samples of a prepared folder, and draws a histogram of the lengths of its documents."
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ def main(arguments: Sequence[str]) -> None:
     """
     words = list(arguments)
     if words[:1] == ["inspect"]:
-        _inspect(parse(InspectArguments, _named(words[1:], "--folder"), prog="prepare inspect"))
+        _inspect(parse(InspectArguments, _named(words[1:], "--folder"), prog="prepare inspect", description=INSPECT))
         return
     given = parse(PrepareArguments, _named(words, "--source"), prog=program("prepare"), description=__doc__ or "")
     if given.check:
