@@ -88,7 +88,6 @@ def test_a_sweep_that_cannot_choose_is_refused(tmp_path):
     bad = [
         (SweepConfig((1e-3, 2e-3, 1.0000001e-3)), run, "names 0.001 twice"),
         (SweepConfig(RATES), small_config(**{"evaluate.every": 0}), "set train.evaluate.every above 0"),
-        (SweepConfig((), 5), run, "names none"),
     ]
     for sweep, of_run, words in bad:
         with pytest.raises(InputError, match=words):

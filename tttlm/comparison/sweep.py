@@ -41,15 +41,13 @@ def check_sweep(sweep: SweepConfig, run: TrainConfig) -> None:
         run: a run of the comparison.
 
     Raises:
-        InputError: two rates are equal to six digits, nothing is held out, or there are steps but no rates.
+        InputError: two rates are equal to six digits, or no held-out loss is measured.
     """
     rates = [f"{rate:g}" for rate in sweep.learning_rates]
     if twice := [rate for rate in rates if rates.count(rate) > 1]:
         raise InputError(f"sweep.learning_rates names {twice[0]} twice (six digits count): name different rates")
     if rates and not sweep.steps and not run.evaluate.every:
         raise InputError("a sweep chooses by the held-out loss: set train.evaluate.every above 0, or sweep.steps")
-    if sweep.steps and not rates:
-        raise InputError(f"sweep.steps = {sweep.steps} is for sweep.learning_rates, which names none: name some")
 
 
 def runs_of_sweep(sweep: SweepConfig, run: TrainConfig, name: str, folder: Path) -> Iterator[TrainConfig]:
