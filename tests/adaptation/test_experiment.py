@@ -35,8 +35,8 @@ def data(tmp_path_factory):
     pixels, labels = images(20)
     write("test_batch.bin", pixels, labels)
     shifted = [np.clip(pixels + RNG.normal(0, 40 * s, pixels.shape), 0, 255).astype(np.uint8) for s in range(1, 6)]
-    np.save(folder / "noise.safetensors", np.concatenate(shifted))
-    np.save(folder / "labels.safetensors", np.tile(labels, 5))
+    np.save(folder / "noise.npy", np.concatenate(shifted))
+    np.save(folder / "labels.npy", np.tile(labels, 5))
     return folder
 
 
