@@ -79,11 +79,15 @@ def test_the_haystack_has_the_needle_where_it_is_said_and_the_question_at_the_en
 def test_what_measures_nothing_is_refused_and_not_scored_0():
     rng = np.random.default_rng(0)
     made = instances("passkey")[0]
-    with pytest.raises(InputError, match="did not read all of its context"):
+    with pytest.raises(InputError, match="the model read only a part"):
         recalled([made], lambda documents: (loss._replace(**cut(loss)) for loss in oracle(documents)))
+    diverged = recalled(
+        [made], lambda documents: (loss._replace(nats=loss.nats * np.nan) for loss in oracle(documents))
+    )
+    assert np.isnan(diverged.nats)
     with pytest.raises(InputError, match="without a context"):
         recalled([Instance(made.tokens[-6:], ((1, 6),))], oracle)
-    with pytest.raises(InputError, match="answers lie behind its end"):
+    with pytest.raises(InputError, match="ends before its answers"):
         recalled([Instance(made.tokens[:-3], made.answers)], oracle)
     with pytest.raises(InputError, match="passkey takes more than the 60 tokens"):
         in_haystack("passkey", HAY, BYTES, length=60, depth=0.5, rng=rng)

@@ -63,7 +63,7 @@ def recalled(instances: Sequence[Instance], score: Scorer) -> Recalled:
         if max(stop for _, stop in instance.answers) > len(instance.tokens):
             raise InputError("a recall task has a sequence that ends before its answers: raise its length")
     hits = [np.zeros(len(instance.tokens), bool) for instance in instances]
-    nats = [np.full(len(instance.tokens), np.nan) for instance in instances]
+    nats = [np.full(len(instance.tokens), -np.inf) for instance in instances]
     for losses in score([instance.tokens] for instance in instances):
         for number in np.unique(losses.document):
             of = losses.document == number
@@ -72,7 +72,7 @@ def recalled(instances: Sequence[Instance], score: Scorer) -> Recalled:
     found: list[tuple[int, bool, int, int]] = []
     total = 0.0
     for instance, hit, nat in zip(instances, hits, nats, strict=True):
-        if np.isnan(nat[1:]).any():
+        if np.isneginf(nat[1:]).any():  # not NaN, which is the loss of a model whose parameters are not finite
             raise InputError(
                 "a recall task has a sequence of which the model read only a part: score its complete sequences"
             )
