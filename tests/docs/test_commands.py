@@ -71,7 +71,7 @@ ELSEWHERE = {
     "configs/compare": "trains for minutes: tests/cli/test_compare.py",
     "configs/adapt": "trains for minutes: tests/adaptation/test_experiment.py",
     "--tyro-write-completion": "writes a file: tests/docs/test_pages.py runs it",
-    "runs/compare-recall": "needs the runs of a comparison that trains for minutes: tests/cli/test_compare.py",
+    "runs/compare-": "needs the runs of a comparison that trains for minutes: tests/cli/test_compare.py",
 }
 QUICK = ("inspect data/books", "--check data/books", "'books/**/*.txt'")  # the others are slow tests
 
