@@ -82,13 +82,19 @@ def test_so_many_run_at_a_time_and_each_gives_its_own_status(tmp_path):
     assert all(peak > 1e6 for _, peak in ended.values())
 
 
+def own_children() -> set[str]:
+    return set(Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split())
+
+
+def has_ended(child: str) -> bool:
+    return Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
 def signal_after(first: list[str], *more: list[str]) -> Iterator[list[str]]:
     """Commands; SIGTERM comes when the first child has ended and nobody has waited for it."""
+    others = own_children()
     yield first
-    while True:
-        children = map(int, Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split())
-        if any(Path(f"/proc/{child}/cmdline").read_bytes() == b"" for child in children):
-            break
+    while not any(map(has_ended, own_children() - others)):
         time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGTERM)
     yield from more
