@@ -65,7 +65,7 @@ def _text(flags: list[str], command: str) -> int:
         raise InputError("name at least two runs: --runs FOLDER FOLDER")
     names = [Path(folder).absolute().name for folder in config.runs]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise InputError(f"two of --runs are called {twice[0]!r}, as which the report names them: rename one")
+        raise InputError(f"two of --runs have the name {twice[0]!r}, by which the report would list both: rename one")
     readers = [_reader(folder, config.text_bytes, config.adapt.stretch) for folder in config.runs]
     kept = Path(config.output) / "readings"
     kept.mkdir(parents=True, exist_ok=True)

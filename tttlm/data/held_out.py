@@ -43,7 +43,7 @@ def held_out_documents(path: str | Path, split: str = "validation") -> Iterator[
     stored = Split(path, split, manifest)
     documents, names = stored.index(), stored.names()
     if not len(documents):
-        raise InputError(f"{path} has no {split} documents; prepare it again with another --held-out")
+        raise InputError(f"{path} has no {split} documents; prepare it again with another --held_out")
     # A stored BOS is already in front.
     entry = manifest.tokenizer.eos_id if manifest.eos and not manifest.bos else None
     prefix = np.array([] if entry is None else [entry], np.dtype(manifest.dtype))

@@ -187,7 +187,7 @@ class Job:
                     self._put(document, result.tokens)
                 elif self.config.invalid_utf8 == "fail":
                     raise InputError(
-                        f"{self._name(document)} is not valid UTF-8; repair it, or use --invalid-utf8 replace or skip"
+                        f"{self._name(document)} is not valid UTF-8; repair it, or use --invalid_utf8 replace or skip"
                     )
             else:
                 self._end_document(event)

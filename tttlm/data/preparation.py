@@ -333,7 +333,7 @@ def _report(folder: Path, manifest: store.Manifest, job: Job, made: float, count
         say(f"not UTF-8:   {counts.invalid_utf8:,} documents, {what}")
     for split, empty in (("validation", job.config.held_out), ("train", 1.0 - job.config.held_out)):
         if empty and not manifest.splits[split].documents:
-            say(f"note: the {split} split has no documents; change --held-out, or give more documents")
+            say(f"note: the {split} split has no documents; change --held_out, or give more documents")
     total = sum(job.seconds.values())
     parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in job.seconds.items())
     speed = job.bytes_done / total / 1e6 if total else 0.0

@@ -183,7 +183,7 @@ def stream(
             for row, one in enumerate(samples):
                 if drawn.active[row] and not stopped[row]:
                     if np.isnan(drawn.log_probs[row]):
-                        raise InputError("the model's outputs are not numbers: its parameters are not finite")
+                        raise InputError("the model's outputs are not numbers: use an earlier checkpoint")
                     piece = one.push(int(drawn.tokens[row]), float(drawn.log_probs[row]), end_ids, max_tokens)
                     stopped[row] = piece.finished is not None
                     if piece.text or piece.finished:
