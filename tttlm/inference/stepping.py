@@ -24,15 +24,18 @@ class Stacked:
     Args:
         model: The model, bound to its parameters.
         state: The state before the first step; its buffers are donated.
+
+    Attributes:
+        state: What the next step continues from; that of another sequence may be put in its place.
     """
 
     def __init__(self, model: LanguageModel, state: State) -> None:
         self._graph, self._params = nnx.split(model)
-        self._state = state
+        self.state = state
 
     def __call__(self, tokens: Int[Array, "B"], lengths: Int[Array, "B"] | None) -> Float[Array, "B V"]:
         """Logits after reading one token of each sequence; a sequence of length 0 does not read it."""
-        logits, self._state = _step(self._graph, self._params, self._state, tokens, lengths)
+        logits, self.state = _step(self._graph, self._params, self.state, tokens, lengths)
         return logits
 
 
@@ -43,14 +46,14 @@ class Apart:
         self._graph, self._params = nnx.split(model)
         self._of_repeat, stack = nnx.split(model.stack)
         self._blocks = _unstacked(stack, model.config.repeats)
-        self._states = list(_unstacked(state, model.config.repeats))
+        self.state = list(_unstacked(state, model.config.repeats))
 
     def __call__(self, tokens: Int[Array, "B"], lengths: Int[Array, "B"] | None) -> Float[Array, "B V"]:
         """Logits after reading one token of each sequence; a sequence of length 0 does not read it."""
-        document = jnp.copy(self._states[0][0].mixer.document)  # the state's own is donated to the first block
+        document = jnp.copy(self.state[0][0].mixer.document)  # the state's own is donated to the first block
         h, docs = _before(self._graph, self._params, tokens, document, lengths)
         for i, block in enumerate(self._blocks):
-            h, self._states[i] = _through(self._of_repeat, block, self._states[i], h, docs)
+            h, self.state[i] = _through(self._of_repeat, block, self.state[i], h, docs)
         return _after(self._graph, self._params, h)
 
 
