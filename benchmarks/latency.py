@@ -24,7 +24,6 @@ import numpy as np
 import tyro
 from flax import nnx
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
 
 from tttlm.inference import begin, read, with_room_for
 from tttlm.inference.stepping import stepping
@@ -225,7 +224,9 @@ def draw(rows: list[Row], png: Path) -> None:
                 label=f"{mixer}, batch {batch}",
             )
         axes.set(xscale="log", yscale="log", xlabel="tokens read before", ylabel=label)
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.set_xticks(sorted({row.context for row in rows}))
+        axes.set_xticks([], minor=True)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="outside right upper")
