@@ -6,11 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from tttlm.array_files import UNREADABLE, UNWRITABLE, content_digest, store_arrays, stored_arrays
 from tttlm.errors import InputError
-from tttlm.inference.saved_state import UNREADABLE, content_digest
 
 
 def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
@@ -20,11 +18,9 @@ def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
         InputError: the file cannot be written.
     """
     stored = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    partial = path.with_name(f"{path.name}.partial")
     try:
-        save_file(stored, partial, {"content": content_digest(stored)})
-        partial.replace(path)
-    except (OSError, SafetensorError) as error:
+        store_arrays(path, stored, {"content": content_digest(stored)})
+    except UNWRITABLE as error:
         raise InputError(f"{path}: the arrays cannot be written: {error}") from None
 
 
@@ -35,9 +31,7 @@ def read_arrays(path: Path, *, advice: str) -> dict[str, np.ndarray]:
         InputError: the file cannot be read, or was altered; ends with the advice.
     """
     try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
+        arrays, metadata = stored_arrays(path)
     except UNREADABLE as error:
         raise InputError(f"{path}: cannot be read ({error}); {advice}") from None
     if metadata.get("content") != content_digest(arrays):

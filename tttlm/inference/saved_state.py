@@ -10,15 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from tttlm.array_files import UNREADABLE, UNWRITABLE, content_digest, store_arrays, stored_arrays
 from tttlm.errors import InputError
 from tttlm.inference.reading import Reading, begin
 from tttlm.model import LanguageModel
 
 FORMAT = "2"
-UNREADABLE = (OSError, SafetensorError, ValueError, TypeError, KeyError)  # what reading a damaged file raises
 
 
 def save_reading(path: str | Path, reading: Reading, model: LanguageModel, tokenizer: str = "") -> None:
@@ -44,10 +42,8 @@ def save_reading(path: str | Path, reading: Reading, model: LanguageModel, token
     }
     path = Path(path)
     try:
-        partial = path.with_name(f"{path.name}.partial")
-        save_file(arrays, partial, metadata)
-        partial.replace(path)
-    except (OSError, SafetensorError) as error:
+        store_arrays(path, arrays, metadata)
+    except UNWRITABLE as error:
         raise InputError(f"{path}: the state cannot be written: {error}: choose another path") from None
 
 
@@ -61,9 +57,7 @@ def load_reading(path: str | Path, model: LanguageModel, tokenizer: str = "") ->
     """
     path = Path(path)
     try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
+        arrays, metadata = stored_arrays(path)
     except UNREADABLE as error:
         raise InputError(f"{path}: the state cannot be read ({error}): name a file of --save_state") from None
     if metadata.get("format") != FORMAT:
@@ -120,13 +114,3 @@ def _fitted(path: Path, name: str, array: np.ndarray, like: Any) -> jax.Array:
             "attention as much room as it was read with (max_length)"
         )
     return jnp.asarray(np.pad(array, more))
-
-
-def content_digest(arrays: dict[str, np.ndarray], text: str = "") -> str:
-    """A digest of named arrays and of a text beside them."""
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(arrays):
-        array = arrays[name]
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
