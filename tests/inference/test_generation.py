@@ -8,6 +8,7 @@ from tests.inference.small import MIXERS, hybrid, ids, logits_of, made
 from tttlm.errors import InputError
 from tttlm.inference import (
     begin,
+    chunks,
     decoding,
     generate,
     load_reading,
@@ -17,7 +18,6 @@ from tttlm.inference import (
     stream,
     with_room_for,
 )
-from tttlm.inference import reading as reading_of
 from tttlm.inference.sampling import Sampling, draw
 
 
@@ -126,8 +126,13 @@ def test_what_was_read_is_read_on_from_and_forked_and_kept(tmp_path):
 
 def test_a_rest_without_padding_is_read_as_in_training(monkeypatch):
     model = made("ttt_linear")
-    sizes, run = [], reading_of._read
-    monkeypatch.setattr(reading_of, "_read", lambda *args: (sizes.append((args[5].shape[1], args[6])), run(*args))[1])
+    sizes, run = [], chunks.Chunks.__call__
+
+    def told(self, tokens, **options):
+        sizes.append((tokens.shape[1], options["lengths"]))
+        return run(self, tokens, **options)
+
+    monkeypatch.setattr(chunks.Chunks, "__call__", told)
     found = read(model, begin(model, 1), [ids(48)], chunk=32)
     assert sizes == [(32, None), (16, None)]
     np.testing.assert_allclose(found.logits[0], logits_of(model, ids(48))[-1], rtol=1e-4, atol=1e-4)

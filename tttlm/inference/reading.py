@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from tttlm.errors import InputError
+from tttlm.inference.chunks import Chunks
 from tttlm.model import LanguageModel
 from tttlm.model.language_model import State
 
@@ -81,12 +82,12 @@ def read(
     align = model.config.alignment
     chunk = -(-chunk // align) * align
     graph, params = nnx.split(model)
-    state, logits, seen = _copy((reading.state, reading.logits, reading.seen))
+    chunks, logits, seen = Chunks(model, reading.state), reading.logits, jnp.copy(reading.seen)  # decoding donates
     done = np.zeros(len(parts), np.int64)
     total = np.asarray([len(part) for part in parts])
     while (left := total - done).any():
         within = np.where(left > 0, (reading.num_tokens + done) % align, 0)
-        whole = left.min() >= chunk and not within.any()
+        whole = bool(left.min() >= chunk and not within.any())
         if whole:
             size, lengths = chunk, np.full(len(parts), chunk)
         elif within.any():  # first up to the next boundary, after which chunks cost less
@@ -95,15 +96,16 @@ def read(
         else:
             size = _size(int(left.max()), chunk)
             lengths = np.minimum(left, size)
-            whole = lengths.min() == size and size % align == 0
+            whole = bool(lengths.min() == size and size % align == 0)
         padded = np.zeros((len(parts), size), np.int32)
         for row, (part, at, length) in enumerate(zip(parts, done, lengths, strict=True)):
             padded[row, :length] = part[at : at + length]
         of_rows = None if whole else lengths.astype(np.int32)
-        state, logits, seen = _read(graph, params, state, logits, seen, padded, of_rows)
+        h = chunks(padded, lengths=of_rows, on_boundary=whole)
+        logits, seen = _told(graph, params, h, logits, seen, padded, of_rows)
         done += lengths
         on_tokens(int(lengths.sum()))
-    return Reading(state, logits, seen, reading.num_tokens + total)
+    return Reading(chunks.state, logits, seen, reading.num_tokens + total)
 
 
 def with_room_for(model: LanguageModel, tokens: int) -> LanguageModel:
@@ -150,11 +152,6 @@ def _size(tokens: int, chunk: int) -> int:
 
 
 @jax.jit
-def _copy(tree: Any) -> Any:
-    return jax.tree.map(jnp.copy, tree)
-
-
-@jax.jit
 def _take(parts: tuple[State, Array, Array], at: Int[Array, "N"]) -> tuple[State, Array, Array]:
     state, logits, seen = parts
     return jax.tree.map(lambda a: a[:, at], state), logits[at], seen[at]
@@ -168,24 +165,22 @@ def _begin(graph: Any, params: Any, batch: int) -> tuple[State, Array, Array]:
     return model.init_state(batch), jnp.zeros(shape, dtype), jnp.zeros(shape, bool)
 
 
-@partial(jax.jit, static_argnums=(0,), donate_argnums=(2, 3, 4))
-def _read(
+@partial(jax.jit, static_argnums=(0,))
+def _told(
     graph: Any,
     params: Any,
-    state: State,
+    h: Float[Array, "B T D"],
     logits: Float[Array, "B V"],
     seen: Bool[Array, "B V"],
     tokens: Int[Array, "B T"],
     lengths: Int[Array, "B"] | None,
-) -> tuple[State, Array, Array]:
-    """Reads a chunk; without `lengths` it is complete for every sequence and starts on a boundary."""
+) -> tuple[Float[Array, "B V"], Bool[Array, "B V"]]:
+    """The logits after a chunk, and the tokens seen; without `lengths` it is complete for every sequence."""
     model: LanguageModel = nnx.merge(graph, params)
     rows, time = jnp.arange(tokens.shape[0])[:, None], tokens.shape[1]
     if lengths is None:
-        h, state = model.extend_features(tokens, state, on_boundary=True)
-        return state, model.head(h[:, -1]), seen.at[rows, tokens].set(True)
-    h, state = model.extend_features(tokens, state, lengths=lengths)
+        return model.head(h[:, -1]), seen.at[rows, tokens].set(True)
     last = jnp.take_along_axis(h, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
     logits = jnp.where(lengths[:, None] > 0, model.head(last), logits)
     taken = jnp.where(jnp.arange(time) < lengths[:, None], tokens, model.config.vocab_size)
-    return state, logits, seen.at[rows, taken].set(True, mode="drop")
+    return logits, seen.at[rows, taken].set(True, mode="drop")

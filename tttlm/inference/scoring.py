@@ -12,9 +12,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from tttlm.errors import InputError
-from tttlm.inference.reading import check_tokens
+from tttlm.inference.chunks import Chunks
+from tttlm.inference.reading import begin, check_tokens
 from tttlm.model import LanguageModel
-from tttlm.model.language_model import State
 
 LOGITS = 1 << 24  # largest number of logits in memory at a time
 
@@ -63,7 +63,7 @@ def stream_losses(
     graph, params = nnx.split(model)
     waiting = zip(count(), documents)
     feeds = [_Row(model, waiting, align if room is None else chunk) for _ in range(batch_size)]
-    state = _init_state(graph, params, batch_size)
+    chunks = Chunks(model, begin(model, batch_size).state)
     ids = np.zeros(batch_size, np.int32)  # the id of the document in progress in the state
     pending: tuple[tuple[Array, Array], np.ndarray] | None = None
     while True:
@@ -85,8 +85,10 @@ def stream_losses(
         else:
             begins = np.zeros(batch_size, bool)
             ids = np.where(real.any(axis=1), segments.max(axis=1), ids)
-        arrays = begins, inputs.astype(np.int32), targets.astype(np.int32), segments
-        found, state = _score(graph, params, state, *arrays)
+        if begins.any():
+            chunks.start_again(begins)
+        h = chunks(inputs.astype(np.int32), segments, on_boundary=True)
+        found = _score(graph, params, h, targets.astype(np.int32))
         if pending is not None:  # results are read one call later, so that reading text and computing overlap
             yield _found(*pending)
         pending = found, np.stack([document, position])
@@ -146,33 +148,13 @@ def _padding(length: int) -> Int[np.ndarray, "4 T"]:
     return empty
 
 
-@partial(jax.jit, static_argnums=(0, 2))
-def _init_state(graph: Any, params: Any, batch_size: int) -> State:
-    return nnx.merge(graph, params).init_state(batch_size)
-
-
-@partial(jax.jit, static_argnums=(0,), donate_argnums=(2,))
+@partial(jax.jit, static_argnums=(0,))
 def _score(
-    graph: Any,
-    params: Any,
-    state: State,
-    begins: Bool[Array, "B"],
-    inputs: Int[Array, "B T"],
-    targets: Int[Array, "B T"],
-    segments: Int[Array, "B T"] | None,
-) -> tuple[tuple[Array, Array], State]:
-    """-log p of every target and whether it is the most likely token, `[B, T]`; and the next state."""
+    graph: Any, params: Any, h: Float[Array, "B T D"], targets: Int[Array, "B T"]
+) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
+    """-log p of every target, and whether it is the most likely token."""
     model: LanguageModel = nnx.merge(graph, params)
-    batch_size = len(begins)
-    first = model.init_state(batch_size)
-
-    def emptied() -> State:
-        for_sequences = lambda a: begins.reshape(1, -1, *[1] * (a.ndim - 2))  # leaves are [repeats, batch_size, ...]
-        return jax.tree.map(lambda new, old: jnp.where(for_sequences(old), new, old), first, state)
-
-    state = jax.lax.cond(jnp.any(begins), emptied, lambda: state)
-    h, state = model.extend_features(inputs, state, segments, on_boundary=True)
-    time = h.shape[1]
+    batch_size, time = targets.shape
     most = max(1, LOGITS // (batch_size * model.config.vocab_size))
     piece = next(size for size in range(min(most, time), 0, -1) if time % size == 0)
 
@@ -184,4 +166,4 @@ def _score(
     in_pieces = lambda a: a.reshape(batch_size, -1, piece, *a.shape[2:]).swapaxes(0, 1)
     found = jax.lax.map(scored, (in_pieces(h), in_pieces(targets)))
     nats, hit = (a.swapaxes(0, 1).reshape(batch_size, time) for a in found)
-    return (nats, hit), state
+    return nats, hit

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from tttlm.model import LanguageModel
 from tttlm.model.language_model import State, placed
-from tttlm.ops.documents import SegmentIds
+from tttlm.ops.documents import Documents
 
 
 class Stacked:
@@ -45,13 +45,13 @@ class Apart:
     def __init__(self, model: LanguageModel, state: State) -> None:
         self._graph, self._params = nnx.split(model)
         self._of_repeat, stack = nnx.split(model.stack)
-        self._blocks = _unstacked(stack, model.config.repeats)
-        self.state = list(_unstacked(state, model.config.repeats))
+        self._blocks = unstacked(stack, model.config.repeats)
+        self.state = list(unstacked(state, model.config.repeats))
 
     def __call__(self, tokens: Int[Array, "B"], lengths: Int[Array, "B"] | None) -> Float[Array, "B V"]:
         """Logits after reading one token of each sequence; a sequence of length 0 does not read it."""
         document = jnp.copy(self.state[0][0].mixer.document)  # the state's own is donated to the first block
-        h, docs = _before(self._graph, self._params, tokens, document, lengths)
+        h, docs = before_blocks(self._graph, self._params, tokens[:, None], document, None, lengths)
         for i, block in enumerate(self._blocks):
             h, self.state[i] = _through(self._of_repeat, block, self.state[i], h, docs)
         return _after(self._graph, self._params, h)
@@ -59,9 +59,13 @@ class Apart:
 
 def stepping(model: LanguageModel, state: State) -> Stacked | Apart:
     """Block by block on a single CPU device, by the scan elsewhere."""
-    devices = {device for leaf in jax.tree.leaves(state) for device in leaf.devices()}
-    alone = len(devices) == 1 and next(iter(devices)).platform == "cpu"
-    return Apart(model, state) if alone else Stacked(model, state)
+    return Apart(model, state) if on_one_cpu(state) else Stacked(model, state)
+
+
+def on_one_cpu(tree: Any) -> bool:
+    """Whether all arrays are on a single CPU device."""
+    devices = {device for leaf in jax.tree.leaves(tree) for device in leaf.devices()}
+    return len(devices) == 1 and next(iter(devices)).platform == "cpu"
 
 
 @partial(jax.jit, static_argnums=(0,), donate_argnums=(2,))
@@ -74,21 +78,28 @@ def _step(
 
 
 @partial(jax.jit, static_argnums=(1,))
-def _unstacked(tree: Any, repeats: int) -> tuple[Any, ...]:
+def unstacked(tree: Any, repeats: int) -> tuple[Any, ...]:
+    """A copy of a stack of blocks, or of their states, in parts."""
     return tuple(jax.tree.map(itemgetter(i), tree) for i in range(repeats))
 
 
 @partial(jax.jit, static_argnums=(0,))
-def _before(
-    graph: Any, params: Any, tokens: Int[Array, "B"], document: Int[Array, "B"], lengths: Int[Array, "B"] | None
-) -> tuple[Float[Array, "B 1 D"], SegmentIds]:
-    _, tokens, docs = placed(tokens[:, None], document, lengths=lengths)
+def before_blocks(
+    graph: Any,
+    params: Any,
+    tokens: Int[Array, "B T"],
+    document: Int[Array, "B"],
+    segment_ids: Int[Array, "B T"] | None,
+    lengths: Int[Array, "B"] | None,
+) -> tuple[Float[Array, "B T D"], Documents | None]:
+    """The inputs of the first block, and the documents for all blocks; `document` is the one in progress."""
+    _, tokens, docs = placed(tokens, document, segment_ids, lengths)
     return nnx.merge(graph, params).embedded(tokens), docs
 
 
 @partial(jax.jit, static_argnums=(0,), donate_argnums=(2,))
 def _through(
-    of_repeat: Any, params: Any, state: State, h: Float[Array, "B 1 D"], docs: SegmentIds
+    of_repeat: Any, params: Any, state: State, h: Float[Array, "B 1 D"], docs: Documents | None
 ) -> tuple[Float[Array, "B 1 D"], State]:
     return nnx.merge(of_repeat, params)(h, state, docs, 1.0)
 

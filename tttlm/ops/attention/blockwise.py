@@ -55,17 +55,24 @@ def blockwise(
     keys = _side(key_positions, key_segments, key_block, lowest + 1)
     grouped = q.reshape(batch, time, groups, num_heads // groups, head_dim)
     q_blocks = jnp.transpose(_split(grouped, query_block), (1, 0, 3, 4, 2, 5))  # [N, B, G, R, Q, K]
-    k_blocks = jnp.transpose(_split(k, key_block), (1, 0, 3, 2, 4))  # [N, B, G, S, K]
-    v_blocks = jnp.transpose(_split(v, key_block), (1, 0, 3, 2, 4))
-    out, _ = _attend(q_blocks, k_blocks, v_blocks, queries, keys, sliding_window)
+    k, v = (_padded(a, key_block) for a in (k, v))
+    out, _ = _attend(q_blocks, k, v, queries, keys, sliding_window)
     return jnp.transpose(out, (1, 0, 4, 2, 3, 5)).reshape(batch, -1, num_heads, head_dim)[:, :time]
+
+
+def _padded(x: Array, block: int) -> Array:
+    """Zeros up to complete blocks."""
+    short = -x.shape[1] % block
+    return jnp.pad(x, ((0, 0), (0, short)) + ((0, 0),) * (x.ndim - 2))
 
 
 def _split(x: Array, block: int) -> Array:
     """`[B, T, ...]` -> `[B, N, block, ...]`, the last block padded with zeros."""
-    short = -x.shape[1] % block
-    x = jnp.pad(x, ((0, 0), (0, short)) + ((0, 0),) * (x.ndim - 2))
-    return x.reshape(x.shape[0], -1, block, *x.shape[2:])
+    return _padded(x, block).reshape(x.shape[0], -1, block, *x.shape[2:])
+
+
+def _key_blocks(k: Float[Array, "B MS G K"], keys: _Side) -> Float[Array, "M B G S K"]:
+    return jnp.transpose(_split(k, keys.positions.shape[2]), (1, 0, 3, 2, 4))
 
 
 def _side(positions: Int[Array, "#B T"], segments: Int[Array, "B T"] | None, block: int, filling: int) -> _Side:
@@ -101,14 +108,17 @@ def _range(needed: Bool[Array, "N M"]) -> tuple[Int[Array, "N"], Int[Array, "N"]
 @partial(jax.custom_jvp, nondiff_argnums=(5,))
 def _attend(
     q: Float[Array, "N B G R Q K"],
-    k: Float[Array, "M B G S K"],
-    v: Float[Array, "M B G S K"],
+    k: Float[Array, "B MS G K"],
+    v: Float[Array, "B MS G K"],
     queries: _Side,
     keys: _Side,
     sliding_window: int | None,
 ) -> tuple[Float[Array, "N B G R Q K"], Float[Array, "N B G R Q"]]:
-    """The outputs, and the logarithm of every query's normaliser."""
-    dtype = jnp.promote_types(q.dtype, jnp.float32)
+    """The outputs, and the logarithm of every query's normaliser.
+
+    Blocks of keys are taken from where they are: in a cache few may be needed, and all of it would be copied.
+    """
+    dtype, size = jnp.promote_types(q.dtype, jnp.float32), keys.positions.shape[2]
     scale = 1 / math.sqrt(q.shape[-1])
 
     def query_block(block: tuple[Array, _Side, Array, Array]) -> tuple[Array, Array]:
@@ -116,14 +126,15 @@ def _attend(
 
         def key_block(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             out, top, total = carry
-            scores = jnp.einsum("bgrqk,bgsk->bgrqs", q_i, k[j], preferred_element_type=dtype) * scale
+            k_j, v_j = (jax.lax.dynamic_slice_in_dim(a, j * size, size, axis=1) for a in (k, v))
+            scores = jnp.einsum("bgrqk,bsgk->bgrqs", q_i, k_j, preferred_element_type=dtype) * scale
             seen = visible(queries_i.positions, keys.positions[j], queries_i.segments, keys.segments[j], sliding_window)
             scores = jnp.where(seen[:, None, None], scores, MASKED)
             new_top = jnp.maximum(top, jnp.max(scores, axis=-1))
             weights = jnp.exp(scores - new_top[..., None])
             shrink = jnp.exp(top - new_top)
             total = total * shrink + jnp.sum(weights, axis=-1)
-            seen_values = jnp.einsum("bgrqs,bgsk->bgrqk", weights.astype(v.dtype), v[j], preferred_element_type=dtype)
+            seen_values = jnp.einsum("bgrqs,bsgk->bgrqk", weights.astype(v.dtype), v_j, preferred_element_type=dtype)
             return out * shrink[..., None] + seen_values, new_top, total
 
         start = (
@@ -153,6 +164,7 @@ def _tangents(sliding_window: int | None, primals: tuple, tangents: tuple[Array,
     """
     q, k, v, queries, keys, out, log_total = primals
     dq, dk, dv = tangents
+    k, v, dk, dv = (_key_blocks(a, keys) for a in (k, v, dk, dv))
     dtype, scale = log_total.dtype, 1 / math.sqrt(q.shape[-1])
 
     def query_block(block: tuple) -> tuple[Array, Array]:
@@ -192,6 +204,7 @@ def _cotangents(
     """The transpose of `_tangents` (the backward pass of arXiv 2307.08691)."""
     q, k, v, queries, keys, out, log_total = primals
     d_out, d_log_total = cotangents
+    k, v = (_key_blocks(a, keys) for a in (k, v))
     dtype, scale = log_total.dtype, 1 / math.sqrt(q.shape[-1])
     # the sum over keys of weight times its gradient, which the softmax subtracts
     mean = jnp.sum(out.astype(dtype) * d_out.astype(dtype), axis=-1) - d_log_total
@@ -218,5 +231,6 @@ def _cotangents(
         return d_q, (d_k.astype(k.dtype), d_v.astype(v.dtype))
 
     first, last = _range(_needed(queries, keys, sliding_window).T)
-    d_q, (d_k, d_v) = jax.lax.scan(key_block, varying_like(jnp.zeros(q.shape, dtype), q), (k, v, keys, first, last))
+    d_q, of_keys = jax.lax.scan(key_block, varying_like(jnp.zeros(q.shape, dtype), q), (k, v, keys, first, last))
+    d_k, d_v = (jnp.transpose(a, (1, 0, 3, 2, 4)).reshape(primals[1].shape) for a in of_keys)
     return d_q.astype(q.dtype), d_k, d_v
