@@ -27,7 +27,7 @@ def outputs(model, monkeypatch, *, apart: bool) -> list:
 
 
 def test_blocks_apart_compute_what_stacked_ones_do(monkeypatch):
-    model = made("ttt_linear", num_layers=2)
+    model = made("attention", num_layers=2)
     stacked, apart = (outputs(model, monkeypatch, apart=apart) for apart in (False, True))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), stacked, apart)
     first = Chunks(model, begin(model, 2).state)(ids(32).reshape(2, 16).astype(np.int32))

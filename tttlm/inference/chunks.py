@@ -1,7 +1,8 @@
 """Chunks of tokens through a model: by a scan over its stacked blocks, or block by block.
 
 A scan takes the state of a block out of the stack and puts the next one back, which for a cache of attention copies all
-its room, several times for every chunk. On a CPU the states are apart, and each is updated where it is.
+its room for every chunk. On a CPU such states are apart, and each is updated where it is. Models with small states take
+the scan, which allocates what all blocks need once.
 """
 
 from functools import partial
@@ -31,7 +32,7 @@ class Chunks:
         self._graph, self._params = nnx.split(model)
         self._of_repeat, self._stack = nnx.split(model.stack)
         self._repeats = model.config.repeats
-        self._apart = on_one_cpu(state)
+        self._apart = model.config.cache_length is not None and on_one_cpu(state)
         self._states = self._parts(state)
 
     @property
