@@ -70,8 +70,9 @@ def rotate_halves(
     `positions` is `[T]` or, per sequence, `[B, T]`. Computed in float32 at least; returns that dtype.
     """
     cos, sin = _angles(x, positions, rope_frequencies(x.shape[-1], base, scaling))
-    first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    cos, sin = jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
+    # Halves change places by a shift: to join two results costs several times as much on CPU.
+    return x * cos + jnp.roll(x, x.shape[-1] // 2, axis=-1) * sin
 
 
 def _angles(
