@@ -102,7 +102,7 @@ def read(
             padded[row, :length] = part[at : at + length]
         of_rows = None if whole else lengths.astype(np.int32)
         h = chunks(padded, lengths=of_rows, on_boundary=whole)
-        logits, seen = _told(graph, params, h, logits, seen, padded, of_rows)
+        logits, seen = _after_chunk(graph, params, h, logits, seen, padded, of_rows)
         done += lengths
         on_tokens(int(lengths.sum()))
     return Reading(chunks.state, logits, seen, reading.num_tokens + total)
@@ -166,7 +166,7 @@ def _begin(graph: Any, params: Any, batch: int) -> tuple[State, Array, Array]:
 
 
 @partial(jax.jit, static_argnums=(0,))
-def _told(
+def _after_chunk(
     graph: Any,
     params: Any,
     h: Float[Array, "B T D"],
@@ -175,7 +175,7 @@ def _told(
     tokens: Int[Array, "B T"],
     lengths: Int[Array, "B"] | None,
 ) -> tuple[Float[Array, "B V"], Bool[Array, "B V"]]:
-    """The logits after a chunk, and the tokens seen; without `lengths` it is complete for every sequence."""
+    """The next logits, and the tokens seen; without `lengths` it is complete for every sequence."""
     model: LanguageModel = nnx.merge(graph, params)
     rows, time = jnp.arange(tokens.shape[0])[:, None], tokens.shape[1]
     if lengths is None:
