@@ -170,8 +170,35 @@ def test_cudnn_is_asked_for_the_definition(monkeypatch, sliding_window, segmente
         jax.nn, "dot_product_attention", lambda *a, **kw: through_xla(*a, **{**kw, "implementation": "xla"})
     )
     case = random_case(7, segmented=segmented)
-    got = value_and_gradients(cudnn.cudnn, case, sliding_window)
+    got = value_and_gradients(cudnn.cudnn, case._replace(query_positions=None, key_positions=None), sliding_window)
     assert_same(got, value_and_gradients(reference, case, sliding_window), 1e-6)
+    cached = random_case(7, time=10, keys=24, segmented=segmented)
+    if segmented:  # padding sees nothing
+        cached = cached._replace(query_segments=cached.query_segments.at[:, 8:].set(-1))
+    got = value_and_gradients(cudnn.cudnn, cached, sliding_window)
+    assert_same(got, value_and_gradients(reference, cached, sliding_window), 1e-6)
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="the kernel runs on NVIDIA GPUs")
+@pytest.mark.parametrize("segmented", [False, True])
+@pytest.mark.parametrize("sliding_window", [None, 100])
+@pytest.mark.parametrize("keys", [256, 640])
+def test_cudnn_is_the_definition(sliding_window, segmented, keys):
+    """In bfloat16, and as the next tokens of a cache if there are more keys than queries."""
+    with jax.enable_x64(False):
+        case = random_case(12, time=256, keys=keys, head_dim=64, segmented=segmented, dtype=np.float32)
+        if segmented:
+            case = case._replace(query_segments=case.query_segments.at[:, 200:].set(-1))
+        wanted = value_and_gradients(reference, case, sliding_window)
+        if keys == 256:
+            case = case._replace(query_positions=None, key_positions=None)
+        half = case._replace(**{name: getattr(case, name).astype(jnp.bfloat16) for name in "qkv"})
+        assert cudnn.obstacle(half.q, half.k, keys == 256, segmented) is None
+        got = value_and_gradients(cudnn.cudnn, half, sliding_window)
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+            assert jnp.linalg.norm(a - b) < 0.02 * jnp.linalg.norm(b)
+        if segmented:
+            assert not np.any(got[0][:, 200:])
 
 
 @pytest.mark.parametrize("time", [8, 300])

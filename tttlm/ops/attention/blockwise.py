@@ -15,12 +15,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tttlm.ops.attention.mask import visible
 from tttlm.ops.linear_map import linear_map
+from tttlm.ops.target import target_platform
 from tttlm.ops.varying import varying_like
 
 MASKED = -1e30  # a masked score: finite, so that it never makes a NaN, in the backward pass either
 FLOOR = -1e29  # where running maxima start: exp(MASKED - FLOOR) is 0, so a query without keys gives 0
-LARGEST_BLOCK = 256  # measured on CPU: smaller blocks waste the matrix products, larger ones the cache
-BLOCK_SCORES = 2**24  # largest number of scores in memory at a time
+# Measured: smaller blocks waste the matrix products of a CPU, larger ones its cache; a GPU waits for every block.
+LARGEST_BLOCK = {"gpu": 1024}
+BLOCK_SCORES = {"gpu": 2**26}  # largest number of scores in memory at a time
 
 
 class _Side(NamedTuple):
@@ -46,8 +48,9 @@ def blockwise(
     batch, time, num_heads, head_dim = q.shape
     groups = k.shape[2]
     if block is None:
-        block = LARGEST_BLOCK
-        while block > 128 and batch * num_heads * block**2 > BLOCK_SCORES:
+        platform = target_platform()
+        block, most = LARGEST_BLOCK.get(platform, 256), BLOCK_SCORES.get(platform, 2**24)
+        while block > 128 and batch * num_heads * block**2 > most:
             block //= 2
     query_block, key_block = min(block, time), min(block, k.shape[1])
     lowest = jnp.iinfo(jnp.int32).min  # padding of the last block has segments of its own

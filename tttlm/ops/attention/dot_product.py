@@ -1,5 +1,7 @@
 """The public function: checks its arguments and picks an implementation."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -8,7 +10,7 @@ from tttlm.ops.attention.blockwise import blockwise
 from tttlm.ops.attention.reference import reference
 from tttlm.ops.target import target_platform
 
-IMPLEMENTATIONS = {
+IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {
     "reference": reference,
     "blockwise": blockwise,
     "cudnn": cudnn.cudnn,
@@ -76,10 +78,10 @@ def attention(
     elif implementation not in IMPLEMENTATIONS:
         raise ValueError(f"attention implementations are {', '.join(IMPLEMENTATIONS)}; got {implementation!r}")
     elif implementation in OBSTACLES:
-        reason = OBSTACLES[implementation](q, in_order, query_segments is not None)
+        reason = OBSTACLES[implementation](q, k, in_order, query_segments is not None)
         if reason:
             raise ValueError(f"attention implementation {implementation!r} cannot be used here: {reason}")
-    if query_positions is None or key_positions is None:
+    if in_order and implementation not in OBSTACLES:  # a kernel knows this order
         query_positions = key_positions = jnp.arange(time, dtype=jnp.int32)[None]
     function = IMPLEMENTATIONS[implementation]
     return function(q, k, v, query_positions, key_positions, query_segments, key_segments, sliding_window)
@@ -89,6 +91,6 @@ def _pick(q: Array, k: Array, in_order: bool, segmented: bool) -> str:
     if q.shape[1] == 1 or q.shape[1] * k.shape[1] <= FEW_SCORES:
         return "reference"
     kernel = KERNELS.get(target_platform())
-    if kernel and OBSTACLES[kernel](q, in_order, segmented) is None:
+    if kernel and OBSTACLES[kernel](q, k, in_order, segmented) is None:
         return kernel
     return "blockwise"

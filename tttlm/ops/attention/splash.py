@@ -12,9 +12,9 @@ from tttlm.ops.target import target_platform
 LANES = 128  # the kernel's smallest block
 
 
-def obstacle(q: Float[Array, "B T H K"], in_order: bool, segmented: bool) -> str | None:
+def obstacle(q: Float[Array, "B T H K"], k: Float[Array, "B S G K"], in_order: bool, segmented: bool) -> str | None:
     """Why the kernel cannot compute this exactly on this device, in one line; None if it can."""
-    del segmented  # segments are supported
+    del k, segmented  # segments are supported
     if target_platform() != "tpu":
         return f"splash attention runs on TPUs, not on {target_platform()}"
     if q.shape[1] % LANES:
@@ -28,8 +28,8 @@ def splash(
     q: Float[Array, "B T H K"],
     k: Float[Array, "B T G K"],
     v: Float[Array, "B T G K"],
-    query_positions: Int[Array, "1 T"],
-    key_positions: Int[Array, "1 T"],
+    query_positions: Int[Array, "1 T"] | None,
+    key_positions: Int[Array, "1 T"] | None,
     query_segments: Int[Array, "B T"] | None,
     key_segments: Int[Array, "B T"] | None,
     sliding_window: int | None,
