@@ -190,6 +190,27 @@ def test_an_evaluation_that_was_killed_goes_on(folder, tmp_path):
 
 
 @pytest.mark.long
+def test_results_of_a_text_are_kept_when_a_longer_one_is_added(folder, tmp_path, capsys):
+    """And in a folder of results there are pictures of these results only."""
+    flags = [str(folder / "a"), "--tokenizer", "bytes", "--output", str(tmp_path), "--chunk", "32", "--json"]
+    both = [*flags, "--task", "loss", "positions", "--positions.protocols", "stream", "--positions.resamples", "100"]
+    files = [str(folder / "texts" / f"{number}.txt") for number in range(3)]
+    assert main([*both, "--text", files[1]]) == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert main([*both, "--text", *files]) == 0
+    together = json.loads(capsys.readouterr().out)
+    lines = [json.loads(line)["of"] for line in (tmp_path / NAME).read_text().splitlines()]
+    assert len({json.dumps(line) for line in lines}) == len(lines) == 6
+    of = {one["text"]: one["loss"] for one in together["loss"]}
+    assert of["1.txt"] == alone["loss"][0]["loss"]
+    assert main([*both, "--text", *files[1:]]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["loss"][0]["loss"] == of["1.txt"]
+    assert (tmp_path / "positions.png").exists()
+    assert main([*flags, "--task", "loss", "--text", files[1]]) == 0
+    assert not (tmp_path / "positions.png").exists()
+
+
 def test_another_inner_model_is_evaluated_and_said(folder, capsys):
     text = ["--text", str(folder / "texts" / "0.txt"), "--tokenizer", "bytes", "--chunk", "32", "--json"]
 
@@ -244,6 +265,11 @@ def test_bad_input_is_refused_in_one_line_before_anything_is_computed(folder, tm
         ([model, *known, "--task", "recall", "--recall.lengths", "5"], "must be at least 6"),
         ([model, *known, *texts, "--limit", "3"], "limit = 3 is not used with --text"),
         ([model, *known, *texts, "--adapt.steps", "3"], "adapt.steps = 3 is not used without --adapt.learning_rate"),
+        ([model, *known, "--text", ""], "a name of --text is empty"),
+        (
+            [model, *known, *texts, "--task", "positions", "--positions.length", "9"],
+            "--positions.length 9 is less than a window of 2,048",
+        ),
         ([model, *known, *texts, "--task", "recall", "--recall.lengths"], "needs at least one of --recall.lengths"),
     ]
     for arguments, words in bad:

@@ -50,6 +50,27 @@ def test_text_is_printed_as_it_is_made_and_a_state_is_read_once(folder, tmp_path
         assert json.loads(capsys.readouterr().out)["samples"][0]["tokens"] == sample["tokens"]
 
 
+def test_a_state_is_not_replaced_by_a_generation_that_is_refused(tmp_path):
+    config = ModelConfig(vocab_size=258, hidden_size=16, num_layers=1, num_heads=2, mixers=("attention",))
+    model = nnx.jit(lambda: LanguageModel(config, rngs=nnx.Rngs(0)))()
+    save_pretrained(model, tmp_path / "good")
+    first = [str(tmp_path / "good"), "--tokenizer", "bytes", "--prompt", "a", "--save_state", str(tmp_path / "state")]
+    assert main([*first, "--max_tokens", "0"]) == 0
+    before = (tmp_path / "state").read_bytes()
+    for more, words in (
+        (("--max_length", "4", "--max_tokens", "9"), "room for 4"),
+        (("--stop", ""), "stop strings must be"),
+    ):
+        with pytest.raises(InputError, match=words):
+            main([*first, *more])
+        assert (tmp_path / "state").read_bytes() == before
+    nnx.update(model, jax.tree.map(lambda x: x * float("nan"), nnx.state(model, nnx.Param)))
+    save_pretrained(model, tmp_path / "nan")
+    with pytest.raises(InputError, match="outputs are not numbers"):
+        main([str(tmp_path / "nan"), *first[1:], "--max_tokens", "0"])
+    assert (tmp_path / "state").read_bytes() == before
+
+
 def test_bad_input_is_refused_in_one_line(folder, tmp_path):
     bad = [
         ([], "name a model"),
@@ -62,9 +83,9 @@ def test_bad_input_is_refused_in_one_line(folder, tmp_path):
         ([str(folder), "--tokenizer", "bytes", "--prompt", "caf\udce9"], r"prompt 1 is not UTF-8 text: 'caf\\udce9'"),
         ([str(folder), "--temperature", "0", "--top_k", "5"], "top_k = 5 is not used with temperature = 0"),
         ([str(folder), "--save_state", str(tmp_path)], "is a folder"),
-        ([str(folder), "--load_state", str(tmp_path / "none")], "does not exist"),
-        ([str(folder), "--tokenizer", "bytes", "--prompt_file", str(tmp_path / "none")], "none does not exist"),
-        ([str(folder), "--top_p", "2"], "top_p"),
+        ([str(folder), "--load_state", str(tmp_path)], "is not a file: name one of --save_state"),
+        ([str(folder), "--tokenizer", "bytes", "--prompt_file", str(tmp_path / "none")], "none is not a file"),
+        ([str(folder), "--top_p", "2"], "'top_p' must be"),
         ([str(folder), "--tokenizer", "bytes", "--mesh.tensor", "3"], "does not fit"),
     ]
     for arguments, words in bad:

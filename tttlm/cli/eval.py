@@ -41,13 +41,16 @@ def main(arguments: list[str]) -> int:
     text = json.dumps(results.as_dict(), indent=1, allow_nan=False)
     print(text if config.json else "\n".join(tables(results)))
     if config.output:
-        from tttlm.evaluation.pictures import draw
+        from tttlm.evaluation.pictures import PICTURES, draw
 
         folder = Path(config.output)
         folder.mkdir(parents=True, exist_ok=True)
         write_file(folder / "results.json", f"{text}\n".encode())
         write_file(folder / "results.csv", results.as_csv().encode())
-        written = ["results.json", "results.csv", *(path.name for path in draw(results, folder))]
+        drawn = [path.name for path in draw(results, folder)]
+        for name in {*PICTURES} - {*drawn}:  # of an earlier evaluation in this folder
+            (folder / name).unlink(missing_ok=True)
+        written = ["results.json", "results.csv", *drawn]
         if not config.json:
             print(f"\n{', '.join(written)} are in {folder}")
     return 0

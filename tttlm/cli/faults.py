@@ -108,9 +108,9 @@ def describe(error: BaseException, kept: str) -> tuple[str, int]:
     if isinstance(error, RecursionError):
         return "error: the input is nested too deeply: look for a value that contains itself", BAD_INPUT
     text = one_line(str(error))
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "Out of memory" in text:
         what = f" ({text})" if text and text != "std::bad_alloc" else ""
-        return f"error: out of memory{what}: use a smaller batch or model; {kept}", FAULT
+        return f"error: out of memory{what}: use a smaller batch, chunk, length or model; {kept}", FAULT
     if _in_start_of_jax(error):
         platforms = os.environ.get("JAX_PLATFORMS", "")
         why = f" ({text})" if text else ""

@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,11 +84,11 @@ def main(arguments: list[str]) -> int:
     if config.save_state:
         _check_writable(Path(config.save_state))
     if config.load_state and not Path(config.load_state).is_file():
-        raise InputError(f"{config.load_state} does not exist: name a file of --save_state")
+        raise InputError(f"{config.load_state} is not a file: name one of --save_state")
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     from tttlm.evaluation.loading import load_model, on_mesh
     from tttlm.inference import begin, load_reading, read, save_reading, stream, with_room_for
-    from tttlm.inference.generation import prompt_ids
+    from tttlm.inference.generation import check_finite, prompt_ids
     from tttlm.progress import progress_bar
 
     prompts = [_read_prompt(config.prompt_file)] if config.prompt_file else list(config.prompt) or [""]
@@ -99,27 +100,29 @@ def main(arguments: list[str]) -> int:
         if config.max_length:
             model = with_room_for(model, config.max_length)
         reading = load_reading(config.load_state, model, tokenizer.fingerprint) if config.load_state else None
+        generated = partial(
+            stream,
+            model,
+            tokenizer=tokenizer,
+            max_tokens=config.max_tokens,
+            num_samples=config.num_samples,
+            stop=config.stop,
+            end_ids=() if config.ignore_end else None,
+            chunk=config.chunk,
+            **{name: getattr(config, name) for name in Sampling.__dataclass_fields__},
+        )
+        # What cannot be generated is refused before anything is stored.
+        pieces = generated(prompts=prompts, reading=reading) if config.max_tokens else iter(())
         if config.save_state:
             ids = prompt_ids(model, prompts, tokenizer, continues=reading is not None)
             with progress_bar(len(ids[0]), "reading", unit="token", disable=len(ids[0]) < 4 * config.chunk) as bar:
                 start = begin(model, 1) if reading is None else reading
                 reading = read(model, start, ids, chunk=config.chunk, on_tokens=bar.update)
+            check_finite(reading.logits)
             save_reading(config.save_state, reading, model, tokenizer.fingerprint)
-            prompts = [""]
             if not config.max_tokens:
                 return 0
-        pieces = stream(
-            model,
-            prompts,
-            tokenizer,
-            max_tokens=config.max_tokens,
-            num_samples=config.num_samples,
-            stop=config.stop,
-            end_ids=() if config.ignore_end else None,
-            reading=reading,
-            chunk=config.chunk,
-            **{name: getattr(config, name) for name in Sampling.__dataclass_fields__},
-        )
+            pieces = generated(prompts="", reading=reading)
         finished = _show(pieces, 0 if config.json else len(prompts) * config.num_samples)
     if config.json:
         record: dict[str, Any] = {"model": config.model, "step": loaded.step, "prompts": prompts}
@@ -146,7 +149,7 @@ def _read_prompt(name: str) -> str:
     from tttlm.data.text_files import read_text
 
     if not Path(name).is_file():
-        raise InputError(f"text file {name} does not exist")
+        raise InputError(f"{name} is not a file: name a text file with --prompt_file")
     data = b"".join(read_text(Path(name)))
     text = data.decode("utf-8", "replace")
     if text.encode() != data:

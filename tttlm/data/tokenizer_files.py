@@ -25,8 +25,8 @@ def load_tokenizer(spec: str | Path, *, bos_token: str = "", eos_token: str = ""
 
     Args:
         spec: a SentencePiece `.model`, a `tokenizer.json`, a folder (a prepared one, one that `save_tokenizer` wrote,
-            or one of a released model), or "bytes". A released folder that holds both files is read as its
-            `tokenizer.json`, as `transformers` does.
+            that of a run, or one of a released model), or "bytes". A released folder that holds both files is read as
+            its `tokenizer.json`, as `transformers` does.
         bos_token, eos_token: the control tokens, if the tokenizer's files name none or others. By default they are
             those that `tokenizer_config.json` or `special_tokens_map.json` in the same folder name, else those of the
             SentencePiece model.
@@ -98,6 +98,8 @@ def _of_folder(folder: Path) -> Tokenizer:
     named = [path for path in models if path.name == SentencePieceTokenizer.file_name] or models
     if len(named) > 1:
         raise InputError(f"{folder} has {named[0].name} and {named[1].name}; name the file that is the tokenizer")
+    if not named and (folder / "tokenizer").is_dir():  # the folder of a run
+        return _of_folder(folder / "tokenizer")
     if not named:
         raise InputError(f"no tokenizer in {folder}: looked for tokenizer.json, tokenizer.model and *.model")
     return _of_file(named[0], beside=True)

@@ -134,7 +134,10 @@ def _subject(loaded: Loaded, config: EvalConfig, texts: Sequence[Text]) -> Subje
         changed.append(f"inner learning rate times {inner.learning_rate:g}")
     sizes = [measure(text, loaded.tokenizer) for text in texts]
     counts = tuple(tokens for tokens, _ in sizes)
-    longest = max((*counts, *(config.recall.lengths if "recall" in config.task else ())), default=0)
+    read = [*(config.recall.lengths if "recall" in config.task else ()), *(counts if "loss" in config.task else ())]
+    if "positions" in config.task:
+        read += [protocol.length(n) for protocol in _protocols(config) for n in _limited(counts, config)]
+    longest = max(read, default=0)
     if loaded.trained_length is not None and longest > loaded.trained_length:
         changed.append(f"context of up to {longest:,} tokens, trained on {loaded.trained_length:,}")
     names = [Path(os.path.abspath(path)).parts for path in config.models]
@@ -170,8 +173,14 @@ def _check(subject: Subject, config: EvalConfig, texts: Sequence[Text]) -> None:
         wanted.append((max(subject.num_tokens), "the longest text"))
     if "positions" in config.task:
         for protocol in _protocols(config):
-            wanted.append((max(protocol.length(n) for n in _limited(subject, config)), protocol.name))
-            for text, count in zip(texts, _limited(subject, config), strict=True):
+            counts, most = _limited(subject.num_tokens, config), config.positions.length
+            wanted.append((max(map(protocol.length, counts)), protocol.name))
+            if not protocol.whole and 0 < most < protocol.cut:
+                raise InputError(
+                    f"--positions.length {most:,} is less than a window of {protocol.cut:,}: raise it, or lower "
+                    "--positions.windows"
+                )
+            for text, count in zip(texts, counts, strict=True):
                 if not protocol.whole and count < protocol.cut:
                     raise InputError(
                         f"{text.name} has {count:,} tokens for {subject.record.name}, fewer than a window of "
@@ -190,7 +199,7 @@ def _notes(subjects: Sequence[Subject], texts: Sequence[Text]) -> list[str]:
     if len({s.record.tokenizer for s in subjects}) > 1:
         notes.append("tokenizers differ: compare bits per byte and word perplexity, not losses")
     if invalid := [text.name for text in texts if isinstance(text, TextFile) and not text.is_utf8]:
-        notes.append(f"{len(invalid)} texts have invalid UTF-8, which is read as U+FFFD: {', '.join(invalid[:3])}")
+        notes.append(f"texts with invalid UTF-8 ({len(invalid)}), which is read as U+FFFD: {', '.join(invalid[:3])}")
     return notes
 
 
@@ -200,12 +209,13 @@ def _key(subject: Subject, text: Text, **settings: Any) -> dict[str, Any]:
     return {"model": record.fingerprint, "tokenizer": record.tokenizer, "text": text.digest, **settings}
 
 
-def _refuse_not_finite(subject: Subject, nats: float, what: str) -> None:
+def _refuse_not_finite(subject: Subject, nats: float, what: str, *, learning: bool = False) -> None:
     """Refuses a model whose outputs are not numbers."""
     if not np.isfinite(nats):
+        why = "its parameters are not finite or its training diverged: choose another checkpoint or model"
         raise InputError(
-            f"{subject.record.name}: the loss on {what} is {nats}, so its parameters are not finite or its training "
-            "diverged: choose another checkpoint or model"
+            f"{subject.record.name}: the loss on {what} is {nats}, so "
+            + ("learning diverged: lower --adapt.learning_rate" if learning else why)
         )
 
 
@@ -221,7 +231,7 @@ def _losses(
         description = f"{subject.record.name}, scoring and learning"
         nats = score_learning(subject.model, documents, config.adapt, description=description)
         for text, of in zip(texts, nats, strict=True):
-            _refuse_not_finite(subject, of, f"{text.name}, learning as it reads,")
+            _refuse_not_finite(subject, of, f"{text.name}, learning as it reads,", learning=True)
         learned = [replace(score, nats=of) for score, of in zip(scores, nats, strict=True)]
         names = [f"{text.name}, learning as it reads" for text in texts]
         yield from _loss_records(subject.record.name, names, learned, words)
@@ -253,13 +263,17 @@ def _by_text(
     num_tokens: Sequence[int],
 ) -> Iterator[tuple[int, dict[str, list[float]]]]:
     """Losses of every text in bins, stored ones first."""
+    # A result does not depend on the bins that the text is too short for.
+    ends = [min(n, bins[-1]) for n in num_tokens]
+    own = [[*(start for start in bins if start < end), end] for end in ends]
     keys = [
-        _key(subject, t, protocol=protocol.name, bins=bins, tokens=n) for t, n in zip(texts, num_tokens, strict=True)
+        _key(subject, text, protocol=protocol.name, bins=of_text, tokens=n)
+        for text, of_text, n in zip(texts, own, num_tokens, strict=True)
     ]
     left = []
     for number, key in enumerate(keys):
         if (kept := journal.get(key)) is not None:
-            yield number, kept
+            yield number, {name: values + [0.0] * (len(bins) - 1 - len(values)) for name, values in kept.items()}
         else:
             left.append(number)
     if not left:
@@ -285,21 +299,24 @@ def _by_text(
         for at, binned in scored:
             _refuse_not_finite(subject, float(np.sum(binned.nats)), texts[left[at]].name)
             value = {"nats": binned.nats.tolist(), "tokens": binned.tokens.tolist()}
-            journal.put(keys[left[at]], value)
+            count = len(own[left[at]]) - 1
+            journal.put(keys[left[at]], {name: values[:count] for name, values in value.items()})
             yield left[at], value
 
 
 def _protocols(config: EvalConfig) -> list[Protocol]:
     wanted = config.positions
-    found = [protocols.windows(n) for n in wanted.windows if "windows" in wanted.protocols]
+    found = [protocols.windows(n) for n in dict.fromkeys(wanted.windows) if "windows" in wanted.protocols]
     found += [STREAM] if "stream" in wanted.protocols else []
-    return found + [protocols.reset_every(n) for n in wanted.reset_every if "reset_every" in wanted.protocols]
+    return found + [
+        protocols.reset_every(n) for n in dict.fromkeys(wanted.reset_every) if "reset_every" in wanted.protocols
+    ]
 
 
-def _limited(subject: Subject, config: EvalConfig) -> list[int]:
+def _limited(num_tokens: Sequence[int], config: EvalConfig) -> list[int]:
     """The number of tokens of each text that are read by position."""
     most = config.positions.length
-    return [min(n, most) if most else n for n in subject.num_tokens]
+    return [min(n, most) if most else n for n in num_tokens]
 
 
 def _positions(
@@ -309,7 +326,7 @@ def _positions(
     found: dict[tuple[str, str], tuple[np.ndarray, np.ndarray, list[int]]] = {}
     for protocol in _protocols(config):
         for subject in subjects:
-            counts = _limited(subject, config)
+            counts = _limited(subject.num_tokens, config)
             bins = log_bins(protocol.cut if not protocol.whole else max(counts))
             by_text = dict(_by_text(subject, config, texts, protocol, bins, journal, counts))
             nats, tokens = (np.asarray([by_text[n][k] for n in range(len(texts))]) for k in ("nats", "tokens"))

@@ -2,15 +2,18 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from tttlm.evaluation.config import RecallTask
 from tttlm.evaluation.results import CurveRecord, RecallRecord, Results
 from tttlm.plot_style import COLORS, MARKERS, tidy
 
+PICTURES = ("positions.png", "gain.png", *(f"recall_{task}.png" for task in get_args(RecallTask)))
 FEW = 32  # positions below which a loss is that of few tokens, and high
 
 

@@ -23,7 +23,7 @@ def tables(results: Results) -> Iterator[str]:
             same = [c for c in curves if (c.protocol, c.against) == (protocol, against)]
             said = {"loss": "", "difference": f", minus {against}", "gain": f", {against} minus this"}[kind]
             yield ""
-            yield f"{title}, {protocol}{said} (nats per token, [95% interval over {same[0].documents} documents])"
+            yield f"{title}, {protocol}{said} (nats per token, [95% interval over documents: {same[0].documents}])"
             yield from _curves(same)
     for task in dict.fromkeys(cell.task for cell in results.recall):
         yield ""

@@ -2,6 +2,7 @@
 
 import codecs
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -46,7 +47,7 @@ class TextFile:
     """A text file as one document.
 
     Attributes:
-        name: Its path relative to the given folder.
+        name: Its path relative to the given folder; with the folder, if another text has the same.
         path: The path of the file.
     """
 
@@ -133,13 +134,17 @@ def find_texts(names: Sequence[str]) -> list[TextFile]:
     Raises:
         InputError: There is none, or one is empty or not a plain text file.
     """
+    if "" in names:
+        raise InputError("a name of --text is empty: name text files, folders or globs")
     files, skipped = find_files(PrepareConfig(source=tuple(names), tokenizer="bytes"))
     for file in files:
         if not file.size:
             skipped.note("empty files", file.name)
     for line in skipped.lines():
         say(line)
-    texts = [TextFile(file.name, file.path) for file in files if file.format == "text" and file.size]
+    found = [file for file in files if file.format == "text" and file.size]
+    same = Counter(file.name for file in found)
+    texts = [TextFile(file.name if same[file.name] == 1 else str(file.path), file.path) for file in found]
     if other := [file.name for file in files if file.format != "text"]:
         raise InputError(f"{other[0]} is not plain text: name text files, one document each, with --text")
     if not texts:

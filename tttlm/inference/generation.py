@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import jax
 import numpy as np
 
 from tttlm.errors import InputError
@@ -14,7 +15,7 @@ from tttlm.inference.text import TextStream, TextTokenizer
 from tttlm.model import LanguageModel
 from tttlm.records import shown
 
-Prompt = str | Sequence[int]
+Prompt = str | Sequence[int] | np.ndarray | jax.Array
 Reason = Literal["length", "end", "stop"]
 
 
@@ -91,7 +92,7 @@ def generate(
         repetition_penalty: A value above 1 makes tokens that occurred before less likely.
         seed: Seed of the sampling.
         num_samples: Number of samples of each prompt.
-        stop: Strings that end a sample.
+        stop: Strings that end a sample, or one such string.
         end_ids: Tokens that end a sample; None is the tokenizer's EOS, and () is none.
         reading: The state before the prompts: of one sequence, or of as many as there are prompts.
         chunk: Number of tokens of a prompt that are read at a time.
@@ -147,13 +148,19 @@ def stream(
     Arguments and errors are as for `generate`.
     """
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    if max_tokens < 1 or num_samples < 1:
-        raise InputError(f"max_tokens and num_samples must be at least 1, got {max_tokens} and {num_samples}")
+    for name, count in (("max_tokens", max_tokens), ("num_samples", num_samples), ("chunk", chunk)):
+        if not isinstance(count, int | np.integer) or count < 1:
+            raise InputError(f"{name} must be a whole number of at least 1, got {shown(count)}")
     ids = prompt_ids(model, prompts, tokenizer, continues=reading is not None)
-    if (stop and tokenizer is None) or "" in stop:
-        raise InputError("stop strings are compared with text: they need a tokenizer, and none may be empty")
+    stop = (stop,) if isinstance(stop, str) else tuple(stop)
+    if not all(isinstance(string, str) and string for string in stop):
+        raise InputError(f"stop strings must be text that is not empty, got {shown(stop)}")
+    if stop and tokenizer is None:
+        raise InputError("stop strings are compared with text, which needs a tokenizer: give one, or use end_ids")
     if end_ids is None:
         end_ids = () if tokenizer is None or tokenizer.eos_id is None else (tokenizer.eos_id,)
+    if unknown := [one for one in end_ids if not 0 <= one < model.config.vocab_size]:
+        raise InputError(f"end_ids has {shown(unknown[0])}, which is no token of {model.config.vocab_size:,}")
     if len(end_ids) > MOST_ENDS:
         raise InputError(f"at most {MOST_ENDS} tokens can end a sample, got {len(end_ids)}")
     if reading is not None and len(reading) not in (1, len(ids)):
@@ -182,14 +189,23 @@ def stream(
         for drawn in drawn_tokens:
             for row, one in enumerate(samples):
                 if drawn.active[row] and not stopped[row]:
-                    if np.isnan(drawn.log_probs[row]):
-                        raise InputError("the model's outputs are not numbers: use an earlier checkpoint")
+                    check_finite(drawn.log_probs[row])
                     piece = one.push(int(drawn.tokens[row]), float(drawn.log_probs[row]), end_ids, max_tokens)
                     stopped[row] = piece.finished is not None
                     if piece.text or piece.finished:
                         yield piece
 
     return pieces()
+
+
+def check_finite(outputs: np.ndarray | jax.Array) -> None:
+    """Refuses a model whose outputs are not numbers.
+
+    Raises:
+        InputError: One is NaN.
+    """
+    if np.isnan(outputs).any():
+        raise InputError("the model's outputs are not numbers: use an earlier checkpoint")
 
 
 def prompt_ids(
@@ -200,7 +216,12 @@ def prompt_ids(
     Raises:
         InputError: There is no prompt, or a prompt is empty, is not UTF-8 or has unknown tokens.
     """
-    one = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int | np.integer))
+    if isinstance(prompts, jax.Array):
+        prompts = np.asarray(prompts)
+    if not isinstance(prompts, str | Sequence | np.ndarray):
+        raise InputError(f"prompts must be text or token ids, or a list of them, got {shown(prompts)}")
+    first = prompts[0] if len(prompts) else ""
+    one = isinstance(prompts, str) or not (isinstance(first, str) or np.ndim(first))
     several: Sequence[Prompt] = [prompts] if one else list(prompts)  # type: ignore[list-item,arg-type]
     if not several:
         raise InputError("there is no prompt: give at least one")
@@ -215,9 +236,12 @@ def prompt_ids(
                 raise InputError(f"prompt {number} is not UTF-8 text: {shown(prompt)}") from None
             entry = [] if continues or tokenizer.entry_id is None else [tokenizer.entry_id]
             prompt = [*entry, *tokenizer.encode(prompt)]
-        if not len(prompt) and not continues:
+        tokens = np.asarray(prompt)
+        if tokens.ndim != 1 or (tokens.size and tokens.dtype.kind not in "iu"):
+            raise InputError(f"prompt {number} must be text or a list of token ids, got {shown(prompt)}")
+        if not tokens.size and not continues:
             raise InputError(f"prompt {number} is empty, and nothing enters a document here: give some text")
-        found.append(np.asarray(prompt, np.int64))
+        found.append(tokens.astype(np.int64))
     check_tokens(model, found)
     return found
 
