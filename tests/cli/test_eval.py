@@ -211,6 +211,7 @@ def test_results_of_a_text_are_kept_when_a_longer_one_is_added(folder, tmp_path,
     assert not (tmp_path / "positions.png").exists()
 
 
+@pytest.mark.long
 def test_another_inner_model_is_evaluated_and_said(folder, capsys):
     text = ["--text", str(folder / "texts" / "0.txt"), "--tokenizer", "bytes", "--chunk", "32", "--json"]
 

@@ -84,6 +84,7 @@ def chained(error: OSError) -> RuntimeError:
         (Terminated(), "stopped by SIGTERM; all is kept", TERMINATED),
         (CannotWrite("step 3: no space"), "error: step 3: no space", FAULT),
         (MemoryError(), "error: out of memory: use a smaller batch, chunk, length or model; all is kept", FAULT),
+        (RuntimeError("INTERNAL: Out of memory allocating 5 bytes"), "error: out of memory (INTERNAL: Out of", FAULT),
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), "error: out of memory (RESOURCE_EXHAUSTED", FAULT),
         (RecursionError(), "error: the input is nested too deeply", BAD_INPUT),
         (ModuleNotFoundError("No", name="grain.python"), "pip install 'tttlm[train]'", BAD_INPUT),

@@ -111,10 +111,10 @@ def main(arguments: list[str]) -> int:
             chunk=config.chunk,
             **{name: getattr(config, name) for name in Sampling.__dataclass_fields__},
         )
-        # What cannot be generated is refused before anything is stored.
-        pieces = generated(prompts=prompts, reading=reading) if config.max_tokens else iter(())
         if config.save_state:
             ids = prompt_ids(model, prompts, tokenizer, continues=reading is not None)
+            if config.max_tokens:
+                generated(prompts=ids, reading=reading)  # what cannot be generated is refused before anything is stored
             with progress_bar(len(ids[0]), "reading", unit="token", disable=len(ids[0]) < 4 * config.chunk) as bar:
                 start = begin(model, 1) if reading is None else reading
                 reading = read(model, start, ids, chunk=config.chunk, on_tokens=bar.update)
@@ -122,7 +122,7 @@ def main(arguments: list[str]) -> int:
             save_reading(config.save_state, reading, model, tokenizer.fingerprint)
             if not config.max_tokens:
                 return 0
-            pieces = generated(prompts="", reading=reading)
+        pieces = generated(prompts="" if config.save_state else prompts, reading=reading)
         finished = _show(pieces, 0 if config.json else len(prompts) * config.num_samples)
     if config.json:
         record: dict[str, Any] = {"model": config.model, "step": loaded.step, "prompts": prompts}

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from tttlm.data import Document, PrepareConfig, Tokenizer, encode_file
-from tttlm.data.finding import find_files
+from tttlm.data.finding import find_files, printable
 from tttlm.data.text_files import read_text
 from tttlm.errors import InputError
 from tttlm.evaluation.loss import Chunk
@@ -144,7 +144,7 @@ def find_texts(names: Sequence[str]) -> list[TextFile]:
         say(line)
     found = [file for file in files if file.format == "text" and file.size]
     same = Counter(file.name for file in found)
-    texts = [TextFile(file.name if same[file.name] == 1 else str(file.path), file.path) for file in found]
+    texts = [TextFile(file.name if same[file.name] == 1 else printable(str(file.path)), file.path) for file in found]
     if other := [file.name for file in files if file.format != "text"]:
         raise InputError(f"{other[0]} is not plain text: name text files, one document each, with --text")
     if not texts:

@@ -31,7 +31,7 @@ class Sampling:
     """Seed of the sampling: with the same seed a prompt gives the same text, alone and in a batch."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "")
+        check_fields(self)
 
     def values(self, vocab_size: int) -> dict[str, Any]:
         """The arrays that `draw` reads; tokens from `vocab_size` on are not sampled."""

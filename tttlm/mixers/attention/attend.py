@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tttlm.errors import InputError
 from tttlm.ops.attention import attention
-from tttlm.ops.attention.mask import visible
+from tttlm.ops.attention.mask import masked_attention, visible
 from tttlm.ops.documents import Documents, document_in_progress, num_positions
 from tttlm.parts.partition import each_device, repeat_groups, with_sharding
 
@@ -56,8 +56,7 @@ def attend(
         if allowed is not None:
             order = jnp.arange(time, dtype=jnp.int32)[None] if here is None else here
             seen = allowed & visible(order, order, segments, segments, sliding_window)
-            y = jax.nn.dot_product_attention(q, k, v, mask=seen[:, None])
-            return jnp.where(jnp.any(seen, axis=2)[..., None, None], y, 0)
+            return masked_attention(q, k, v, seen)
         return attention(
             q,
             k,

@@ -20,9 +20,9 @@ from tttlm.ops.varying import varying_like
 
 MASKED = -1e30  # a masked score: finite, so that it never makes a NaN, in the backward pass either
 FLOOR = -1e29  # where running maxima start: exp(MASKED - FLOOR) is 0, so a query without keys gives 0
-# Measured: smaller blocks waste the matrix products of a CPU, larger ones its cache; a GPU waits for every block.
-LARGEST_BLOCK = {"gpu": 1024}
-BLOCK_SCORES = {"gpu": 2**26}  # largest number of scores in memory at a time
+# The largest block, and the largest number of scores in memory at a time. Measured: smaller blocks waste the matrix
+# products of a CPU, larger ones its cache; a GPU waits for every block.
+LIMITS, LIMITS_OF_GPU = (256, 2**24), (1024, 2**26)
 
 
 class _Side(NamedTuple):
@@ -48,8 +48,7 @@ def blockwise(
     batch, time, num_heads, head_dim = q.shape
     groups = k.shape[2]
     if block is None:
-        platform = target_platform()
-        block, most = LARGEST_BLOCK.get(platform, 256), BLOCK_SCORES.get(platform, 2**24)
+        block, most = LIMITS_OF_GPU if target_platform() == "gpu" else LIMITS
         while block > 128 and batch * num_heads * block**2 > most:
             block //= 2
     query_block, key_block = min(block, time), min(block, k.shape[1])

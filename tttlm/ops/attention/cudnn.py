@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from tttlm.ops.attention.mask import visible
+from tttlm.ops.attention.mask import masked_attention, visible
 from tttlm.ops.target import target_device
 
 LARGEST_MASK = 2**29  # elements: 1 GB of bfloat16
@@ -28,9 +28,10 @@ def obstacle(q: Float[Array, "B T H K"], k: Float[Array, "B S G K"], in_order: b
     widest = 256 if capability >= 9 else 128
     if head_dim % 8 or head_dim > widest:
         return f"cuDNN attention needs a head_dim of at most {widest} and a multiple of 8, not {head_dim}"
-    if (segmented or not in_order) and (time % 2 or keys % 2):
+    masked = segmented or not in_order
+    if masked and (time % 2 or keys % 2):
         return f"cuDNN attention with segments or positions needs even numbers of queries and keys, not {time}, {keys}"
-    if (segmented or not in_order) and batch * time * keys > LARGEST_MASK:
+    if masked and batch * time * keys > LARGEST_MASK:
         return f"cuDNN attention has masks of at most {LARGEST_MASK:,} elements, not {batch} x {time} x {keys}"
     return None
 
@@ -52,5 +53,4 @@ def cudnn(
     if query_positions is None or key_positions is None:
         query_positions = key_positions = jnp.arange(q.shape[1], dtype=jnp.int32)[None]
     seen = visible(query_positions, key_positions, query_segments, key_segments, sliding_window)
-    out = jax.nn.dot_product_attention(q, k, v, mask=seen[:, None], implementation="cudnn")
-    return jnp.where(jnp.any(seen, axis=2)[..., None, None], out, 0)  # the kernel gives a query without keys their mean
+    return masked_attention(q, k, v, seen, implementation="cudnn")

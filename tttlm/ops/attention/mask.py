@@ -1,6 +1,10 @@
 """The attention mask that every implementation follows."""
 
-from jaxtyping import Array, Bool, Int
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 
 def visible(
@@ -18,3 +22,15 @@ def visible(
     if query_segments is not None and key_segments is not None:
         seen &= query_segments[:, :, None] == key_segments[:, None, :]
     return seen
+
+
+def masked_attention(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B S G K"],
+    v: Float[Array, "B S G K"],
+    seen: Bool[Array, "#B T S"],
+    implementation: Literal["xla", "cudnn"] | None = None,
+) -> Float[Array, "B T H K"]:
+    """JAX's attention with a dense mask; a query without keys gives zeros, where JAX gives the mean of all values."""
+    out = jax.nn.dot_product_attention(q, k, v, mask=seen[:, None], implementation=implementation)
+    return jnp.where(jnp.any(seen, axis=2)[..., None, None], out, 0)
